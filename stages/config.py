@@ -1,0 +1,228 @@
+"""params.yaml as typed, checked dataclasses: no stage runs on a value that is not allowed here."""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ruamel.yaml import YAML, YAMLError
+
+from stages.errors import InputError
+
+PARAMS = Path("params.yaml")
+
+
+def setting(default: Any, *, above=None, at_least=None, below=None, at_most=None, choices=None) -> Any:
+    """A dataclass field with its default and the values it allows; bounds and choices do not apply to null."""
+    limits = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    return dataclasses.field(default=default, metadata={"limits": limits, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of params.yaml, checked whenever one is made.
+
+    Raises:
+        InputError: a value has the wrong type or lies outside its bounds; all such keys are named together.
+    """
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        problems = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _allowed(value, field):
+                problems.append(f"{self.section}.{field.name} is {value!r}; it must be {_expected(field)}")
+            elif type(value) is int and float in _types(field):
+                object.__setattr__(self, field.name, float(value))
+        if problems:
+            raise InputError("\n  ".join(problems))
+
+
+def _types(field: dataclasses.Field) -> tuple[type, ...]:
+    return typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+
+
+def _allowed(value: Any, field: dataclasses.Field) -> bool:
+    allowed_types = _types(field)
+    # bool is a subclass of int, and an int is as good as a float.
+    if type(value) not in allowed_types and not (type(value) is int and float in allowed_types):
+        return False
+    if value is None:
+        return True
+    if field.metadata["choices"] is not None:
+        return value in field.metadata["choices"]
+    if isinstance(value, str):
+        return bool(value.strip())
+    tests = {
+        "above": lambda limit: value > limit,
+        "at least": lambda limit: value >= limit,
+        "below": lambda limit: value < limit,
+        "at most": lambda limit: value <= limit,
+    }
+    return math.isfinite(value) and all(tests[name](limit) for name, limit in field.metadata["limits"].items())
+
+
+def _expected(field: dataclasses.Field) -> str:
+    if field.metadata["choices"] is not None:
+        return "one of " + ", ".join(map(str, field.metadata["choices"]))
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+    limits = " and ".join(f"{name} {limit}" for name, limit in field.metadata["limits"].items())
+    return " or ".join(names[kind] for kind in _types(field)) + (f", {limits}" if limits else "")
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which images, and how they are stored and augmented."""
+
+    section: ClassVar[str] = "data"
+
+    data_dir: str = setting("data/ham10000")
+    image_size: int = setting(224, at_least=16, at_most=2048)
+    subsample_percentage: float = setting(1.0, above=0, at_most=1)
+    num_workers: int | None = setting(None, at_least=1, at_most=256)
+    augment: bool = setting(True)
+
+
+@dataclass(frozen=True)
+class SplitConfig(Section):
+    """Which folds are held out."""
+
+    section: ClassVar[str] = "split"
+
+    folds: int = setting(7, at_least=3, at_most=100)
+    test_fold: int = setting(0, at_least=0)
+    val_fold: int | None = setting(None, at_least=0)
+    seed: int = setting(0, at_least=0, below=2**32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("test_fold", "val_fold"):
+            value = getattr(self, key)
+            if value is not None and value >= self.folds:
+                raise InputError(f"split.{key} is {value}; it must be below split.folds, which is {self.folds}")
+        if self.val_fold == self.test_fold:
+            raise InputError(
+                f"split.val_fold is {self.val_fold}, the same as split.test_fold; "
+                "it must be another fold, or null for the one after test_fold"
+            )
+
+    @property
+    def validation_fold(self) -> int:
+        """The fold that validates: `val_fold`, or the one after `test_fold`, so that a sweep over it just works."""
+        return (self.test_fold + 1) % self.folds if self.val_fold is None else self.val_fold
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which network, and where its weights start."""
+
+    section: ClassVar[str] = "model"
+
+    name: str = setting("efficientnet")
+    variant: str | int | None = setting("lite0")
+    num_classes: int = setting(2, choices=(2, 7))
+    pretrained: bool = setting(True)
+    weights: str | None = setting(None)
+    dropout_rate: float = setting(0.2, at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Section):
+    """How the network is fitted. `batch_size` counts the images of one device in one step."""
+
+    section: ClassVar[str] = "training"
+
+    max_epochs: int = setting(25, at_least=1)
+    learning_rate: float = setting(1e-4, above=0)
+    batch_size: int = setting(32, at_least=1)
+    weight_decay: float = setting(0.01, at_least=0)
+    optimizer: str = setting("adamw")
+    lr_scheduler: str = setting("cosine", choices=("cosine", "step", "reduce_on_plateau", "exponential"))
+    lr_warmup_epochs: float = setting(0.0, at_least=0)
+    lr_step_epochs: int = setting(10, at_least=1)
+    lr_gamma: float = setting(0.1, above=0, at_most=1)
+    lr_plateau_patience: int = setting(3, at_least=0)
+    early_stopping_patience: int = setting(10, at_least=1)
+    gradient_clip_val: float = setting(1.0, at_least=0)
+    accumulate_grad_batches: int = setting(1, at_least=1)
+    precision: str | int = setting("auto", choices=("auto", 32, 16, "bf16"))
+    seed: int = setting(0, at_least=0, below=2**32)
+    deterministic: bool = setting(True)
+    cpu_threads: int = setting(2, at_least=1, at_most=1024)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Section):
+    """How predictions are made and judged."""
+
+    section: ClassVar[str] = "evaluation"
+
+    batch_size: int = setting(64, at_least=1)
+    bootstrap_replicates: int = setting(2000, at_least=100)
+    confidence: float = setting(0.95, at_least=0.5, below=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything in params.yaml."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+
+def load_config(path: Path = PARAMS) -> Config:
+    """Read and check params.yaml.
+
+    Every key must be present: a default that a file does not show is one that nobody can compare between two commits.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or has unknown, missing or disallowed entries, each of them named.
+    """
+    try:
+        # YAML 1.2: DVC writes 3e-05, which YAML 1.1 readers take for a string.
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist here; run from the root of the repository") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+    classes = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+    problems = _key_problems("", content, classes)
+    sections = {}
+    for name, section in classes.items():
+        if not isinstance(content, dict) or name not in content:
+            continue
+        keys = [field.name for field in dataclasses.fields(section)]
+        section_problems = _key_problems(f"{name}.", content[name], keys)
+        problems += section_problems
+        if not section_problems:
+            try:
+                sections[name] = section(**content[name])
+            except InputError as error:
+                problems.append(str(error))
+    if problems:
+        raise InputError(f"{path}:\n  " + "\n  ".join(problems))
+    return Config(**sections)
+
+
+def _key_problems(prefix: str, content: Any, expected: typing.Iterable[str]) -> list[str]:
+    if not isinstance(content, dict):
+        return [f"{prefix.rstrip('.') or 'the file'} is {content!r}; it must hold {', '.join(expected)}"]
+    problems = []
+    for key in content:
+        if key not in expected:
+            close = get_close_matches(str(key), expected, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(expected)}"
+            problems.append(f"{prefix}{key} is not a parameter; {hint}")
+    problems += [f"{prefix}{key} is missing" for key in expected if key not in content]
+    return problems

@@ -1,0 +1,79 @@
+"""Folds: groups of lesions that never share a lesion, each with the dataset's mix of diagnoses."""
+
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from stages.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+# Pairs of HAM10000's images that show one lesion under two lesion ids (the last five digits of ISIC_00xxxxx):
+# Abhishek et al., Scientific Data 12:196, 2025.
+_KNOWN_DUPLICATES = """
+33481-33421 33556-32634 29152-33173 29036-27027 27820-28209 27689-32647 30906-24879 33391-34186 25226-30074
+26087-25664 24736-29748 24770-27811 27162-29061 24602-32283 29625-24629 30000-31392 24437-31299 33374-33417
+"""
+KNOWN_DUPLICATES = [tuple(f"ISIC_00{number}" for number in pair.split("-")) for pair in _KNOWN_DUPLICATES.split()]
+
+
+def lesion_groups(images: pd.DataFrame) -> pd.Series:
+    """The group of each image: its lesion, or the lesion that a known duplicate of one of its images names.
+
+    Args:
+        images: columns image_id and lesion_id.
+
+    Returns:
+        A lesion id an image, with the index of `images`. Images with the same one belong into the same fold.
+    """
+    lesion_of = dict(zip(images["image_id"], images["lesion_id"]))
+    merged: dict[str, str] = {}
+
+    def root(lesion: str) -> str:
+        while lesion in merged:
+            lesion = merged[lesion]
+        return lesion
+
+    for first, second in KNOWN_DUPLICATES:
+        if first in lesion_of and second in lesion_of:
+            one, other = sorted((root(lesion_of[first]), root(lesion_of[second])))
+            if one != other:
+                merged[other] = one
+    return images["lesion_id"].map(root)
+
+
+def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
+    """Distribute the images over folds, lesion by lesion, each fold with the dataset's mix of diagnoses.
+
+    The result depends on which images there are, not on the order of the rows.
+
+    Args:
+        images: columns image_id, lesion_id and dx.
+        folds: how many folds.
+        seed: of the shuffle that breaks ties.
+
+    Returns:
+        The fold of each image, from 0, with the index of `images`.
+
+    Raises:
+        InputError: a diagnosis has fewer lesions than there are folds.
+    """
+    images = images.sort_values("image_id")
+    groups = lesion_groups(images)
+    lesions = groups.groupby(images["dx"]).nunique()
+    scarce = lesions[lesions < folds]
+    if len(scarce):
+        counts = ", ".join(f"{dx} has only {count} lesion{'s' * (count != 1)}" for dx, count in scarce.items())
+        raise InputError(
+            f"split.folds is {folds}, but {counts}; every fold needs one of each diagnosis: "
+            "lower split.folds, or add lesions (a data.subsample_percentage below 1 leaves some out)"
+        )
+    fold_of = pd.Series(-1, index=images.index, name="fold")
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    for fold, (_, members) in enumerate(splitter.split(images, images["dx"], groups)):
+        fold_of.iloc[members] = fold
+    return fold_of.sort_index()
+
+
+def split_of(fold: pd.Series, test_fold: int, val_fold: int) -> pd.Series:
+    """The split of each image: `test` and `val` for their folds, `train` for all others."""
+    return fold.map(lambda number: {test_fold: "test", val_fold: "val"}.get(number, "train")).rename("split")

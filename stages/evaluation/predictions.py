@@ -1,0 +1,96 @@
+"""The table of predictions that `evaluate` writes and every later reader reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.errors import InputError
+from stages.files import DECIMALS, read_csv
+
+COLUMNS = ["image_id", "lesion_id", "split", "label"]
+PREFIX = "probability_"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one split.
+
+    Attributes:
+        table: columns image_id, lesion_id, split, label (a class) and one `probability_` column a class.
+        classes: in the order of the columns.
+    """
+
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Shape (n, classes)."""
+        return self.table[[PREFIX + name for name in self.classes]].to_numpy(np.float64)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The number of the most probable class of each image, shape (n,)."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Numbers of classes, shape (n,)."""
+        return self.table["label"].map(self.classes.index).to_numpy(np.int64)
+
+    @property
+    def malignant_probability(self) -> np.ndarray:
+        """Shape (n,)."""
+        malignant = np.isin(self.classes, malignant_classes(len(self.classes)))
+        return self.probabilities[:, malignant].sum(axis=1)
+
+    @property
+    def is_malignant(self) -> np.ndarray:
+        """bool, shape (n,)."""
+        return self.table["label"].isin(malignant_classes(len(self.classes))).to_numpy()
+
+    def of(self, split: str) -> "Predictions":
+        """The predictions of one split."""
+        return Predictions(self.table[self.table["split"] == split].reset_index(drop=True), self.classes)
+
+
+def predictions_table(images: pd.DataFrame, split: str, labels: list[str], probabilities: np.ndarray) -> pd.DataFrame:
+    """The rows of the table for the images of one split.
+
+    Rounded as they will be written, so that metrics computed now and from the file are the same.
+
+    Args:
+        images: columns image_id and lesion_id, n rows.
+        labels: the class of each image.
+        probabilities: shape (n, 2) or (n, 7).
+    """
+    table = images[["image_id", "lesion_id"]].assign(split=split, label=labels)
+    for name, column in zip(class_names(probabilities.shape[1]), probabilities.round(DECIMALS).T):
+        table[PREFIX + name] = column
+    return table
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read the table that `evaluate` wrote.
+
+    Raises:
+        InputError: the file is missing, lacks a column, or holds something else than classes and probabilities.
+    """
+    table = read_csv(path, COLUMNS)
+    names = tuple(column.removeprefix(PREFIX) for column in table.columns if column.startswith(PREFIX))
+    if names not in (class_names(2), class_names(7)):
+        raise InputError(f"{path}: probabilities are of {', '.join(names) or 'no classes'}; `dvc repro` makes it again")
+    predictions = Predictions(table, names)
+    unknown = set(table["label"]) - set(names)
+    if unknown:
+        raise InputError(f"{path}: label {sorted(map(str, unknown))[0]!r} is none of {', '.join(names)}")
+    try:
+        probabilities = predictions.probabilities
+    except ValueError as error:
+        raise InputError(f"{path}: a probability is no number ({error})") from None
+    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-6) or (probabilities < 0).any():
+        raise InputError(f"{path}: the probabilities of an image are not at least 0 with the sum 1")
+    return predictions

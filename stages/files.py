@@ -1,0 +1,115 @@
+"""The files that pass between the stages: where they are, and writers that are atomic and byte-stable.
+
+Paths are relative to the repository's root, where DVC runs the stages.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.errors import InputError
+
+PREPARED = Path("data/prepared")
+SPLIT = Path("data/split.csv")
+PREDICTIONS = Path("data/predictions.csv")
+MODELS = Path("models")
+SPLIT_METRICS = Path("metrics/split.json")
+TRAINING_METRICS = Path("metrics/training")
+EVALUATION = Path("metrics/evaluation.json")
+DETAILS = Path("metrics/details.json")
+PLOTS = Path("plots")
+PICTURES = Path("plots/pictures")
+# No DVC output: `dvc` deletes a stage's outputs before it runs, and checkpoints must outlive that.
+CHECKPOINTS = Path("checkpoints")
+
+DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ far behind the point
+JSON_DECIMALS = 6  # of metrics: as many as float32 holds
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write a file or fill a folder at; it takes the place of `path` only if the block succeeds.
+
+    A block that raises leaves nothing behind and `path` as it was. What a killed process left is cleared by the next.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            _remove(path)
+        partial.replace(path)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` with sorted keys and floats rounded to `JSON_DECIMALS`, the same bytes for the same content."""
+    text = json.dumps(_rounded(content), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    with replacing(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _rounded(content: Any) -> Any:
+    if isinstance(content, float):
+        return round(content, JSON_DECIMALS)
+    if isinstance(content, dict):
+        return {key: _rounded(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_rounded(value) for value in content]
+    return content
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` without its index, floats with `DECIMALS` digits and `\\n` line ends on every platform."""
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n", encoding="utf-8")
+
+
+def read_csv(path: Path, columns: list[str], separator: str = ",") -> pd.DataFrame:
+    """Read a table that an earlier stage wrote.
+
+    Raises:
+        InputError: the file is missing, is no table, or lacks one of `columns`.
+    """
+    try:
+        # Only empty fields are missing values: a lesion may well be called "NA".
+        # Ids stay text: "007" is not 7.
+        ids = {"image_id": str, "lesion_id": str}
+        table = pd.read_csv(path, sep=separator, dtype=ids, keep_default_na=False, na_values=[""], encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{path} is not a table this pipeline wrote ({error}); `dvc repro` makes it again") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(f"{path} lacks the column {', '.join(missing)}; `dvc repro` makes it again")
+    return table
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that an earlier stage wrote.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); `dvc repro` makes it again") from None

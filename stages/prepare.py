@@ -1,0 +1,88 @@
+"""Prepare: check the dataset, decode its images once, and store them as the pixels that training reads.
+
+Reads `data.data_dir`, writes `data/prepared/`.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from stages.config import DataConfig, load_config
+from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, find_images
+from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
+from stages.dataset.pixels import MANIFEST, add_places, shard_path
+from stages.errors import InputError, run
+from stages.files import PREPARED, replacing, write_csv
+
+MAX_PROBLEMS_SHOWN = 200
+
+
+def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame:
+    """Check and decode the dataset in `config.data_dir`; write the manifest and the pixel shards to `output`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: naming every problem of the table and the images; `output` is then as it was before.
+    """
+    data_dir = Path(config.data_dir)
+    table, problems = read_metadata(find_metadata(data_dir))
+    table = subsample_lesions(table, config.subsample_percentage)
+    files, file_problems = find_images(data_dir)
+    problems += file_problems
+    problems += [f"{image_id}: no image file of this name" for image_id in table["image_id"] if image_id not in files]
+    manifest = add_places(table[table["image_id"].isin(files)])
+
+    with replacing(output) as folder:
+        folder.mkdir()
+        problems += _write_shards(folder, manifest, files, config)
+        if problems:
+            raise InputError(_summary(data_dir, problems))
+        write_csv(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _write_shards(folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], config: DataConfig) -> list[str]:
+    size, problems = config.image_size, []
+    # Threads, not processes: Pillow lets go of the interpreter while it decodes and resizes.
+    workers = config.num_workers or os.cpu_count()
+    with ThreadPoolExecutor(workers) as pool, ImageReader() as reader, Progress() as progress:
+        task = progress.add_task("decoding", total=len(manifest))
+
+        def decode(image_id: str) -> np.ndarray | str:
+            try:
+                return decode_square(reader.read(files[image_id]), size)
+            except ImageProblem as problem:
+                return f"{files[image_id]}: {problem}"
+
+        for shard, rows in manifest.groupby("shard"):
+            pixels = np.empty((len(rows), size, size, 3), np.uint8)
+            for row, image in enumerate(pool.map(decode, rows["image_id"])):
+                if isinstance(image, str):
+                    problems.append(image)
+                else:
+                    pixels[row] = image
+                progress.advance(task)
+            np.save(shard_path(folder, shard), pixels, allow_pickle=False)
+    return problems
+
+
+def _summary(data_dir: Path, problems: list[str]) -> str:
+    lines = problems[:MAX_PROBLEMS_SHOWN]
+    if len(problems) > len(lines):
+        lines.append(f"… and {len(problems) - len(lines)} more")
+    return f"{data_dir} has {len(problems)} problem{'s' * (len(problems) != 1)}:\n  " + "\n  ".join(lines)
+
+
+def main() -> None:
+    manifest = prepare_dataset(load_config().data)
+    print(f"prepared {len(manifest)} images of {manifest['lesion_id'].nunique()} lesions")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,151 @@
+import json
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.classifier.networks import build_network, pixel_statistics
+from stages.classifier.weights import DESCRIPTION, WEIGHTS, ModelDescription, load_model, save_model
+from stages.dataset.taxonomy import class_names
+from stages.errors import InputError
+
+NAME = "baseline_cnn"
+
+
+def description(name=NAME, classes=2):
+    mean, std = pixel_statistics(name)
+    return ModelDescription(name, list(class_names(classes)), 32, list(mean), list(std), 3, 0.25)
+
+
+def network(name=NAME, classes=2, seed=0):
+    torch.manual_seed(seed)
+    built = build_network(name, classes, 32)
+    built.train()(torch.rand(4, 3, 32, 32))  # statistics of batches that differ from fresh ones
+    return built.eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved model."""
+    save_model(network(), description(), tmp_path)
+    return tmp_path
+
+
+def refusal(folder):
+    with pytest.raises(InputError) as caught:
+        load_model(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "classes"), [(NAME, 2), (NAME, 7), ("tf_efficientnet_lite0", 2)])
+def test_a_loaded_model_gives_the_bits_of_the_saved_one(tmp_path, name, classes):
+    saved = network(name, classes)
+    save_model(saved, description(name, classes), tmp_path)
+    loaded, loaded_description = load_model(tmp_path)
+    images = torch.rand(3, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), saved(images))
+    assert loaded_description == description(name, classes)
+    assert not loaded.training
+
+
+def test_the_statistics_of_pixels_come_from_the_description(tmp_path):
+    changed = replace(description(), mean=[0.0, 0.25, 0.5], std=[0.5, 0.25, 1.0])
+    save_model(network(), changed, tmp_path)
+    loaded, _ = load_model(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    normalised = (images - torch.tensor(changed.mean).view(3, 1, 1)) / torch.tensor(changed.std).view(3, 1, 1)
+    torch.testing.assert_close(loaded(images), loaded.backbone(normalised))
+
+
+def test_the_same_weights_give_the_same_bytes_and_other_weights_do_not(tmp_path, bytes_below):
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        save_model(network(seed=seed), description(), tmp_path / name)
+    assert bytes_below(tmp_path / "one") == bytes_below(tmp_path / "again")
+    assert set(bytes_below(tmp_path / "one")) == {WEIGHTS, DESCRIPTION}
+    assert bytes_below(tmp_path / "one")[WEIGHTS] != bytes_below(tmp_path / "other")[WEIGHTS]
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert refusal(folder).startswith(f"{folder / name} does not exist; `dvc repro`")
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, 5000])
+def test_cut_off_weights_are_refused_with_the_file_s_name(folder, length):
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:length])
+    assert refusal(folder).startswith(f"{path} is no safetensors file")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_description_is_refused_with_the_file_s_name(folder, content):
+    (folder / DESCRIPTION).write_bytes(content)
+    assert str(folder / DESCRIPTION) in refusal(folder)
+
+
+class Payload:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_refused_and_does_not_run(folder, tmp_path):
+    victim = tmp_path / "executed"
+    for dump in (
+        lambda file: file.write(pickle.dumps(Payload(victim))),
+        lambda file: torch.save(Payload(victim), file),
+    ):
+        with (folder / WEIGHTS).open("wb") as file:
+            dump(file)
+        assert refusal(folder).startswith(f"{folder / WEIGHTS} is no safetensors file")
+        assert not victim.exists()
+
+
+@pytest.mark.parametrize("changes", [{"architecture": "resnet18"}, {"classes": list(class_names(7))}])
+def test_weights_and_a_description_of_different_networks_are_refused(folder, changes):
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    message = refusal(folder)
+    assert f"{folder / WEIGHTS} does not hold a {changes.get('architecture', NAME)}" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("architecture", ["no_such_network", 5, None, [NAME], "", "resnet18.no_such_tag"]),
+        ("classes", [["malignant", "benign"], ["benign"], [], "benign", 2, None, [["benign"], "malignant"]]),
+        ("image_size", [15, 2049, 32.0, "32", None, True, -1]),
+        (
+            "mean",
+            [[0.5, 0.5], [0.5] * 4, 0.5, None, "0.5", [0.5, 0.5, "0.5"], [0.5, math.nan, 0.5], [-0.1, 0, 0], [2, 0, 0]],
+        ),
+        ("std", [[0.5, 0.5], [0.0, 0.5, 0.5], [0.5, math.nan, 0.5], [math.inf, 1, 1], None, [True, True, True]]),
+        ("epoch", [-1, 1.5, "1", None, True]),
+        ("val_loss", [-0.1, math.nan, math.inf, "0.5", None, True]),
+    ],
+)
+def test_every_field_of_the_description_is_checked(folder, key, values):
+    path = folder / DESCRIPTION
+    content = json.loads(path.read_text())
+    for value in values:
+        path.write_text(json.dumps(content | {key: value}))
+        assert refusal(folder).startswith(f"{path}: {key} is {value!r}; it must be "), value
+    del content[key]
+    path.write_text(json.dumps(content))
+    assert f"{path} must hold" in refusal(folder)
+
+
+def test_an_unknown_field_of_the_description_is_refused(folder):
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 1.0}))
+    assert f"{path} must hold" in refusal(folder)

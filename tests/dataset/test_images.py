@@ -1,0 +1,207 @@
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.dataset import images
+from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, find_images
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_a_dot(size=(80, 60), centre=(40, 30)):
+    """A white image with a green dot."""
+    image = Image.new("RGB", size, WHITE)
+    image.paste(GREEN, (centre[0] - 10, centre[1] - 10, centre[0] + 10, centre[1] + 10))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("source", [(80, 60), (60, 80), (64, 64), (600, 450)])
+@pytest.mark.parametrize("size", [16, 47])
+def test_an_image_becomes_a_square_that_shows_its_centre(kind, source, size):
+    data = encoded(with_a_dot(source, (source[0] // 2, source[1] // 2)), kind)
+    pixels = decode_square(data, size)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    red, green, blue = pixels[size // 2, size // 2].astype(int)
+    assert green > 200
+    assert green > red + 20
+    assert green > blue + 20
+    assert pixels[1, 1].min() > 230
+
+
+def test_an_image_is_enlarged_where_it_is_smaller_than_asked_for():
+    assert decode_square(encoded(with_a_dot()), 200).shape == (200, 200, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16", "CMYK"])
+def test_every_kind_of_pixel_becomes_rgb(mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((40, 40), 30000, np.uint16))
+    else:
+        image = Image.new("RGB", (40, 40), WHITE).convert(mode)
+    pixels = decode_square(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), 16)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_rotated_image_is_turned_upright(orientation, kind):
+    upright = Image.new("RGB", (64, 64), WHITE)
+    upright.paste(RED, (0, 0, 32, 32))
+    upright.paste(BLUE, (32, 0, 64, 32))
+    # What a camera held that way stores: the transpose that undoes its orientation.
+    transpose = Image.Transpose
+    stored = {
+        2: transpose.FLIP_LEFT_RIGHT,
+        3: transpose.ROTATE_180,
+        4: transpose.FLIP_TOP_BOTTOM,
+        5: transpose.TRANSPOSE,
+        6: transpose.ROTATE_90,
+        7: transpose.TRANSVERSE,
+        8: transpose.ROTATE_270,
+    }
+    image = upright.transpose(stored[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decode_square(encoded(image, kind, exif=exif), 32)
+    for place, colour in (((8, 8), RED), ((8, 24), BLUE), ((24, 8), WHITE), ((24, 24), WHITE)):
+        assert np.abs(pixels[place].astype(int) - colour).max() < 20
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_file_that_ends_early_is_refused(kind):
+    data = encoded(Image.effect_noise((80, 60), 90).convert("RGB"), kind)
+    for length in (40, len(data) // 2, len(data) * 3 // 4):
+        with pytest.raises(ImageProblem):
+            decode_square(data[:length], 16)
+    with pytest.raises(ImageProblem, match="truncated or damaged"):
+        decode_square(data[: len(data) // 2], 16)
+
+
+@pytest.mark.parametrize("data", [b"", b"image_id,dx\n", encoded(Image.new("RGB", (40, 40)), "GIF")])
+def test_a_file_that_is_no_jpeg_or_png_is_refused(data):
+    with pytest.raises(ImageProblem, match="is not a JPEG or PNG image"):
+        decode_square(data, 16)
+
+
+@pytest.mark.parametrize("size", [(15, 100), (100, 1)])
+def test_an_image_too_small_to_show_anything_is_refused_with_its_size(size):
+    with pytest.raises(ImageProblem, match=f"{size[0]}×{size[1]} pixels"):
+        decode_square(encoded(Image.new("RGB", size)), 16)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(8000, 8000, "8000×8000 pixels"), (10**5, 10**5, "size"), (2**31 - 1, 2**31 - 1, "size")],
+)
+def test_an_absurdly_large_image_is_refused_before_it_is_decoded(monkeypatch, png_of, width, height, expected):
+    def load(image):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(ImageProblem, match=expected):
+        decode_square(png_of(width, height), 16)
+
+
+def test_damaged_exif_data_is_no_crash():
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0
+    data = encoded(Image.new("RGB", (40, 30)), "JPEG", exif=exif)
+    start = data.index(b"Exif")
+    for place in range(start, start + 90):
+        for value in (0, 1, 2, 7, 12, 255):
+            damaged = bytearray(data)
+            damaged[place] = value
+            try:
+                pixels = decode_square(bytes(damaged), 16)
+            except ImageProblem:
+                continue
+            assert pixels.shape == (16, 16, 3)
+
+
+def test_images_are_found_below_the_folder_whatever_the_case_of_their_ending(tmp_path):
+    for name in ("a.jpg", "b.JPG", "c.jpeg", "deep/down/d.PNG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("e.txt", "f.gif", "._a.jpg", "jpg"):
+        (tmp_path / name).touch()
+    found, problems = find_images(tmp_path)
+    assert problems == []
+    assert found == {
+        "a": ImageFile(tmp_path / "a.jpg"),
+        "b": ImageFile(tmp_path / "b.JPG"),
+        "c": ImageFile(tmp_path / "c.jpeg"),
+        "d": ImageFile(tmp_path / "deep/down/d.PNG"),
+    }
+
+
+def test_archives_are_searched_but_not_what_macos_adds_to_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name in ("images/a.jpg", "B.PNG", "__MACOSX/images/a.jpg", "__MACOSX/images/._a.jpg", "read.me"):
+            archive.writestr(name, name)
+    found, problems = find_images(tmp_path)
+    assert problems == []
+    assert {image_id: str(file) for image_id, file in found.items()} == {
+        "a": f"{tmp_path}/images.zip:images/a.jpg",
+        "B": f"{tmp_path}/images.zip:B.PNG",
+    }
+    with ImageReader() as reader:
+        assert reader.read(found["a"]) == b"images/a.jpg"
+
+
+def test_two_files_of_one_image_id_are_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("a.jpg", "folder/a.png"):
+        (tmp_path / name).touch()
+    for name in ("one.zip", "two.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("b.jpg", name)
+    _, problems = find_images(tmp_path)
+    assert problems == [
+        f"{tmp_path}/folder/a.png: the same image id as {tmp_path}/a.jpg; keep one of them",
+        f"{tmp_path}/two.zip:b.jpg: the same image id as {tmp_path}/one.zip:b.jpg; keep one of them",
+    ]
+
+
+def test_a_damaged_member_of_an_archive_is_a_problem_of_that_image(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"the bytes of a")
+        archive.writestr("b.jpg", b"the bytes of b")
+    path.write_bytes(path.read_bytes().replace(b"bytes of a", b"bites of a"))
+    found, problems = find_images(tmp_path)
+    assert problems == []
+    with ImageReader() as reader:
+        with pytest.raises(ImageProblem, match="cannot be read"):
+            reader.read(found["a"])
+        assert reader.read(found["b"]) == b"the bytes of b"
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_file_of_an_absurd_length_is_not_read(tmp_path, monkeypatch, zipped):
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.jpg", bytes(101))
+    else:
+        (tmp_path / "a.jpg").write_bytes(bytes(101))
+    with ImageReader() as reader, pytest.raises(ImageProblem, match="101 bytes; at most 100 are accepted"):
+        reader.read(find_images(tmp_path)[0]["a"])
+
+
+def test_a_file_that_is_gone_is_a_problem_of_that_image(tmp_path):
+    with ImageReader() as reader, pytest.raises(ImageProblem, match="cannot be read"):
+        reader.read(ImageFile(tmp_path / "gone.jpg"))

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+
+from stages.dataset.augmentation import UNIFORMS_PER_IMAGE
+from stages.dataset.loaders import Batches, SplitImages
+from stages.dataset.pixels import PixelStore
+from stages.dataset.taxonomy import class_names, class_of
+from stages.errors import InputError
+from stages.files import read_csv, write_csv
+
+CPU = torch.device("cpu")
+TRAIN = [number for number in range(70) if number % 5 > 1]
+VAL = [number for number in range(70) if number % 5 == 1]
+
+
+@pytest.fixture(scope="module")
+def store(tiny):
+    return PixelStore(tiny.folder)
+
+
+@pytest.fixture
+def images(store, tiny):
+    return lambda split="train", classes=2: SplitImages(store, split, tiny.split, classes)
+
+
+def numbers(batch):
+    """Which images a batch holds."""
+    return batch.images[:, 0, 0, 0].tolist()
+
+
+def epoch_of(images, epoch, seed=0, size=8):
+    batches = Batches(images, size, CPU, seed=seed)
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def order(batches):
+    return [number for batch in batches for number in numbers(batch)]
+
+
+def test_an_epoch_has_every_training_image_at_most_once_and_no_incomplete_batch(images):
+    batches = epoch_of(images(), 0)
+    assert [len(batch.images) for batch in batches] == [8] * (len(TRAIN) // 8)
+    assert len(set(order(batches))) == 8 * len(batches)
+    assert set(order(batches)) <= set(TRAIN)
+
+
+def test_over_the_epochs_every_training_image_comes_up(images):
+    seen = set().union(*(order(epoch_of(images(), epoch)) for epoch in range(4)))
+    assert seen == set(TRAIN)
+
+
+def test_validation_has_every_image_once_in_the_split_s_order(images):
+    batches = Batches(images("val"), 4, CPU)
+    assert order(batches) == order(batches) == VAL
+    assert [len(batch.images) for batch in batches] == [4, 4, 4, 2]
+    assert len(batches) == 4
+    assert all(batch.uniforms is None for batch in batches)
+
+
+def test_the_order_and_the_uniforms_depend_on_the_seed_and_the_epoch_alone(images):
+    first = epoch_of(images(), 3, seed=5)
+    again = Batches(images(), 8, CPU, seed=5)
+    list(again)  # an epoch before must not matter
+    again.set_epoch(3)
+    for one, other in zip(first, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other))
+    for epoch, seed in ((2, 5), (3, 4), (5, 3)):
+        different = epoch_of(images(), epoch, seed=seed)
+        assert order(different) != order(first)
+        assert not torch.equal(different[0].uniforms, first[0].uniforms)
+
+
+def test_the_batch_size_does_not_change_the_order_nor_an_image_s_uniforms(images):
+    small, large = epoch_of(images(), 1, size=7), epoch_of(images(), 1, size=21)
+    assert order(small) == order(large)
+    assert torch.equal(torch.cat([batch.uniforms for batch in small]), torch.cat([batch.uniforms for batch in large]))
+
+
+def test_every_image_has_uniforms_of_its_own_between_0_and_1(images):
+    uniforms = torch.cat([batch.uniforms for batch in epoch_of(images(), 0)])
+    assert uniforms.shape[1] == UNIFORMS_PER_IMAGE
+    assert uniforms.dtype == torch.float32
+    assert len(uniforms.unique(dim=0)) == len(uniforms)
+    assert 0 <= uniforms.min() < 0.1
+    assert 0.9 < uniforms.max() < 1
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_labels_and_pixels_are_those_of_the_image(images, store, classes):
+    for batches in (epoch_of(images(classes=classes), 1), Batches(images("test", classes), 3, CPU)):
+        for batch in batches:
+            assert batch.images.dtype == torch.uint8
+            for number, picture, label in zip(numbers(batch), batch.images, batch.labels):
+                assert class_names(classes)[label] == class_of(store.manifest["dx"][number], classes)
+                assert np.array_equal(picture, store.read(np.array([number]))[0])
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_batch_larger_than_the_split_holds_all_of_it(images, seed):
+    batches = Batches(images(), 1000, CPU, seed=seed)
+    assert len(batches) == 1
+    assert sorted(order(batches)) == TRAIN
+
+
+def test_the_table_of_a_split_has_its_images(images):
+    for split, expected in (("train", TRAIN), ("val", VAL)):
+        of_split = images(split)
+        assert list(of_split.table["image_id"]) == [f"I{number:03d}" for number in expected]
+        assert len(of_split) == len(of_split.labels) == len(expected)
+
+
+def drop_a_row(table):
+    return table[1:]
+
+
+def swap_rows(table):
+    return table.iloc[[1, 0, *range(2, len(table))]]
+
+
+def rename_an_image(table):
+    return table.replace({"image_id": {"I003": "I999"}})
+
+
+@pytest.mark.parametrize("change", [drop_a_row, swap_rows, rename_an_image])
+def test_a_split_of_other_images_is_refused(store, tiny, tmp_path, change):
+    path = tmp_path / "split.csv"
+    write_csv(path, change(read_csv(tiny.split, [])))
+    with pytest.raises(InputError, match=r"split\.csv is not of the prepared images; `dvc repro`"):
+        SplitImages(store, "train", path, 2)
+
+
+def test_an_unknown_split_is_refused_with_its_name(store, tiny, tmp_path):
+    path = tmp_path / "split.csv"
+    write_csv(path, read_csv(tiny.split, []).replace({"split": {"val": "validation"}}))
+    with pytest.raises(InputError, match="unknown split 'validation'; it must be one of train, val, test"):
+        SplitImages(store, "train", path, 2)
+
+
+def test_a_split_without_images_is_refused_with_its_name(store, tiny, tmp_path):
+    path = tmp_path / "split.csv"
+    write_csv(path, read_csv(tiny.split, []).replace({"split": {"val": "train"}}))
+    with pytest.raises(InputError, match=r"split\.csv has no image in the split val"):
+        SplitImages(store, "val", path, 2)

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+from dvclive import Live
+
+from stages.errors import InputError
+from stages.evaluation.history import read_history
+from stages.files import TRAINING_METRICS
+
+
+def test_the_history_is_what_dvclive_logged(trained):
+    history = read_history(trained / TRAINING_METRICS)
+    assert list(history.columns) == ["epoch", "train_loss", "val_loss", "val_acc", "learning_rate"]
+    assert list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
+    last = json.loads((trained / TRAINING_METRICS / "metrics.json").read_text())
+    assert history["val_loss"].iloc[-1] == pytest.approx(last["val"]["loss"])
+    assert history["val_acc"].iloc[-1] == pytest.approx(last["val"]["acc"])
+    assert history["train_loss"].iloc[-1] == pytest.approx(last["train"]["loss"])
+    assert history["learning_rate"].is_monotonic_decreasing
+    assert history["val_acc"].between(0, 1).all()
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """A function that logs epochs of given val_loss and one constant curve each for the others."""
+
+    def log(losses, without=()):
+        with Live(str(tmp_path), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+            for loss in losses:
+                for name, value in {"train/loss": 1.0, "val/loss": loss, "val/acc": 0.5, "lr-AdamW/pg1": 0.1}.items():
+                    if name not in without:
+                        live.log_metric(name, value)
+                live.next_step()
+        return tmp_path
+
+    return log
+
+
+def test_an_epoch_that_diverged_is_a_number_too(logged):
+    history = read_history(logged([0.5, float("nan"), float("inf")]))
+    assert history["val_loss"].idxmin() == 0
+    assert list(history["val_loss"].isna()) == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/acc", "lr-AdamW/pg1"])
+def test_a_missing_curve_is_named(logged, name):
+    folder = logged([0.5], without=[name])
+    place = "learning rate" if name.startswith("lr") else f"{name}.tsv"
+    with pytest.raises(InputError, match=f"{place}.*`dvc repro` makes it"):
+        read_history(folder)
+
+
+def test_a_curve_of_text_is_refused_with_its_name(logged):
+    folder = logged([0.5])
+    path = folder / "plots" / "metrics" / "val" / "loss.tsv"
+    path.write_text("step\tloss\n0\tlow\n")
+    with pytest.raises(InputError, match=r"loss\.tsv is not a curve of numbers"):
+        read_history(folder)
+
+
+def test_a_folder_without_curves_is_named(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}.*`dvc repro`"):
+        read_history(tmp_path / "training")

@@ -1,0 +1,239 @@
+"""The pipeline through DVC, as a user runs it in a fresh clone with the committed parameters.
+
+One clone serves all tests: each stage starts an interpreter that imports torch, and that is what costs.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    # DVC runs `python`: it must be this one.
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    # Threads that wait for work must not take the other tests' processor.
+    "OMP_WAIT_POLICY": "passive",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.org",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.org",
+    "COLUMNS": "200",
+}
+# What makes a run short where only its course matters.
+QUICK = {
+    "model.name": "baseline_cnn",
+    "model.variant": "null",
+    "model.pretrained": "false",
+    "training.max_epochs": "1",
+    "data.image_size": "32",
+}
+
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+
+class Clone:
+    """A clone of this repository, as it stands in the working tree."""
+
+    status_before = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = self._git("ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT).split("\0")
+        for name in filter(None, files):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        self._git("init", "--quiet", "--initial-branch=main")
+        self.commit("as it stands")
+
+    def _git(self, *arguments: str, cwd: Path | None = None) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(
+            command, cwd=cwd or self.folder, env=ENVIRONMENT, check=True, text=True, capture_output=True
+        ).stdout
+
+    def commit(self, message: str) -> None:
+        self._git("add", "--all")
+        self._git("commit", "--quiet", "--allow-empty", "--message", message)
+
+    def changes(self) -> str:
+        """What Git says has changed since the last commit."""
+        return self._git("status", "--porcelain")
+
+    def fails(self, *arguments: str) -> str:
+        """Run DVC, which must fail, and return all that it printed."""
+        done = self._dvc(*arguments)
+        assert done.returncode != 0, done.stdout
+        return done.stdout + done.stderr
+
+    def dvc(self, *arguments: str) -> str:
+        """Run DVC, which must succeed, and return its output."""
+        done = self._dvc(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _dvc(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=ENVIRONMENT, text=True, capture_output=True, check=False)
+
+    def json(self, path: str) -> dict:
+        return json.loads((self.folder / path).read_text(encoding="utf-8"))
+
+
+def overrides(**parameters: str) -> list[str]:
+    """`-S` options for `QUICK` and other parameters, whose dots are double underscores here."""
+    chosen = QUICK | {name.replace("__", "."): value for name, value in parameters.items()}
+    return [option for name, value in chosen.items() for option in ("-S", f"{name}={value}")]
+
+
+def stages_that_would_run(dry_run: str) -> list[str]:
+    """The stages that a change touches itself; a dry run cannot know whether their outputs will change."""
+    return [line.split("'")[1] for line in dry_run.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone in which `dvc repro` has run with the committed parameters."""
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    clone.status_before = clone.dvc("status")
+    clone.dvc("repro")
+    return clone
+
+
+def test_a_fresh_clone_reproduces_what_is_committed(clone):
+    # Another kind of processor may round other bits; on this kind nothing differs, so what differs is a stale commit.
+    committed = json.loads((ROOT / "metrics/evaluation.json").read_text(encoding="utf-8"))
+    measured = clone.json("metrics/evaluation.json")
+    assert measured == pytest.approx(committed, abs=0.05)
+    assert clone.json("metrics/split.json") == json.loads((ROOT / "metrics/split.json").read_text(encoding="utf-8"))
+
+
+def test_the_sample_can_be_learnt_and_is_not_trivial(clone):
+    assert 0.75 < clone.json("metrics/evaluation.json")["auroc"] < 0.98
+
+
+def test_the_committed_lock_file_is_of_the_committed_code_and_parameters(clone):
+    # In a fresh clone the data is still missing ("deleted"); nothing that Git has may differ ("modified").
+    assert "modified" not in clone.status_before
+
+
+def test_every_picture_and_table_is_there(clone):
+    for name in ("roc", "precision_recall", "confusion_matrix", "training_curves", "sample_predictions"):
+        assert (clone.folder / f"plots/pictures/{name}.png").stat().st_size > 10_000
+    for name in ("roc", "precision_recall", "confusion_matrix", "training"):
+        assert len((clone.folder / f"plots/{name}.csv").read_text().splitlines()) > 2
+
+
+def test_a_second_repro_does_nothing(clone):
+    assert "Data and pipelines are up to date." in clone.dvc("repro")
+    assert "up to date" in clone.dvc("status")
+
+
+def test_outputs_are_tracked_and_nothing_else_is_left_behind(clone):
+    assert all(line[3:].startswith(("metrics/", "plots/", "dvc.lock")) for line in clone.changes().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        ("split.test_fold: 0 -> 2", ["split"]),
+        ("training.learning_rate: 0.0002 -> 0.1", ["train"]),
+        ("data.augment: true -> false", ["train"]),
+        ("evaluation.batch_size: 64 -> 65", ["evaluate"]),
+        ("data.num_workers: null -> 1", []),
+    ],
+)
+def test_a_changed_parameter_runs_only_what_reads_it(clone, change, runs):
+    name, values = change.split(": ")
+    key, (old, new) = name.split(".")[1], values.split(" -> ")
+    params = clone.folder / "params.yaml"
+    before = params.read_text(encoding="utf-8")
+    assert f"{key}: {old} " in before
+    params.write_text(before.replace(f"{key}: {old} ", f"{key}: {new} "), encoding="utf-8")
+    try:
+        assert stages_that_would_run(clone.dvc("repro", "--dry")) == runs
+    finally:
+        params.write_text(before, encoding="utf-8")
+
+
+def test_editing_a_figure_trains_nothing(clone):
+    figure = clone.folder / "stages/figures/performance.py"
+    before = figure.read_bytes()
+    figure.write_bytes(before + b"# edited\n")
+    try:
+        assert stages_that_would_run(clone.dvc("repro", "--dry")) == ["plot"]
+    finally:
+        figure.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def experiment(clone):
+    """The same clone after an experiment with seven classes and a learning rate in exponent notation."""
+    clone.commit("two classes")
+    clone.dvc("exp", "run", "--name", "seven", *overrides(model__num_classes="7", training__learning_rate="3e-5"))
+    return clone
+
+
+def test_an_experiment_reads_the_exponent_that_dvc_writes(experiment):
+    assert "learning_rate: 3e-05" in (experiment.folder / "params.yaml").read_text(encoding="utf-8")
+    assert "macro_auroc" in experiment.json("metrics/evaluation.json")
+    assert "seven" in experiment.dvc("exp", "show", "--md", "--drop", "stages/.*")
+
+
+def test_an_experiment_keeps_the_comments_of_params_yaml(experiment):
+    assert "# images of one step" in (experiment.folder / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_diffs_between_two_commits(experiment):
+    experiment.commit("seven classes")
+    metrics = experiment.dvc("metrics", "diff", "--md", "HEAD~1", "HEAD")
+    assert "| metrics/evaluation.json" in metrics
+    assert "balanced_accuracy" in metrics
+    parameters = experiment.dvc("params", "diff", "--md", "HEAD~1", "HEAD")
+    assert "training.learning_rate" in parameters
+    assert "model.num_classes" in parameters
+    assert "evaluation.json" in experiment.dvc("metrics", "show", "--md")
+    experiment.dvc("plots", "diff", "HEAD~1", "HEAD", "--out", "dvc_plots")
+    page = (experiment.folder / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "HEAD~1" in page
+    assert "1 − specificity" in page or r"1 \u2212 specificity" in page
+
+
+def test_other_networks_and_other_layouts_of_the_data(experiment):
+    """ResNet-18 from scratch on zipped images in another folder, after a change of the data's folder only."""
+    sample, other = experiment.folder / "data/sample", experiment.folder / "data/ham10000"
+    other.mkdir()
+    shutil.copy(sample / "HAM10000_metadata.csv", other)
+    for part in ("HAM10000_images_part_1", "HAM10000_images_part_2"):
+        shutil.make_archive(str(other / part), "zip", sample / part)
+    parameters = overrides(
+        data__data_dir="data/ham10000", model__name="resnet", model__variant="18", model__num_classes="2"
+    )
+    output = experiment.dvc("exp", "run", "--name", "zipped", *parameters)
+    # The same images in another layout are the same prepared data: the split does not run again.
+    assert "Stage 'split' didn't change" in output
+    assert experiment.json("models/model.json")["architecture"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "messages"),
+    [
+        (["training.learning_rat=1"], ["learning_rat"]),
+        (["data.data_dir=data/nowhere"], ["data/nowhere"]),
+        (
+            ["training.learning_rate=fast", "data.augment=3"],
+            ["training.learning_rate is 'fast'; it must be a number, above 0", "data.augment is 3; it must be true or"],
+        ),
+    ],
+)
+def test_a_mistake_stops_with_a_clear_line(tmp_path, mistakes, messages):
+    # A clone of its own: what an earlier, failed experiment left in a workspace decides which stage runs first.
+    output = Clone(tmp_path).fails("exp", "run", *(option for mistake in mistakes for option in ("-S", mistake)))
+    assert [message for message in messages if message not in output] == [], output
+    assert "Traceback" not in output

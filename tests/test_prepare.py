@@ -1,0 +1,327 @@
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import prepare
+from stages.config import DataConfig
+from stages.dataset import pixels
+from stages.dataset.pixels import PixelStore
+from stages.errors import InputError
+from stages.files import PREPARED
+from stages.prepare import prepare_dataset
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "prepared"
+
+
+def prepared(dataset, output, **settings):
+    settings = {"image_size": 16, "num_workers": 2} | settings
+    return prepare_dataset(DataConfig(data_dir=str(dataset.folder), **settings), output)
+
+
+def refusal(dataset, output):
+    with pytest.raises(InputError) as caught:
+        prepared(dataset, output)
+    return str(caught.value)
+
+
+def lay_out(dataset, layout):
+    if layout == "one folder":
+        dataset.write_images()
+    elif layout == "two folders":
+        dataset.write_parts()
+    elif layout == "two archives":
+        dataset.write_zips()
+    elif layout == "archives beside what they unpack to":
+        dataset.write_zips()
+        dataset.write_parts()
+    elif layout == "one archive unpacked, one not":
+        dataset.write_zips()
+        dataset.write_images("HAM10000_images_part_1", part=slice(0, 7))
+    elif layout == "upper-case endings":
+        dataset.write_images("images", ending=".JPG")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "two folders",
+        "two archives",
+        "archives beside what they unpack to",
+        "one archive unpacked, one not",
+        "upper-case endings",
+    ],
+)
+def test_every_layout_gives_the_same_bytes(dataset, output, tmp_path, bytes_below, layout):
+    dataset.write_table()
+    lay_out(dataset, "one folder")
+    prepared(dataset, output)
+    for path in dataset.folder.glob("*.jpg"):
+        path.unlink()
+    lay_out(dataset, layout)
+    prepared(dataset, tmp_path / "again")
+    assert bytes_below(tmp_path / "again") == bytes_below(output)
+    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy"}
+
+
+@pytest.mark.parametrize("table", ["without the dataset column", "with a byte order mark", "without .csv"])
+def test_every_form_of_the_table_gives_the_same_bytes(written_dataset, output, tmp_path, bytes_below, table):
+    prepared(written_dataset, output)
+    (written_dataset.folder / "HAM10000_metadata.csv").unlink()
+    if table == "without the dataset column":
+        written_dataset.write_table(columns=[name for name in written_dataset.rows[0] if name != "dataset"])
+    elif table == "with a byte order mark":
+        written_dataset.write_table(encoding="utf-8-sig")
+    else:
+        written_dataset.write_table("HAM10000_metadata")
+    prepared(written_dataset, tmp_path / "again")
+    assert bytes_below(tmp_path / "again") == bytes_below(output)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("JPEG", ".jpg"), ("JPEG", ".jpeg"), ("PNG", ".png"), ("PNG", ".PNG")])
+def test_each_row_of_the_manifest_has_the_pixels_of_its_image(dataset, output, kind, ending):
+    dataset.write_table()
+    dataset.write_images(kind=kind, ending=ending)
+    manifest = prepared(dataset, output, image_size=24)
+    store = PixelStore(output)
+    assert store.image_size == 24
+    assert list(store.manifest["image_id"]) == list(manifest["image_id"]) == dataset.ids
+    images = store.read(np.arange(12)).astype(int)
+    for number, image in enumerate(images):
+        assert np.abs(image - dataset.colour(number)).max() <= 4
+
+
+def test_the_manifest_has_the_metadata(written_dataset, output):
+    written_dataset.rows[0] |= {"age": ""}
+    written_dataset.write_table()
+    prepared(written_dataset, output)
+    manifest = PixelStore(output).manifest
+    assert np.isnan(manifest["age"][0])
+    assert manifest["age"][1] == 55
+    for name in ("lesion_id", "dx", "dx_type", "sex", "localization"):
+        assert list(manifest[name]) == [row[name] for row in written_dataset.rows]
+
+
+@pytest.mark.parametrize("workers", [1, 7, None])
+def test_the_number_of_workers_does_not_change_the_bytes(written_dataset, output, tmp_path, bytes_below, workers):
+    prepared(written_dataset, output, num_workers=2)
+    prepared(written_dataset, tmp_path / "again", num_workers=workers)
+    assert bytes_below(tmp_path / "again") == bytes_below(output)
+
+
+def test_images_added_at_the_end_leave_the_full_shards_as_they_were(
+    written_dataset, output, tmp_path, bytes_below, monkeypatch
+):
+    monkeypatch.setattr(pixels, "IMAGES_PER_SHARD", 5)
+    prepared(written_dataset, output)
+    for _ in range(6):
+        written_dataset.add()
+    written_dataset.write_table()
+    written_dataset.write_images()
+    prepared(written_dataset, tmp_path / "grown")
+    before, after = bytes_below(output), bytes_below(tmp_path / "grown")
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "manifest.csv",
+        "pixels-00002.npy",
+        "pixels-00003.npy",
+    }
+    assert after["manifest.csv"].startswith(before["manifest.csv"])
+
+
+def test_a_subsample_needs_only_its_own_images_and_has_whole_lesions(written_dataset, output):
+    manifest = prepared(written_dataset, output, subsample_percentage=0.5)
+    assert len(manifest) == 6
+    assert set(manifest["dx"]) == {"nv", "mel", "bkl"}
+    assert set(manifest.groupby("lesion_id").size()) == {2}
+    for image_id in set(written_dataset.ids) - set(manifest["image_id"]):
+        (written_dataset.folder / f"{image_id}.jpg").unlink()
+    assert prepared(written_dataset, output, subsample_percentage=0.5).equals(manifest)
+
+
+def test_a_smaller_dataset_leaves_no_shard_of_the_larger_one(written_dataset, output, bytes_below, monkeypatch):
+    monkeypatch.setattr(pixels, "IMAGES_PER_SHARD", 5)
+    prepared(written_dataset, output)
+    del written_dataset.rows[4:]
+    written_dataset.write_table()
+    prepared(written_dataset, output)
+    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy"}
+
+
+def spoil_everything(dataset, huge_png):
+    """Make every mistake that rows, images and archives can have; return what each must be reported with."""
+    for _ in range(8):
+        dataset.add()
+    rows, folder = dataset.rows, dataset.folder
+    dataset.write_images()
+    rows[0]["dx"] = "naevus"
+    rows[1]["age"] = "old"
+    rows[2]["lesion_id"] = rows[4]["lesion_id"]
+    rows[3]["image_id"] = rows[2]["image_id"]
+    with dataset.write_table().open("a") as table:
+        table.write("L099,I099,nv\n")
+    jpeg = folder / "I006.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-150])
+    (folder / "I007.jpg").write_text("image_id,dx\n")
+    (folder / "I008.jpg").write_bytes(b"")
+    (folder / "I009.jpg").write_bytes(dataset.picture(9, size=(15, 15)))
+    (folder / "I010.jpg").unlink()
+    (folder / "I010.png").write_bytes(huge_png)
+    (folder / "I011.jpg").unlink()
+    (folder / "again").mkdir()
+    shutil.copy(folder / "I012.jpg", folder / "again" / "I012.jpg")
+    (folder / "part.zip").write_bytes(b"PK\x03\x04 and no more")
+    return [
+        "row 2: unknown diagnosis 'naevus'",
+        "row 3: age is 'old'",
+        "row 5: image_id I002 stands in row 4 already",
+        "row 6: lesion L002 is bkl here and mel above",
+        "row 22: 3 fields; the header has 8",
+        "I006.jpg: is truncated or damaged",
+        "I007.jpg: is not a JPEG or PNG image",
+        "I008.jpg: is not a JPEG or PNG image",
+        "I009.jpg: is 15×15 pixels",
+        "I010.png: is of an absurd size",
+        "I011: no image file of this name",
+        "I012.jpg: the same image id as",
+        "part.zip: not a readable zip archive",
+    ]
+
+
+def test_all_problems_are_reported_together_and_the_old_output_stays(
+    written_dataset, output, tmp_path, bytes_below, png_of
+):
+    prepared(written_dataset, output)
+    before = bytes_below(output)
+    expected = spoil_everything(written_dataset, png_of(10**5, 10**5))
+    message = refusal(written_dataset, output)
+    for problem in expected:
+        assert problem in message
+    assert str(written_dataset.folder) in message
+    assert bytes_below(output) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "prepared"]
+
+
+def test_a_problem_leaves_no_output_where_there_was_none(written_dataset, output, tmp_path):
+    (written_dataset.folder / "I003.jpg").unlink()
+    message = refusal(written_dataset, output)
+    assert "has 1 problem:\n  I003: no image file of this name" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_an_image_that_cannot_be_used_is_named_with_its_archive(dataset, output):
+    dataset.write_table()
+    with zipfile.ZipFile(dataset.folder / "images.zip", "w") as archive:
+        for image_id in dataset.ids:
+            archive.writestr(f"{image_id}.jpg", b"no image")
+    message = refusal(dataset, output)
+    assert "has 12 problems:" in message
+    assert f"{dataset.folder}/images.zip:I000.jpg: is not a JPEG or PNG image" in message
+
+
+def test_a_long_list_of_problems_is_cut(written_dataset, output, monkeypatch):
+    monkeypatch.setattr(prepare, "MAX_PROBLEMS_SHOWN", 3)
+    for path in written_dataset.folder.glob("*.jpg"):
+        path.unlink()
+    message = refusal(written_dataset, output)
+    assert "has 12 problems:" in message
+    assert message.count("no image file of this name") == 3
+    assert message.endswith("… and 9 more")
+
+
+def break_the_dataset(dataset, mistake):
+    table = dataset.folder / "HAM10000_metadata.csv"
+    columns = list(dataset.rows[0])
+    if mistake == "column missing":
+        dataset.write_table(columns=[name for name in columns if name != "age"])
+    elif mistake == "column not known":
+        dataset.write_table(columns=[*columns, "weight"])
+    elif mistake == "column twice":
+        dataset.write_table(columns=[*columns, "dx"])
+    elif mistake == "not UTF-8":
+        dataset.rows[0]["localization"] = "Fuß"
+        dataset.write_table(encoding="latin-1")
+    elif mistake == "a spreadsheet":
+        table.write_bytes(b"PK\x03\x04\x14\x00\x06\x00\x08\x00\xff\xfe" * 20)
+    elif mistake == "empty":
+        table.write_bytes(b"")
+    elif mistake == "header alone":
+        dataset.rows.clear()
+        dataset.write_table()
+    elif mistake == "no table":
+        table.unlink()
+    elif mistake == "two tables":
+        table.rename(dataset.folder / "one.csv")
+        dataset.write_table("two.csv")
+    elif mistake == "no folder":
+        shutil.rmtree(dataset.folder)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [
+        ("column missing", "column age is missing; expected are lesion_id, image_id, dx"),
+        ("column not known", "column 'weight' is not known; expected are lesion_id, image_id, dx"),
+        ("column twice", "column dx stands twice"),
+        ("not UTF-8", "HAM10000_metadata.csv is not a CSV file in UTF-8"),
+        ("a spreadsheet", "HAM10000_metadata.csv is not a CSV file in UTF-8"),
+        ("empty", "column lesion_id is missing"),
+        ("header alone", "HAM10000_metadata.csv: no rows"),
+        ("no table", "must hold HAM10000_metadata.csv; found no CSV file"),
+        ("two tables", "must hold HAM10000_metadata.csv; found one.csv, two.csv"),
+        ("no folder", "there is no such folder"),
+    ],
+)
+def test_a_dataset_without_a_usable_table_is_refused_and_the_old_output_stays(
+    written_dataset, output, bytes_below, mistake, expected
+):
+    prepared(written_dataset, output)
+    before = bytes_below(output)
+    break_the_dataset(written_dataset, mistake)
+    message = refusal(written_dataset, output)
+    assert expected in message
+    assert str(written_dataset.folder) in message
+    assert bytes_below(output) == before
+
+
+def test_the_command_ends_with_one_message_and_no_traceback(written_dataset, params, tmp_path):
+    (written_dataset.folder / "I003.jpg").write_text("no image")
+    written_dataset.rows[7]["dx"] = "naevus"
+    written_dataset.write_table()
+    params({"data.data_dir": "dataset", "data.image_size": "16"})
+    result = subprocess.run(
+        [sys.executable, "-m", "stages.prepare"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: dataset has 2 problems:\n")
+    assert result.stderr.count("error:") == 1
+    assert "row 9: unknown diagnosis 'naevus'" in result.stderr
+    assert "dataset/I003.jpg: is not a JPEG or PNG image" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert not (tmp_path / PREPARED).exists()
+
+
+def test_the_command_prepares_the_folder_that_the_parameters_name(
+    written_dataset, params, tmp_path, monkeypatch, capsys
+):
+    params({"data.data_dir": "dataset", "data.image_size": "16"})
+    monkeypatch.chdir(tmp_path)
+    prepare.main()
+    assert "prepared 12 images of 6 lesions" in capsys.readouterr().out
+    with (tmp_path / PREPARED / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["image_id"] for row in csv.DictReader(file)] == written_dataset.ids

@@ -1,0 +1,127 @@
+import random
+
+import pandas as pd
+import pytest
+
+from stages import split
+from stages.config import SplitConfig
+from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS
+from stages.dataset.pixels import MANIFEST, add_places
+from stages.errors import InputError
+from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, read_json, write_csv
+from stages.split import count_split, split_dataset
+
+COUNTS = {"nv": 60, "mel": 25, "df": 8}
+(FIRST, SECOND), *_ = KNOWN_DUPLICATES
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    """Lesions with one to three images each, two of them known duplicates of each other, in no special order."""
+    rows = [
+        {"image_id": f"I-{dx}-{lesion}-{image}", "lesion_id": f"L-{dx}-{lesion}", "dx": dx}
+        for dx, count in COUNTS.items()
+        for lesion in range(count)
+        for image in range(1 + lesion % 3)
+    ]
+    rows += [{"image_id": image_id, "lesion_id": f"D-{image_id}", "dx": "nv"} for image_id in (FIRST, SECOND)]
+    table = pd.DataFrame(random.Random(2).sample(rows, len(rows)))
+    return add_places(table.assign(dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown"))
+
+
+def test_no_lesion_and_no_known_duplicate_is_in_two_splits(manifest):
+    table = split_dataset(manifest, SplitConfig(folds=5))
+    assert list(table.columns) == ["image_id", "lesion_id", "fold", "split"]
+    assert list(table["image_id"]) == list(manifest["image_id"])
+    assert set(table["split"]) == set(SPLITS)
+    assert table.groupby("lesion_id")["split"].nunique().max() == 1
+    of_image = table.set_index("image_id")["split"]
+    assert of_image[FIRST] == of_image[SECOND]
+
+
+def test_every_image_is_tested_once_and_validates_once_over_all_test_folds(manifest):
+    splits = [split_dataset(manifest, SplitConfig(folds=5, test_fold=fold)) for fold in range(5)]
+    for name in ("test", "val"):
+        assert set(sum((table["split"] == name).astype(int) for table in splits)) == {1}
+    # The folds are the same all along: only their use changes.
+    assert all(table["fold"].equals(splits[0]["fold"]) for table in splits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "test_fold", "val_fold"),
+    [({}, 0, 1), ({"test_fold": 4}, 4, 0), ({"test_fold": 2, "val_fold": 0}, 2, 0)],
+)
+def test_the_parameters_choose_the_folds_that_are_held_out(manifest, settings, test_fold, val_fold):
+    table = split_dataset(manifest, SplitConfig(folds=5, **settings))
+    used = table.groupby("split")["fold"].unique()
+    assert list(used["test"]) == [test_fold]
+    assert list(used["val"]) == [val_fold]
+    assert set(used["train"]) == set(range(5)) - {test_fold, val_fold}
+
+
+def test_the_order_of_the_rows_does_not_matter_but_the_seed_does(manifest):
+    def by_image(table, seed=0):
+        return split_dataset(table, SplitConfig(folds=5, seed=seed)).set_index("image_id")["fold"].to_dict()
+
+    shuffled = manifest.sample(frac=1, random_state=1)
+    assert by_image(shuffled) == by_image(manifest)
+    assert by_image(shuffled.reset_index(drop=True)) == by_image(manifest)
+    assert by_image(manifest, seed=1) != by_image(manifest)
+
+
+def test_too_few_lesions_are_refused_with_the_diagnosis_and_its_count(manifest):
+    with pytest.raises(InputError, match=r"split\.folds is 9, but df has only 8 lesions"):
+        split_dataset(manifest, SplitConfig(folds=9))
+
+
+def test_counts_add_up_to_the_dataset(manifest):
+    counts = count_split(manifest, split_dataset(manifest, SplitConfig(folds=5)))
+    assert counts.pop("lesions_in_more_than_one_split") == 0
+    assert set(counts) == set(SPLITS)
+    for unit, total in (("images", len(manifest)), ("lesions", manifest["lesion_id"].nunique())):
+        assert sum(counts[name][unit] for name in SPLITS) == total
+        for name in SPLITS:
+            assert sum(diagnosis[unit] for diagnosis in counts[name]["diagnoses"].values()) == counts[name][unit]
+    lesions = sum(counts[name]["diagnoses"]["mel"]["lesions"] for name in SPLITS)
+    images = sum(counts[name]["diagnoses"]["mel"]["images"] for name in SPLITS)
+    assert (lesions, images) == (COUNTS["mel"], (manifest["dx"] == "mel").sum())
+
+
+def test_a_leaking_split_is_counted(manifest):
+    table = split_dataset(manifest, SplitConfig(folds=5))
+    other = {"train": "test", "val": "test", "test": "train"}
+    image = {image_id: row for row, image_id in enumerate(table["image_id"])}
+
+    def leak(*images):
+        leaking = table.copy()
+        for image_id in images:
+            leaking.loc[image[image_id], "split"] = other[leaking.loc[image[image_id], "split"]]
+        return count_split(manifest, leaking)["lesions_in_more_than_one_split"]
+
+    assert leak() == 0
+    assert leak("I-nv-2-0") == 1
+    assert leak("I-nv-2-0", "I-nv-2-1", "I-mel-1-1") == 2
+    assert leak(FIRST) == 1
+    assert leak("I-nv-3-0") == 0, "a lesion with one image cannot leak"
+
+
+def test_the_command_writes_the_split_and_its_counts(manifest, params, tmp_path, monkeypatch, capsys):
+    params()
+    monkeypatch.chdir(tmp_path)
+    write_csv(PREPARED / MANIFEST, manifest)
+    split.main()
+    printed = capsys.readouterr().out
+    written, counts = read_csv(SPLIT, ["image_id", "lesion_id", "fold", "split"]), read_json(SPLIT_METRICS)
+    assert list(written["image_id"]) == list(manifest["image_id"])
+    for name in SPLITS:
+        assert counts[name]["images"] == (written["split"] == name).sum()
+        assert f"{name}: {counts[name]['images']} images" in printed
+    first = SPLIT.read_bytes(), SPLIT_METRICS.read_bytes()
+    split.main()
+    assert (SPLIT.read_bytes(), SPLIT_METRICS.read_bytes()) == first
+
+
+def test_the_command_without_a_prepared_dataset_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"manifest\.csv does not exist; `dvc repro` makes it"):
+        split.main()

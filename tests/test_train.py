@@ -1,0 +1,125 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from dvc.repo import Repo
+from torch.nn.functional import cross_entropy
+
+from stages import train
+from stages.classifier.inference import predict_probabilities
+from stages.classifier.weights import load_model
+from stages.dataset.loaders import Batches, SplitImages
+from stages.dataset.pixels import PixelStore
+from stages.errors import InputError, run
+from stages.evaluation.history import read_history
+from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS
+from stages.train import train_model
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def train_below(tiny, quick):
+    """A function that trains with changed parameters and writes below a folder."""
+
+    def run(folder, **changes):
+        return train_model(
+            quick(**changes), *tiny, folder / MODELS, folder / TRAINING_METRICS, folder / CHECKPOINTS
+        )  # fmt: skip
+
+    return run
+
+
+def test_training_writes_the_model_its_description_its_curves_and_checkpoints(trained):
+    assert {path.name for path in (trained / MODELS).iterdir()} == {"model.safetensors", "model.json"}
+    assert (trained / TRAINING_METRICS / "metrics.json").is_file()
+    assert (trained / CHECKPOINTS / "last.ckpt").is_file()
+    description = json.loads((trained / MODELS / "model.json").read_text())
+    assert description["architecture"] == "baseline_cnn"
+    assert description["classes"] == ["benign", "malignant"]
+    assert description["image_size"] == 16
+
+
+def test_the_written_weights_are_those_of_the_lowest_val_loss(trained):
+    network, description = load_model(trained / MODELS)
+    images = SplitImages(PixelStore(trained / PREPARED), "val", trained / SPLIT, 2)
+    probabilities = torch.from_numpy(predict_probabilities(network, Batches(images, 8, torch.device("cpu"))))
+    assert cross_entropy(probabilities.log(), images.labels).item() == pytest.approx(description.val_loss, abs=1e-5)
+    losses = read_history(trained / TRAINING_METRICS)["val_loss"]
+    assert description.epoch == losses.idxmin()
+    assert description.val_loss == pytest.approx(losses.min(), abs=1e-6)
+
+
+def test_two_trainings_write_the_same_bytes_and_another_seed_others(train_below, tmp_path, bytes_below):
+    for name, changes in (("one", {}), ("again", {}), ("other", {"training.seed": 1})):
+        train_below(tmp_path / name, **changes)
+    one, again, other = (
+        {place: bytes_below(tmp_path / name / place) for place in (MODELS, TRAINING_METRICS)}
+        for name in ("one", "again", "other")
+    )
+    assert one == again
+    assert one[MODELS]["model.safetensors"] != other[MODELS]["model.safetensors"]
+    assert one[TRAINING_METRICS]["metrics.json"] != other[TRAINING_METRICS]["metrics.json"]
+
+
+def test_a_second_training_replaces_all_of_the_first(train_below, tmp_path, bytes_below):
+    train_below(tmp_path / "once", **{"training.max_epochs": 1})
+    for epochs in (3, 1):
+        train_below(tmp_path / "twice", **{"training.max_epochs": epochs})
+    assert bytes_below(tmp_path / "twice" / MODELS) == bytes_below(tmp_path / "once" / MODELS)
+    assert bytes_below(tmp_path / "twice" / TRAINING_METRICS) == bytes_below(tmp_path / "once" / TRAINING_METRICS)
+    checkpoints = set(bytes_below(tmp_path / "twice" / CHECKPOINTS))
+    assert checkpoints == set(bytes_below(tmp_path / "once" / CHECKPOINTS))
+
+
+def test_seven_classes_are_described_in_their_order(train_below, tmp_path):
+    changes = {"model.num_classes": 7, "training.max_epochs": 1}
+    description = train_below(tmp_path, **changes)
+    assert description.classes == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+    network, _ = load_model(tmp_path / MODELS)
+    assert network(torch.rand(1, 3, 16, 16)).shape == (1, 7)
+
+
+def test_training_starts_from_weights_of_an_earlier_one(train_below, trained, tmp_path):
+    weights = trained / MODELS / "model.safetensors"
+    description = train_below(
+        tmp_path, **{"model.weights": str(weights), "training.learning_rate": 1e-9, "training.max_epochs": 1}
+    )
+    assert description.val_loss == pytest.approx(load_model(trained / MODELS)[1].val_loss, abs=0.1)
+
+
+def test_the_stage_leaves_nothing_but_its_outputs(workspace, capsys):
+    """In a DVC repository, where DVCLive would save experiments and write dvc.yaml."""
+    for name in (MODELS, TRAINING_METRICS, CHECKPOINTS):
+        shutil.rmtree(name)
+    Repo.init(".", no_scm=True).close()
+    shutil.copy(REPOSITORY / "dvc.yaml", "dvc.yaml")
+    before = {path.name for path in workspace.iterdir()}
+    train.main()
+    assert {path.name for path in workspace.iterdir()} == before | {"models", "metrics", "checkpoints"}
+    assert Path("dvc.yaml").read_bytes() == (REPOSITORY / "dvc.yaml").read_bytes()
+    assert {path.name for path in TRAINING_METRICS.iterdir()} == {"metrics.json", "plots"}
+    assert "baseline_cnn: best epoch " in capsys.readouterr().out
+
+
+def test_a_failed_training_leaves_the_earlier_model(workspace, params, bytes_below):
+    before = bytes_below(MODELS)
+    params({"model.name": "no_such_network", "model.variant": "null"})
+    with pytest.raises(InputError, match="no_such_network"):
+        train.main()
+    assert bytes_below(MODELS) == before
+
+
+@pytest.mark.parametrize("place", [PREPARED, SPLIT])
+def test_a_missing_input_is_named(workspace, place):
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with pytest.raises(InputError, match=f"{place}.*does not exist; `dvc repro` makes it"):
+        train.main()
+
+
+def test_a_mistake_ends_the_command_with_its_message(workspace, params):
+    params({"model.name": "baseline_cnn", "model.variant": "null", "model.pretrained": "true"})
+    with pytest.raises(SystemExit, match=r"^error: model\.pretrained is true, but baseline_cnn"):
+        run(train.main)
