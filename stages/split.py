@@ -1,16 +1,15 @@
-"""Split: hold out folds of lesions for validation and test, and search for what leaks from one to another.
+"""Split: hold out folds of lesions for validation and test.
 
-Reads `data/prepared/`, writes `data/split.csv` and `metrics/split.json`.
+Reads `data/prepared/manifest.csv`, writes `data/split.csv` and `metrics/split.json`.
 """
 
 import pandas as pd
 
 from stages.config import SplitConfig, load_config
-from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
-from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, assign_folds, lesion_groups, split_of
-from stages.dataset.pixels import PixelStore
+from stages.dataset.folds import SPLITS, assign_folds, lesion_groups, split_of
+from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import run
-from stages.files import PREPARED, SPLIT, SPLIT_METRICS, write_csv, write_json
+from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, write_csv, write_json
 
 
 def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
@@ -31,8 +30,8 @@ def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
 
 
 def count_split(manifest: pd.DataFrame, split: pd.DataFrame) -> dict:
-    """Images and lesions of each diagnosis in each split."""
-    images = manifest[["image_id", "lesion_id", "dx"]].assign(split=split["split"])
+    """Images and lesions of each diagnosis in each split, and the lesions that leak from one split to another."""
+    images = manifest[["image_id", "lesion_id", "dx"]].assign(split=split["split"], group=lesion_groups(manifest))
     counts = {}
     for name in SPLITS:
         members = images[images["split"] == name]
@@ -44,54 +43,18 @@ def count_split(manifest: pd.DataFrame, split: pd.DataFrame) -> dict:
             "lesions": int(members["lesion_id"].nunique()),
             "diagnoses": diagnoses,
         }
-    return counts
-
-
-def find_leaks(split: pd.DataFrame, pairs: pd.DataFrame) -> dict:
-    """What the splits share that they should not.
-
-    Args:
-        split: as of `split_dataset`.
-        pairs: near-duplicates, as of `stages.dataset.duplicates.near_duplicates`.
-
-    Returns:
-        How many lesions are in more than one split, where known duplicates are one lesion; the known duplicates that
-        are in different splits; and the near-duplicates.
-    """
-    split_of_image = dict(zip(split["image_id"], split["split"]))
-    known = [pair for pair in KNOWN_DUPLICATES if split_of_image.keys() >= set(pair)]
-    return {
-        "lesions_in_more_than_one_split": int((split.groupby(lesion_groups(split))["split"].nunique() > 1).sum()),
-        "known_duplicates_apart": [pair for pair in known if len({split_of_image[image] for image in pair}) > 1],
-        "near_duplicates": {
-            "hash": HASH,
-            "largest_distance": LARGEST_DISTANCE,
-            "pairs": [
-                {
-                    "image_ids": [pair.image_id_1, pair.image_id_2],
-                    "splits": [pair.split_1, pair.split_2],
-                    "distance": int(pair.distance),
-                }
-                for pair in pairs.itertuples()
-            ],
-        },
-    }
+    leaks = images.groupby("group")["split"].nunique() > 1
+    return {**counts, "lesions_in_more_than_one_split": int(leaks.sum())}
 
 
 def main() -> None:
-    store = PixelStore(PREPARED)
-    split = split_dataset(store.manifest, load_config().split)
-    counts = count_split(store.manifest, split)
-    leaks = find_leaks(split, near_duplicates(store, split["split"]))
+    manifest = read_csv(PREPARED / MANIFEST, MANIFEST_COLUMNS)
+    split = split_dataset(manifest, load_config().split)
+    counts = count_split(manifest, split)
     write_csv(SPLIT, split)
-    write_json(SPLIT_METRICS, {**counts, "leakage": leaks})
+    write_json(SPLIT_METRICS, counts)
     for name in SPLITS:
         print(f"{name}: {counts[name]['images']} images of {counts[name]['lesions']} lesions")
-    pairs = len(leaks["near_duplicates"]["pairs"])
-    print(
-        f"leakage: {leaks['lesions_in_more_than_one_split']} lesions in two splits, "
-        f"{pairs} near-duplicate pair{'s' * (pairs != 1)} across splits ({SPLIT_METRICS})"
-    )
 
 
 if __name__ == "__main__":
