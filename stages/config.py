@@ -14,6 +14,7 @@ from ruamel.yaml import YAML, YAMLError
 from stages.errors import InputError
 
 PARAMS = Path("params.yaml")
+NUMBERS = tuple[float, ...]
 
 
 def setting(default: Any, *, above=None, at_least=None, below=None, at_most=None, choices=None) -> Any:
@@ -39,6 +40,8 @@ class Section:
             value = getattr(self, field.name)
             if not _allowed(value, field):
                 problems.append(f"{self.section}.{field.name} is {value!r}; it must be {_expected(field)}")
+            elif field.type == NUMBERS:
+                object.__setattr__(self, field.name, tuple(float(number) for number in value))
             elif type(value) is int and float in _types(field):
                 object.__setattr__(self, field.name, float(value))
         if problems:
@@ -46,10 +49,18 @@ class Section:
 
 
 def _types(field: dataclasses.Field) -> tuple[type, ...]:
+    if field.type == NUMBERS:
+        return (float,)  # of each of them
     return typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
 
 
 def _allowed(value: Any, field: dataclasses.Field) -> bool:
+    if field.type == NUMBERS:
+        return isinstance(value, list | tuple) and all(_one_allowed(number, field) for number in value)
+    return _one_allowed(value, field)
+
+
+def _one_allowed(value: Any, field: dataclasses.Field) -> bool:
     allowed_types = _types(field)
     # bool is a subclass of int, and an int is as good as a float.
     if type(value) not in allowed_types and not (type(value) is int and float in allowed_types):
@@ -74,7 +85,8 @@ def _expected(field: dataclasses.Field) -> str:
         return "one of " + ", ".join(map(str, field.metadata["choices"]))
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
     limits = " and ".join(f"{name} {limit}" for name, limit in field.metadata["limits"].items())
-    return " or ".join(names[kind] for kind in _types(field)) + (f", {limits}" if limits else "")
+    kind = " or ".join(names[kind] for kind in _types(field)) + (f", {limits}" if limits else "")
+    return f"a list, of which each is {kind}" if field.type == NUMBERS else kind
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,10 @@ class EvaluationConfig(Section):
     section: ClassVar[str] = "evaluation"
 
     batch_size: int = setting(64, at_least=1)
+    test_time_augmentation: bool = setting(True)
+    target_sensitivity: float = setting(0.9, above=0, at_most=1)
+    prevalences: NUMBERS = setting((0.02, 0.1, 0.3), above=0, below=1)
+    gradcam_cases: int = setting(4, at_least=0, at_most=20)
     bootstrap_replicates: int = setting(2000, at_least=100)
     confidence: float = setting(0.95, at_least=0.5, below=1)
 

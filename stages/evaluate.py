@@ -1,13 +1,19 @@
-"""Evaluate: predict the validation and test images; say how good the predictions of the test images are.
+"""Evaluate: predict the validation and test images, calibrate on the former, and judge the latter.
 
-Reads `models/`, `data/prepared/` and `data/split.csv`, writes `data/predictions.csv`, `metrics/evaluation.json` and
-`metrics/details.json`.
+Reads `models/`, `data/prepared/`, `data/split.csv` and `metrics/split.json`, writes `data/predictions.csv`,
+`data/gradcam/`, `models/calibration.json`, `metrics/evaluation.json` and `metrics/details.json`.
 """
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+import torch
 
+from stages.classifier.calibration import Calibration, apply_temperature, save_calibration
+from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
@@ -15,10 +21,38 @@ from stages.config import Config, EvaluationConfig, load_config
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run
+from stages.evaluation.baselines import judge_baselines
+from stages.evaluation.cases import choose_cases, write_cases
+from stages.evaluation.judgement import fit_calibration, judge
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, predictions_table
-from stages.evaluation.uncertainty import bootstrap_intervals
-from stages.files import DETAILS, EVALUATION, MODELS, PREDICTIONS, PREPARED, SPLIT, write_csv, write_json
+from stages.files import (
+    DETAILS,
+    EVALUATION,
+    GRADCAM,
+    MODELS,
+    PREDICTIONS,
+    PREPARED,
+    SPLIT,
+    SPLIT_METRICS,
+    read_json,
+    write_csv,
+    write_json,
+)
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate_model` gives.
+
+    Attributes:
+        predictions: calibrated, of the validation and test images.
+        calibration: what was fitted on the validation images.
+        details: the content of metrics/details.json, which docs/details.schema.json describes.
+    """
+
+    predictions: Predictions
+    calibration: Calibration
+    details: dict
 
 
 def evaluate_model(
@@ -26,18 +60,14 @@ def evaluate_model(
     models: Path = MODELS,
     prepared: Path = PREPARED,
     split: Path = SPLIT,
-) -> tuple[Predictions, dict]:
-    """Predict the validation and test images with the trained model.
+) -> Evaluation:
+    """Predict the validation and test images with the trained model, calibrate on the former and judge the latter.
 
     Args:
         config: the parameters.
         models: folder of the trained model.
         prepared: folder of the pixel store.
         split: table of the splits.
-
-    Returns:
-        The predictions of both splits, and for each split what `compute_metrics` says of it, with the `intervals` of
-        its metrics.
 
     Raises:
         InputError: a file is missing or does not fit the others.
@@ -50,37 +80,97 @@ def evaluate_model(
             f"{models} is for images of {description.image_size} pixels, {prepared} holds {store.image_size}; "
             "`dvc repro` trains for these"
         )
-    tables, details = [], {}
-    for name in ("val", "test"):
-        images = SplitImages(store, name, split, len(description.classes))
-        probabilities = predict_probabilities(network, Batches(images, config.evaluation.batch_size, device))
-        labels = [description.classes[number] for number in images.labels]
-        tables.append(predictions_table(images.table, name, labels, probabilities))
-    predictions = Predictions(pd.concat(tables, ignore_index=True), tuple(description.classes))
-    for name in ("val", "test"):
-        details[name] = _judge(predictions.of(name), config.evaluation)
-    return predictions, {"classes": description.classes, **details}
-
-
-def _judge(predictions: Predictions, config: EvaluationConfig) -> dict:
-    probabilities, labels, lesions = predictions.probabilities, predictions.labels, predictions.table["lesion_id"]
-    return compute_metrics(probabilities, labels) | {
-        "intervals": bootstrap_intervals(
-            probabilities, labels, lesions, config.bootstrap_replicates, config.confidence
+    settings, classes = config.evaluation, tuple(description.classes)
+    train, val, test = (SplitImages(store, name, split, len(classes)) for name in ("train", "val", "test"))
+    raw = {
+        images: predict_probabilities(
+            network,
+            (batch.images for batch in Batches(images, settings.batch_size, device)),
+            device,
+            settings.test_time_augmentation,
+        )
+        for images in (val, test)
+    }
+    calibration = fit_calibration(raw[val], val.labels.numpy(), settings)
+    tables = [
+        predictions_table(
+            images.table,
+            name,
+            [classes[number] for number in images.labels],
+            apply_temperature(raw[images], calibration.temperature),
+        )
+        for name, images in (("val", val), ("test", test))
+    ]
+    predictions = Predictions(pd.concat(tables, ignore_index=True), classes)
+    judged = predictions.of("test")
+    details = {
+        "classes": list(classes),
+        "confidence": settings.confidence,
+        "bootstrap_replicates": settings.bootstrap_replicates,
+        "calibration": asdict(calibration),
+        "val": _summary(predictions.of("val")),
+        "test": judge(judged, raw[test], test.table, calibration, settings),
+        "baselines": judge_baselines(
+            judged, test.table, train.table, settings.bootstrap_replicates, settings.confidence
         ),
-        "images": len(lesions),
-        "lesions": int(lesions.nunique()),
+    }
+    return Evaluation(predictions, calibration, details)
+
+
+def _summary(predictions: Predictions) -> dict:
+    measured = compute_metrics(predictions.probabilities, predictions.labels)
+    return {
+        "images": len(predictions.table),
+        "lesions": int(predictions.table["lesion_id"].nunique()),
+        "metrics": measured["metrics"],
+        "confusion_matrix": measured["confusion_matrix"],
     }
 
 
+def explain_model(
+    config: Config, test: Predictions, threshold: float, models: Path = MODELS, prepared: Path = PREPARED
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Grad-CAM heatmaps of the test images that `choose_cases` picks, `evaluation.gradcam_cases` of each kind.
+
+    Returns:
+        The cases, and their heatmaps, uint8 of shape (cases, size, size); neither has a row where the network has no
+        feature maps.
+    """
+    device = set_up_device(config.training.cpu_threads)
+    network, _ = load_model(models)
+    store = PixelStore(prepared)
+    cases = choose_cases(test, threshold, config.evaluation.gradcam_cases)
+    pixels = store.read(store.indices_of(cases["image_id"]))
+    heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), test.classes, device) if len(cases) else None
+    return (cases[:0], pixels[:0, :, :, 0]) if heatmaps is None else (cases, heatmaps)
+
+
 def main() -> None:
-    predictions, details = evaluate_model(load_config())
+    config = load_config()
+    predictions, calibration, details = evaluate_model(config)
+    details["leakage"] = read_json(SPLIT_METRICS)["leakage"]
+    cases, heatmaps = explain_model(config, predictions.of("test"), calibration.threshold)
     write_csv(PREDICTIONS, predictions.table)
+    write_cases(GRADCAM, cases, heatmaps)
+    save_calibration(calibration)
     write_json(DETAILS, details)
-    write_json(EVALUATION, details["test"]["metrics"])
-    for name, value in details["test"]["metrics"].items():
-        interval = details["test"]["intervals"][name]
-        print(f"{name}: none" if interval is None else f"{name}: {value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]")
+    write_json(EVALUATION, values(details["test"]["metrics"]))
+    print_metrics(details["test"]["metrics"])
+
+
+def values(metrics: dict[str, dict]) -> dict[str, float | None]:
+    """The numbers without their intervals."""
+    return {name: number["value"] for name, number in metrics.items()}
+
+
+def print_metrics(metrics: dict[str, dict]) -> None:
+    """One line a metric with its interval."""
+    for name, number in metrics.items():
+        if number["value"] is None:
+            print(f"{name}: none")
+        else:
+            low, high = number["interval"]
+            print(f"{name}: {number['value']:.4f} [{low:.4f}, {high:.4f}]")
 
 
 if __name__ == "__main__":

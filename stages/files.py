@@ -17,13 +17,16 @@ from stages.errors import InputError
 PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
 PREDICTIONS = Path("data/predictions.csv")
+GRADCAM = Path("data/gradcam")
 MODELS = Path("models")
+MODEL_CARD = Path("models/README.md")
 SPLIT_METRICS = Path("metrics/split.json")
 TRAINING_METRICS = Path("metrics/training")
 EVALUATION = Path("metrics/evaluation.json")
 DETAILS = Path("metrics/details.json")
 PLOTS = Path("plots")
 PICTURES = Path("plots/pictures")
+REPORT = Path("plots/report.html")
 # No DVC output: `dvc` deletes a stage's outputs before it runs, and checkpoints must outlive that.
 CHECKPOINTS = Path("checkpoints")
 

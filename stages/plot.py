@@ -1,20 +1,46 @@
 """Plot: draw what training and evaluation found, as tables for `dvc plots` and as pictures.
 
-Reads `data/predictions.csv`, `data/prepared/` and `metrics/training/`, writes `plots/`.
+Reads `data/predictions.csv`, `data/prepared/`, `data/gradcam/`, `metrics/details.json` and `metrics/training/`, writes
+`plots/`.
 """
 
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from stages.dataset.pixels import PixelStore
-from stages.errors import run
-from stages.evaluation.curves import precision_recall_table, roc_table
+from stages.errors import InputError, run
+from stages.evaluation.cases import read_cases
+from stages.evaluation.curves import (
+    decision_curve_table,
+    precision_recall_with_band,
+    roc_with_band,
+    threshold_table,
+)
 from stages.evaluation.history import read_history
 from stages.evaluation.predictions import Predictions, read_predictions
+from stages.figures.attention import draw_gradcam
+from stages.figures.calibration import draw_reliability, reliability_table
+from stages.figures.decisions import draw_decision_curve, draw_thresholds
 from stages.figures.performance import draw_confusion_matrix, draw_precision_recall, draw_roc
-from stages.figures.samples import draw_samples
+from stages.figures.samples import draw_mistakes, draw_samples
 from stages.figures.style import save
+from stages.figures.subgroups import draw_subgroups, flat_subgroups
 from stages.figures.training import draw_training_curves
-from stages.files import PICTURES, PLOTS, PREDICTIONS, PREPARED, TRAINING_METRICS, replacing, write_csv
+from stages.files import (
+    DETAILS,
+    GRADCAM,
+    PICTURES,
+    PLOTS,
+    PREDICTIONS,
+    PREPARED,
+    TRAINING_METRICS,
+    read_json,
+    replacing,
+    write_csv,
+)
 
 
 def confusion_table(predictions: Predictions) -> pd.DataFrame:
@@ -23,27 +49,85 @@ def confusion_table(predictions: Predictions) -> pd.DataFrame:
     return pd.DataFrame({"actual": predictions.table["label"], "predicted": predicted})
 
 
+def draw_tables(predictions: Predictions, details: dict) -> dict[str, pd.DataFrame]:
+    """What the pictures show, as tables by the name of their file.
+
+    Args:
+        predictions: of the images that are judged.
+        details: what metrics/details.json holds of them: confidence, bootstrap_replicates, and test.
+    """
+    settings = details["bootstrap_replicates"], details["confidence"]
+    return {
+        "roc": roc_with_band(predictions, *settings),
+        "precision_recall": precision_recall_with_band(predictions, *settings),
+        "reliability": reliability_table(details),
+        "decision_curve": decision_curve_table(predictions, *settings),
+        "thresholds": threshold_table(predictions, *settings),
+        "confusion_matrix": confusion_table(predictions),
+        "subgroups": flat_subgroups(details),
+    }
+
+
+def draw_pictures(
+    predictions: Predictions, details: dict, tables: dict[str, pd.DataFrame], store: PixelStore
+) -> dict[str, Figure]:
+    """The pictures of predictions, by the name of their file.
+
+    Args:
+        predictions: of the images that are judged.
+        details: what metrics/details.json holds of them: confidence, bootstrap_replicates, calibration and test.
+        tables: what `draw_tables` gives.
+        store: that holds their pixels.
+    """
+    return {
+        "roc": draw_roc(predictions, details, tables["roc"]),
+        "precision_recall": draw_precision_recall(predictions, details, tables["precision_recall"]),
+        "reliability": draw_reliability(predictions, details, tables["reliability"]),
+        "decision_curve": draw_decision_curve(predictions, details, tables["decision_curve"]),
+        "thresholds": draw_thresholds(predictions, details, tables["thresholds"]),
+        "confusion_matrix": draw_confusion_matrix(predictions, details),
+        "subgroups": draw_subgroups(predictions, details, tables["subgroups"]),
+        "sample_predictions": draw_samples(predictions, store),
+        "mistakes": draw_mistakes(predictions, store),
+    }
+
+
+def write_plots(tables: dict[str, pd.DataFrame], pictures: dict[str, Figure], folder: Path = PLOTS) -> None:
+    """Write each table as a CSV file into `folder` and all pictures as PNG files into `folder`/pictures."""
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table)
+    with replacing(folder / PICTURES.name) as partial:
+        partial.mkdir()
+        for name, figure in pictures.items():
+            save(figure, partial / f"{name}.png")
+
+
+def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, store: PixelStore) -> None:
+    """Raise an InputError unless the prepared images are those of the predictions, and these those of the heatmaps."""
+    if not test.table["image_id"].isin(store.manifest["image_id"]).all():
+        raise InputError(f"{PREDICTIONS} is of images that {PREPARED} does not hold; `dvc repro` makes it again")
+    size = store.image_size
+    if not cases["image_id"].isin(test.table["image_id"]).all() or heatmaps.shape[1:] != (size, size):
+        raise InputError(
+            f"{GRADCAM} is not of the test images in {PREDICTIONS} at {size} pixels; `dvc repro` makes it again"
+        )
+
+
 def main() -> None:
     test = read_predictions(PREDICTIONS).of("test")
+    details = read_json(DETAILS)
     history = read_history(TRAINING_METRICS)
+    cases, heatmaps = read_cases(GRADCAM)
     store = PixelStore(PREPARED)
+    check_images(test, cases, heatmaps, store)
 
-    write_csv(PLOTS / "roc.csv", roc_table(test.is_malignant, test.malignant_probability))
-    write_csv(PLOTS / "precision_recall.csv", precision_recall_table(test.is_malignant, test.malignant_probability))
-    write_csv(PLOTS / "confusion_matrix.csv", confusion_table(test))
-    write_csv(PLOTS / "training.csv", history)
-
-    pictures = {
-        "roc": draw_roc(test),
-        "precision_recall": draw_precision_recall(test),
-        "confusion_matrix": draw_confusion_matrix(test),
-        "training_curves": draw_training_curves(history),
-        "sample_predictions": draw_samples(test, store),
+    tables = draw_tables(test, details) | {"training": history}
+    pictures = draw_pictures(test, details, tables, store) | {
+        "gradcam": draw_gradcam(test, details, cases, heatmaps, store),
+        "training_curves": draw_training_curves(history, details),
     }
-    with replacing(PICTURES) as folder:
-        folder.mkdir()
-        for name, figure in pictures.items():
-            save(figure, folder / f"{name}.png")
+    write_plots(tables, pictures)
+    # The report page and the model card are written here: both are made of what `write_plots` wrote.
     print(f"drew {len(pictures)} pictures in {PICTURES}")
 
 

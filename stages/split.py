@@ -1,15 +1,16 @@
-"""Split: hold out folds of lesions for validation and test.
+"""Split: hold out folds of lesions for validation and test, and search for what leaks from one to another.
 
-Reads `data/prepared/manifest.csv`, writes `data/split.csv` and `metrics/split.json`.
+Reads `data/prepared/`, writes `data/split.csv` and `metrics/split.json`.
 """
 
 import pandas as pd
 
 from stages.config import SplitConfig, load_config
-from stages.dataset.folds import SPLITS, assign_folds, lesion_groups, split_of
-from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
+from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
+from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, assign_folds, lesion_groups, split_of
+from stages.dataset.pixels import PixelStore
 from stages.errors import run
-from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, write_csv, write_json
+from stages.files import PREPARED, SPLIT, SPLIT_METRICS, write_csv, write_json
 
 
 def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
@@ -30,8 +31,8 @@ def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
 
 
 def count_split(manifest: pd.DataFrame, split: pd.DataFrame) -> dict:
-    """Images and lesions of each diagnosis in each split, and the lesions that leak from one split to another."""
-    images = manifest[["image_id", "lesion_id", "dx"]].assign(split=split["split"], group=lesion_groups(manifest))
+    """Images and lesions of each diagnosis in each split."""
+    images = manifest[["image_id", "lesion_id", "dx"]].assign(split=split["split"])
     counts = {}
     for name in SPLITS:
         members = images[images["split"] == name]
@@ -43,18 +44,54 @@ def count_split(manifest: pd.DataFrame, split: pd.DataFrame) -> dict:
             "lesions": int(members["lesion_id"].nunique()),
             "diagnoses": diagnoses,
         }
-    leaks = images.groupby("group")["split"].nunique() > 1
-    return {**counts, "lesions_in_more_than_one_split": int(leaks.sum())}
+    return counts
+
+
+def find_leaks(split: pd.DataFrame, pairs: pd.DataFrame) -> dict:
+    """What the splits share that they should not.
+
+    Args:
+        split: as of `split_dataset`.
+        pairs: near-duplicates, as of `stages.dataset.duplicates.near_duplicates`.
+
+    Returns:
+        How many lesions are in more than one split, where known duplicates are one lesion; the known duplicates that
+        are in different splits; and the near-duplicates.
+    """
+    split_of_image = dict(zip(split["image_id"], split["split"]))
+    known = [pair for pair in KNOWN_DUPLICATES if split_of_image.keys() >= set(pair)]
+    return {
+        "lesions_in_more_than_one_split": int((split.groupby(lesion_groups(split))["split"].nunique() > 1).sum()),
+        "known_duplicates_apart": [pair for pair in known if len({split_of_image[image] for image in pair}) > 1],
+        "near_duplicates": {
+            "hash": HASH,
+            "largest_distance": LARGEST_DISTANCE,
+            "pairs": [
+                {
+                    "image_ids": [pair.image_id_1, pair.image_id_2],
+                    "splits": [pair.split_1, pair.split_2],
+                    "distance": int(pair.distance),
+                }
+                for pair in pairs.itertuples()
+            ],
+        },
+    }
 
 
 def main() -> None:
-    manifest = read_csv(PREPARED / MANIFEST, MANIFEST_COLUMNS)
-    split = split_dataset(manifest, load_config().split)
-    counts = count_split(manifest, split)
+    store = PixelStore(PREPARED)
+    split = split_dataset(store.manifest, load_config().split)
+    counts = count_split(store.manifest, split)
+    leaks = find_leaks(split, near_duplicates(store, split["split"]))
     write_csv(SPLIT, split)
-    write_json(SPLIT_METRICS, counts)
+    write_json(SPLIT_METRICS, {**counts, "leakage": leaks})
     for name in SPLITS:
         print(f"{name}: {counts[name]['images']} images of {counts[name]['lesions']} lesions")
+    pairs = len(leaks["near_duplicates"]["pairs"])
+    print(
+        f"leakage: {leaks['lesions_in_more_than_one_split']} lesions in two splits, "
+        f"{pairs} near-duplicate pair{'s' * (pairs != 1)} across splits ({SPLIT_METRICS})"
+    )
 
 
 if __name__ == "__main__":

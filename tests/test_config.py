@@ -70,6 +70,23 @@ def test_a_whole_number_is_taken_where_any_number_is(params):
     assert type(training.gradient_clip_val) is float
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[0.02, 0.1]", (0.02, 0.1)),
+        ("[1e-3]", (0.001,)),
+        ("[]", ()),
+        ("\n  - 0.2\n  - 0.5", (0.2, 0.5)),  # as DVC writes a list that `-S` sets
+    ],
+)
+def test_a_list_of_numbers_is_read_in_every_notation(params, text, expected):
+    assert load_config(params({"evaluation.prevalences": text})).evaluation.prevalences == expected
+
+
+def test_whole_numbers_in_a_list_are_refused_where_they_lie_outside_the_bounds(params):
+    assert "evaluation.prevalences is [1]" in refusal(params({"evaluation.prevalences": "[1]"}))
+
+
 @pytest.mark.parametrize("variant", ["lite0", 18, None])
 def test_a_variant_is_text_or_a_number_or_null(params, variant):
     assert load_config(params({"model.variant": json.dumps(variant)})).model.variant == variant
@@ -104,6 +121,48 @@ def test_a_variant_is_text_or_a_number_or_null(params, variant):
         ("data.num_workers", "0", "0; it must be a whole number or null, at least 1 and at most 256"),
         ("model.num_classes", "3", "3; it must be one of 2, 7"),
         ("model.dropout_rate", "1.0", "1.0; it must be a number, at least 0 and below 1"),
+        ("evaluation.prevalences", "0.1", "0.1; it must be a list, of which each is a number, above 0 and below 1"),
+        (
+            "evaluation.prevalences",
+            "[0.1, 0]",
+            "[0.1, 0]; it must be a list, of which each is a number, above 0 and below 1",
+        ),
+        (
+            "evaluation.prevalences",
+            "[0.1, 1.0]",
+            "[0.1, 1.0]; it must be a list, of which each is a number, above 0 and below 1",
+        ),
+        (
+            "evaluation.prevalences",
+            "[0.1, .nan]",
+            "[0.1, nan]; it must be a list, of which each is a number, above 0 and below 1",
+        ),
+        (
+            "evaluation.prevalences",
+            "[0.1, true]",
+            "[0.1, True]; it must be a list, of which each is a number, above 0 and below 1",
+        ),
+        (
+            "evaluation.prevalences",
+            "[0.1, null]",
+            "[0.1, None]; it must be a list, of which each is a number, above 0 and below 1",
+        ),
+        (
+            "evaluation.prevalences",
+            "[[0.1]]",
+            "[[0.1]]; it must be a list, of which each is a number, above 0 and below 1",
+        ),
+        ("evaluation.prevalences", "null", "None; it must be a list, of which each is a number, above 0 and below 1"),
+        (
+            "evaluation.prevalences",
+            "{0.1: 0.2}",
+            "{0.1: 0.2}; it must be a list, of which each is a number, above 0 and below 1",
+        ),
+        (
+            "evaluation.prevalences",
+            "[0.1, low]",
+            "[0.1, 'low']; it must be a list, of which each is a number, above 0 and below 1",
+        ),
         ("split.folds", "2", "2; it must be a whole number, at least 3 and at most 100"),
     ],
 )

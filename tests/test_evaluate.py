@@ -2,22 +2,31 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from stages import evaluate
+from stages.classifier.calibration import load_calibration
+from stages.classifier.inference import predict_calibrated
+from stages.classifier.weights import load_model
+from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_of
 from stages.errors import InputError
+from stages.evaluation.cases import read_cases
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import read_predictions
 from stages.files import (
     DETAILS,
     EVALUATION,
+    GRADCAM,
     MODELS,
     PREDICTIONS,
     PREPARED,
     SPLIT,
+    SPLIT_METRICS,
     TRAINING_METRICS,
     read_csv,
     read_json,
+    write_csv,
 )
 from stages.train import train_model
 
@@ -51,32 +60,80 @@ def test_labels_are_those_of_the_images_and_probabilities_sum_to_1(evaluated):
 
 
 def test_the_metrics_are_those_of_the_written_test_predictions(evaluated):
-    predictions, details, metrics = read_predictions(PREDICTIONS), read_json(DETAILS), read_json(EVALUATION)
+    predictions, details, headline = read_predictions(PREDICTIONS), read_json(DETAILS), read_json(EVALUATION)
     assert details["classes"] == list(predictions.classes)
-    for split in ("val", "test"):
-        of_split = predictions.of(split)
-        expected = compute_metrics(of_split.probabilities, of_split.labels)
-        assert details[split]["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
-        assert details[split]["confusion_matrix"] == expected["confusion_matrix"]
-        assert set(details[split]["intervals"]) == set(details[split]["metrics"])
-        assert details[split]["images"] == len(of_split.table) == 14
-        assert details[split]["lesions"] == of_split.table["lesion_id"].nunique()
-    assert metrics == details["test"]["metrics"]
-    assert details["test"]["lesions"] == 13, "two test images are of one lesion"
-    assert len(metrics) <= 15
-    assert all(isinstance(value, float) for value in metrics.values())
+    val, test = predictions.of("val"), predictions.of("test")
+    expected = compute_metrics(val.probabilities, val.labels)
+    assert details["val"]["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
+    assert details["val"]["confusion_matrix"] == expected["confusion_matrix"]
+    expected = compute_metrics(test.probabilities, test.labels)
+    assert details["test"]["confusion_matrix"] == expected["confusion_matrix"]
+    for name, value in expected["metrics"].items():
+        assert headline[name] == pytest.approx(value, abs=1e-6), name
+    assert (details["test"]["images"], details["test"]["lesions"]) == (14, 13), "two test images are of one lesion"
 
 
-def test_a_trained_model_tells_red_from_blue(workspace, capsys):
+def test_the_headline_is_small_and_every_number_of_it_has_an_interval(evaluated):
+    headline, described = read_json(EVALUATION), read_json(DETAILS)["test"]["metrics"]
+    assert len(headline) <= 15
+    assert {"sensitivity_at_threshold", "specificity_at_threshold", "ece", "brier", "nll"} <= set(headline)
+    assert headline == {name: number["value"] for name, number in described.items()}
+    for name, number in described.items():
+        assert len(number["interval"]) == 2, name
+
+
+def test_temperature_and_threshold_come_from_the_validation_images_alone(evaluated, workspace, quick):
+    """The same model with other test images has the same calibration."""
+    before = read_json(MODELS / "calibration.json")
+    predictions = read_predictions(PREDICTIONS)
+    val = predictions.of("val")
+    malignant = val.malignant_probability[val.is_malignant]
+    assert (malignant >= before["threshold"]).mean() >= 0.9
+    assert (malignant > before["threshold"] + 1e-6).mean() < 0.9
+
+    split = read_csv(SPLIT, [])
+    split["split"] = split["split"].where(split["split"] != "test", "train").where(split["fold"] != 2, "test")
+    write_csv(SPLIT, split)
     evaluate.main()
-    assert read_json(EVALUATION)["auroc"] > 0.9
-    assert f"auroc: {read_json(EVALUATION)['auroc']:.4f}" in capsys.readouterr().out
+    assert read_json(MODELS / "calibration.json") == before
+    assert not set(read_predictions(PREDICTIONS).of("test").table["image_id"]) & set(predictions.table["image_id"])
+
+
+def test_published_probabilities_are_those_that_predicting_again_gives(evaluated, workspace):
+    """Whoever loads the model with its calibration gets what predictions.csv says."""
+    network, _ = load_model(MODELS)
+    store, table = PixelStore(PREPARED), read_predictions(PREDICTIONS).of("test")
+    pixels = torch.from_numpy(store.read(store.indices_of(table.table["image_id"])))
+    again = predict_calibrated(network, [pixels], torch.device("cpu"), load_calibration(MODELS))
+    np.testing.assert_allclose(table.probabilities, again, atol=1e-6)
+
+
+def test_a_model_that_tells_red_from_blue_beats_what_the_metadata_say(workspace, capsys):
+    evaluate.main()
+    details, headline = read_json(DETAILS), read_json(EVALUATION)
+    assert headline["auroc"] > 0.9
+    assert f"auroc: {headline['auroc']:.4f} [" in capsys.readouterr().out
+    # Age, sex and site are the same for all images of the tiny dataset.
+    assert details["baselines"]["metadata"]["metrics"]["auroc"]["value"] == pytest.approx(0.5)
+    assert details["baselines"]["metadata"]["image_adds"]["auroc"]["value"] == pytest.approx(headline["auroc"] - 0.5)
+    assert details["baselines"]["majority_class"]["class"] == "benign"
+
+
+def test_heatmaps_are_of_test_images_of_each_kind(workspace):
+    evaluate.main()
+    cases, heatmaps = read_cases(GRADCAM)
+    test = read_predictions(PREDICTIONS).of("test").table.set_index("image_id")
+    assert heatmaps.shape == (len(cases), 16, 16)
+    found = cases[cases["case"] == "found"]
+    assert 0 < len(found) <= 4
+    assert set(test.loc[found["image_id"], "label"]) == {"malignant"}
+    assert heatmaps.max() == 255
 
 
 def test_evaluating_again_gives_the_same_bytes_whatever_the_batch_size(workspace, params):
     def outputs():
         evaluate.main()
-        return [path.read_bytes() for path in (PREDICTIONS, EVALUATION, DETAILS)]
+        return [path.read_bytes() for path in (PREDICTIONS, EVALUATION, DETAILS, MODELS / "calibration.json")]
 
     assert outputs() == outputs()
     before = read_predictions(PREDICTIONS).probabilities
@@ -92,7 +149,7 @@ def test_images_of_another_size_than_the_model_was_trained_on_are_refused(worksp
         evaluate.main()
 
 
-@pytest.mark.parametrize("place", [MODELS, PREPARED, SPLIT])
+@pytest.mark.parametrize("place", [MODELS, PREPARED, SPLIT, SPLIT_METRICS])
 def test_a_missing_input_is_named_and_nothing_is_written(workspace, place):
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     with pytest.raises(InputError, match=f"{place}.*does not exist; `dvc repro` makes it"):

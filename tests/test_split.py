@@ -1,18 +1,21 @@
 import random
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from stages import split
 from stages.config import SplitConfig
+from stages.dataset.duplicates import HASH, LARGEST_DISTANCE
 from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS
-from stages.dataset.pixels import MANIFEST, add_places
+from stages.dataset.pixels import MANIFEST, add_places, shard_path
 from stages.errors import InputError
 from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, read_json, write_csv
-from stages.split import count_split, split_dataset
+from stages.split import count_split, find_leaks, split_dataset
 
 COUNTS = {"nv": 60, "mel": 25, "df": 8}
 (FIRST, SECOND), *_ = KNOWN_DUPLICATES
+NO_PAIRS = pd.DataFrame(columns=["image_id_1", "image_id_2", "split_1", "split_2", "distance"])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,6 @@ def test_too_few_lesions_are_refused_with_the_diagnosis_and_its_count(manifest):
 
 def test_counts_add_up_to_the_dataset(manifest):
     counts = count_split(manifest, split_dataset(manifest, SplitConfig(folds=5)))
-    assert counts.pop("lesions_in_more_than_one_split") == 0
     assert set(counts) == set(SPLITS)
     for unit, total in (("images", len(manifest)), ("lesions", manifest["lesion_id"].nunique())):
         assert sum(counts[name][unit] for name in SPLITS) == total
@@ -87,28 +89,48 @@ def test_counts_add_up_to_the_dataset(manifest):
     assert (lesions, images) == (COUNTS["mel"], (manifest["dx"] == "mel").sum())
 
 
-def test_a_leaking_split_is_counted(manifest):
-    table = split_dataset(manifest, SplitConfig(folds=5))
-    other = {"train": "test", "val": "test", "test": "train"}
-    image = {image_id: row for row, image_id in enumerate(table["image_id"])}
+@pytest.fixture
+def leaks_after(manifest):
+    """A function that puts some images into a wrong split and gives the leaks that are found."""
 
     def leak(*images):
-        leaking = table.copy()
+        table = split_dataset(manifest, SplitConfig(folds=5)).set_index("image_id", drop=False)
         for image_id in images:
-            leaking.loc[image[image_id], "split"] = other[leaking.loc[image[image_id], "split"]]
-        return count_split(manifest, leaking)["lesions_in_more_than_one_split"]
+            table.loc[image_id, "split"] = "train" if table.loc[image_id, "split"] == "test" else "test"
+        return find_leaks(table, NO_PAIRS)
 
-    assert leak() == 0
-    assert leak("I-nv-2-0") == 1
-    assert leak("I-nv-2-0", "I-nv-2-1", "I-mel-1-1") == 2
-    assert leak(FIRST) == 1
-    assert leak("I-nv-3-0") == 0, "a lesion with one image cannot leak"
+    return leak
 
 
-def test_the_command_writes_the_split_and_its_counts(manifest, params, tmp_path, monkeypatch, capsys):
+def test_leaking_lesions_are_counted(leaks_after):
+    def lesions(*images):
+        return leaks_after(*images)["lesions_in_more_than_one_split"]
+
+    assert lesions() == 0
+    assert lesions("I-nv-2-0") == 1
+    assert lesions("I-nv-2-0", "I-nv-2-1", "I-mel-1-1") == 2
+    assert lesions(FIRST) == 1
+    assert lesions("I-nv-3-0") == 0, "a lesion with one image cannot leak"
+
+
+def test_known_duplicates_in_different_splits_are_named(leaks_after):
+    assert leaks_after("I-nv-2-0")["known_duplicates_apart"] == []
+    assert leaks_after(FIRST, SECOND)["known_duplicates_apart"] == []
+    assert leaks_after(SECOND)["known_duplicates_apart"] == [(FIRST, SECOND)]
+
+
+@pytest.fixture
+def prepared(manifest, params, tmp_path, monkeypatch):
+    """The images, prepared in the working directory: noise that no two images share; their shard can be changed."""
     params()
     monkeypatch.chdir(tmp_path)
     write_csv(PREPARED / MANIFEST, manifest)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(manifest), 32, 32, 3), np.uint8)
+    np.save(shard_path(PREPARED, 0), pixels)
+    return np.load(shard_path(PREPARED, 0), mmap_mode="r+")
+
+
+def test_the_command_writes_the_split_its_counts_and_that_nothing_leaks(manifest, prepared, capsys):
     split.main()
     printed = capsys.readouterr().out
     written, counts = read_csv(SPLIT, ["image_id", "lesion_id", "fold", "split"]), read_json(SPLIT_METRICS)
@@ -116,9 +138,29 @@ def test_the_command_writes_the_split_and_its_counts(manifest, params, tmp_path,
     for name in SPLITS:
         assert counts[name]["images"] == (written["split"] == name).sum()
         assert f"{name}: {counts[name]['images']} images" in printed
+    assert counts["leakage"] == {
+        "lesions_in_more_than_one_split": 0,
+        "known_duplicates_apart": [],
+        "near_duplicates": {"hash": HASH, "largest_distance": LARGEST_DISTANCE, "pairs": []},
+    }
+    assert "leakage: 0 lesions in two splits, 0 near-duplicate pairs across splits (metrics/split.json)" in printed
     first = SPLIT.read_bytes(), SPLIT_METRICS.read_bytes()
     split.main()
     assert (SPLIT.read_bytes(), SPLIT_METRICS.read_bytes()) == first
+
+
+def test_the_command_lists_an_image_that_is_in_two_splits_under_two_names(prepared, capsys):
+    split.main()
+    splits = read_csv(SPLIT, ["image_id", "split"])
+    (trained, *_), (tested, *_) = (splits.index[splits["split"] == name] for name in ("train", "test"))
+    prepared[tested] = prepared[trained, :, ::-1]  # mirrored, so that no comparison of bytes would find it
+    prepared.flush()
+    split.main()
+    (pair,) = read_json(SPLIT_METRICS)["leakage"]["near_duplicates"]["pairs"]
+    assert pair["image_ids"] == [splits["image_id"][tested], splits["image_id"][trained]]
+    assert pair["splits"] == ["test", "train"]
+    assert pair["distance"] <= LARGEST_DISTANCE
+    assert "1 near-duplicate pair across splits" in capsys.readouterr().out
 
 
 def test_the_command_without_a_prepared_dataset_says_how_to_make_one(tmp_path, monkeypatch):

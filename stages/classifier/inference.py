@@ -1,19 +1,75 @@
 """Class probabilities of prepared images."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
+from torch import Tensor
 
+from stages.classifier.calibration import Calibration, apply_temperature
 from stages.classifier.networks import NormalizedNetwork
 from stages.dataset.augmentation import as_float
-from stages.dataset.loaders import Batches
+from stages.errors import InputError
 
 
 @torch.inference_mode()
-def predict_probabilities(network: NormalizedNetwork, batches: Batches) -> np.ndarray:
-    """Probabilities of every image in the order of `batches`: float64, shape (images, classes), rows that sum to 1.
+def predict_probabilities(
+    network: NormalizedNetwork, images: Iterable[Tensor], device: torch.device, test_time_augmentation: bool
+) -> np.ndarray:
+    """Probabilities as the network gives them, not calibrated.
 
-    In float32 whatever the training's precision was: there are few images, and CPU and GPU agree more closely.
+    In float32 whatever the training's precision was: CPU and GPU agree more closely.
+
+    Args:
+        network: what `load_model` gives.
+        images: uint8 batches of shape (n, size, size, 3).
+        device: where to compute.
+        test_time_augmentation: average over the 8 flips and quarter turns of each image.
+
+    Returns:
+        float64, shape (images, classes), rows that sum to 1.
+
+    Raises:
+        InputError: the network's output for an image is not finite.
     """
-    network = network.to(batches.device).eval()
-    logits = [network(as_float(batch.images)) for batch in batches]
-    return torch.cat(logits).double().softmax(dim=1).cpu().numpy()
+    network = network.to(device).eval()
+    probabilities = []
+    for batch in images:
+        upright = as_float(batch.to(device))
+        views = dihedral_views(upright) if test_time_augmentation else [upright]
+        total = sum(
+            network(view.contiguous(memory_format=torch.channels_last)).double().softmax(dim=1) for view in views
+        )
+        probabilities.append(total / len(views))
+    result = torch.cat(probabilities).cpu().numpy()
+    if not np.isfinite(result).all():
+        number = int(np.flatnonzero(~np.isfinite(result).all(axis=1))[0]) + 1
+        raise InputError(
+            f"the model's output for image {number} of {len(result)} is not a number, so it has no probabilities: "
+            "its training diverged; train it again, with a smaller training.learning_rate"
+        )
+    return result
+
+
+def predict_calibrated(
+    network: NormalizedNetwork, images: Iterable[Tensor], device: torch.device, calibration: Calibration
+) -> np.ndarray:
+    """Probabilities as they are published: averaged over views if the calibration says so, and scaled.
+
+    Arguments and result as for `predict_probabilities`.
+    """
+    probabilities = predict_probabilities(network, images, device, calibration.test_time_augmentation)
+    return apply_temperature(probabilities, calibration.temperature)
+
+
+def dihedral_views(images: Tensor) -> list[Tensor]:
+    """The 8 images that flips and quarter turns make of each: a skin lesion has no upright.
+
+    Args:
+        images: shape (n, channels, size, size).
+
+    Returns:
+        Eight tensors of that shape, the first the images themselves.
+    """
+    turned = [torch.rot90(images, turns, dims=(2, 3)) for turns in range(4)]
+    return turned + [view.flip(3) for view in turned]

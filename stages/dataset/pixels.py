@@ -60,6 +60,10 @@ class PixelStore:
             )
         return pixels
 
+    def indices_of(self, image_ids: pd.Series) -> np.ndarray:
+        """The rows of the manifest where these images stand, shape (n,); every id must be one of the store."""
+        return pd.Index(self.manifest["image_id"]).get_indexer_for(image_ids)
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The images at rows `indices` of the manifest: uint8, shape (n, image_size, image_size, 3), RGB."""
         pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)

@@ -1,8 +1,19 @@
-"""Curves over all thresholds, for tables and pictures."""
+"""Curves over all thresholds with their confidence bands, for tables and pictures."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
+
+from stages.evaluation.decisions import net_benefit
+from stages.evaluation.predictions import Predictions
+from stages.evaluation.uncertainty import replicate
+from stages.evaluation.weighted import weighted_rates, weighted_steps
+
+DECISION_THRESHOLDS = np.linspace(0.01, 0.8, 80)  # nobody waits for more than 80 % before a biopsy
+THRESHOLDS = np.linspace(0, 1, 101)
+_GRID = np.linspace(0, 1, 101)  # of specificities and sensitivities, at which bands are computed
 
 
 def roc_table(is_positive: np.ndarray, score: np.ndarray) -> pd.DataFrame:
@@ -36,3 +47,115 @@ def precision_recall_table(is_positive: np.ndarray, score: np.ndarray) -> pd.Dat
         return pd.DataFrame({"recall": [], "precision": []}, dtype=float)
     precision, recall, _ = precision_recall_curve(is_positive, score, drop_intermediate=True)
     return pd.DataFrame({"recall": recall[::-1], "precision": precision[::-1]})
+
+
+def roc_with_band(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
+    """`roc_table` of malignancy with columns lower and upper: the band of the sensitivity at each fpr.
+
+    Pointwise, not simultaneous: at each specificity the interval holds, not everywhere at once.
+
+    Args:
+        test: predictions of n images.
+        replicates: of the bootstrap over lesions.
+        confidence: as 0.95.
+    """
+    curve = roc_table(test.is_malignant, test.malignant_probability)
+
+    def sensitivity(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        alarms, hits = np.cumsum(negatives), np.cumsum(positives)
+        # 1e-6: weights are counts, so anything less is a rounding error.
+        reached = np.searchsorted(alarms, _GRID * alarms[-1] + 1e-6, side="right")
+        return np.r_[0, hits][reached] / hits[-1]
+
+    return curve.assign(**_band(test, curve["fpr"], sensitivity, replicates, confidence))
+
+
+def precision_recall_with_band(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
+    """`precision_recall_table` of malignancy with columns lower and upper: the band of the precision at each recall.
+
+    Arguments and meaning as for `roc_with_band`.
+    """
+    curve = precision_recall_table(test.is_malignant, test.malignant_probability)
+
+    def precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        hits, called = np.cumsum(positives), np.cumsum(positives + negatives)
+        # The first step with so many of the positives, and at least one image.
+        reached = np.searchsorted(hits, np.maximum(_GRID * hits[-1], 1) - 1e-6, side="left")
+        return hits[reached] / called[reached]
+
+    return curve.assign(**_band(test, curve["recall"], precision, replicates, confidence))
+
+
+def _band(test: Predictions, at: pd.Series, curve: Callable, replicates: int, confidence: float) -> dict:
+    """The percentiles of a curve's height over the replicates, at the places `at` of the horizontal axis."""
+    if at.empty:
+        return {"lower": at, "upper": at}
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        steps = weighted_steps(test.malignant_probability, test.is_malignant, weights)
+        heights = np.full((len(weights), len(_GRID)), np.nan)
+        for row, (positives, negatives) in enumerate(zip(steps.positives, steps.negatives)):
+            if positives.any() and negatives.any():
+                heights[row] = curve(positives, negatives)
+        return {"height": heights}
+
+    bounds = _percentiles(replicate(statistic, test.lesions, replicates)["height"], confidence)
+    return {name: np.interp(at, _GRID, bound) for name, bound in zip(("lower", "upper"), bounds)}
+
+
+def _percentiles(drawn: np.ndarray, confidence: float) -> np.ndarray:
+    """Lower and upper bound, shape (2, k), over the replicates that have a value; NaN where none has."""
+    bounds = np.full((2, drawn.shape[1]), np.nan)
+    known = np.isfinite(drawn).any(axis=0)
+    bounds[:, known] = np.nanpercentile(drawn[:, known], [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
+    return bounds
+
+
+def decision_curve_table(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
+    """Net benefit over `DECISION_THRESHOLDS` of deciding by the model, of treating all and of treating none.
+
+    Returns:
+        Columns threshold, model, lower, upper (the interval of `model`), treat_all and treat_none; true positives an
+        image.
+    """
+    is_malignant, score = test.is_malignant, test.malignant_probability
+
+    def benefit(ranked: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        rates = weighted_rates(ranked, is_malignant, DECISION_THRESHOLDS, weights)
+        total = weights.sum(axis=1, keepdims=True)
+        return net_benefit(rates["true_positives"], rates["false_positives"], total, DECISION_THRESHOLDS)
+
+    once = np.ones((1, len(score)))
+    drawn = replicate(lambda weights: {"model": benefit(score, weights)}, test.lesions, replicates)["model"]
+    lower, upper = _percentiles(drawn, confidence)
+    return pd.DataFrame(
+        {
+            "threshold": DECISION_THRESHOLDS,
+            "model": benefit(score, once)[0],
+            "lower": lower,
+            "upper": upper,
+            "treat_all": benefit(np.ones_like(score), once)[0],
+            "treat_none": 0.0,
+        }
+    )
+
+
+def threshold_table(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
+    """Sensitivity and specificity of every threshold in `THRESHOLDS`.
+
+    Returns:
+        Columns threshold, sensitivity, sensitivity_lower, sensitivity_upper, specificity, specificity_lower and
+        specificity_upper.
+    """
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        rates = weighted_rates(test.malignant_probability, test.is_malignant, THRESHOLDS, weights)
+        return {name: rates[name] for name in ("sensitivity", "specificity")}
+
+    values = statistic(np.ones((1, len(test.table))))
+    drawn = replicate(statistic, test.lesions, replicates)
+    columns = {"threshold": THRESHOLDS}
+    for name in values:
+        lower, upper = _percentiles(drawn[name], confidence)
+        columns |= {name: values[name][0], f"{name}_lower": lower, f"{name}_upper": upper}
+    return pd.DataFrame(columns)

@@ -37,6 +37,11 @@ class Predictions:
         return self.probabilities.argmax(axis=1)
 
     @property
+    def lesions(self) -> np.ndarray:
+        """The lesion of each image, shape (n,)."""
+        return self.table["lesion_id"].to_numpy()
+
+    @property
     def labels(self) -> np.ndarray:
         """Numbers of classes, shape (n,)."""
         return self.table["label"].map(self.classes.index).to_numpy(np.int64)
@@ -44,8 +49,7 @@ class Predictions:
     @property
     def malignant_probability(self) -> np.ndarray:
         """Shape (n,)."""
-        malignant = np.isin(self.classes, malignant_classes(len(self.classes)))
-        return self.probabilities[:, malignant].sum(axis=1)
+        return malignant_probability(self.probabilities)
 
     @property
     def is_malignant(self) -> np.ndarray:
@@ -55,6 +59,13 @@ class Predictions:
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
         return Predictions(self.table[self.table["split"] == split].reset_index(drop=True), self.classes)
+
+
+def malignant_probability(probabilities: np.ndarray) -> np.ndarray:
+    """The sum over the malignant classes, shape (n,), of probabilities of shape (n, classes)."""
+    count = probabilities.shape[1]
+    malignant = np.isin(class_names(count), malignant_classes(count))
+    return np.minimum(probabilities[:, malignant].sum(axis=1), 1)  # a sum may be 1 and a rounding error
 
 
 def predictions_table(images: pd.DataFrame, split: str, labels: list[str], probabilities: np.ndarray) -> pd.DataFrame:
@@ -77,12 +88,16 @@ def read_predictions(path: Path) -> Predictions:
     """Read the table that `evaluate` wrote.
 
     Raises:
-        InputError: the file is missing, lacks a column, or holds something else than classes and probabilities.
+        InputError: the file is missing, lacks a column or an id, or holds something else than classes and
+            probabilities.
     """
     table = read_csv(path, COLUMNS)
     names = tuple(column.removeprefix(PREFIX) for column in table.columns if column.startswith(PREFIX))
     if names not in (class_names(2), class_names(7)):
         raise InputError(f"{path}: probabilities are of {', '.join(names) or 'no classes'}; `dvc repro` makes it again")
+    for column in ("image_id", "lesion_id"):
+        if table[column].isna().any():
+            raise InputError(f"{path}: an image has no {column}; `dvc repro` makes it again")
     predictions = Predictions(table, names)
     unknown = set(table["label"]) - set(names)
     if unknown:

@@ -4,30 +4,77 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stages.dataset.pixels import PixelStore
+from stages.evaluation.cases import most_confident_mistakes
 from stages.evaluation.predictions import Predictions
-from stages.figures.style import BLUE, VERMILION, new_figure
+from stages.figures.style import (
+    BLUE,
+    DARK_GREY,
+    GAP,
+    SMALL,
+    VERMILION,
+    counted,
+    describe,
+    new_canvas,
+    say,
+    show,
+    side_of,
+)
+from stages.figures.wording import rounded_percent
 
-ROWS, COLUMNS = 3, 4
+ROWS, COLUMNS = 4, 3
+_SIDE = side_of(COLUMNS)
+_TEXT = 0.42  # inches above an image
+_LINE = _TEXT + _SIDE + 0.42
 
 
 def draw_samples(predictions: Predictions, store: PixelStore) -> Figure:
-    """Images of the test split, spread evenly over the order of confidence, with prediction and truth."""
-    predicted = predictions.predicted
-    confidence = predictions.probabilities.max(axis=1)
-    order = np.argsort(-confidence, kind="stable")
-    chosen = order[np.linspace(0, len(order) - 1, min(ROWS * COLUMNS, len(order))).astype(int)]
-    place = dict(zip(store.manifest["image_id"], range(len(store.manifest))))
+    """Images spread evenly over the order of confidence, with prediction and truth.
 
-    figure, grid = new_figure(8, 8.2, rows=ROWS, columns=COLUMNS)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, row in zip(grid.flat, chosen):
-        truth = predictions.table["label"][row]
-        guess = predictions.classes[predicted[row]]
-        axes.imshow(store.read(np.array([place[predictions.table["image_id"][row]]]))[0])
+    Args:
+        predictions: of the images that are judged.
+        store: that holds their pixels.
+    """
+    order = np.argsort(-predictions.probabilities.max(axis=1), kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(ROWS * COLUMNS, len(order))).astype(int)]
+    figure = _draw_images(predictions, chosen, store)
+    describe(
+        figure, "Predictions, from the most to the least confident", counted(predictions),
+        "The most probable class with its probability; below, whether it is right.",
+    )  # fmt: skip
+    return figure
+
+
+def draw_mistakes(predictions: Predictions, store: PixelStore) -> Figure:
+    """The most confident mistakes, one of a lesion. Arguments as for `draw_samples`."""
+    chosen = most_confident_mistakes(predictions, ROWS * COLUMNS)
+    wrong = int((predictions.predicted != predictions.labels).sum())
+    if len(chosen):
+        figure = _draw_images(predictions, chosen, store)
+    else:
+        figure, axes = new_canvas(3)
+        say(axes, "no image was mistaken")
+    describe(
+        figure, "The most confident mistakes", counted(predictions),
+        f"{wrong} mistakes in all, of which at most one of a lesion is shown.",
+    )  # fmt: skip
+    return figure
+
+
+def _draw_images(predictions: Predictions, rows: np.ndarray, store: PixelStore) -> Figure:
+    """Images in lines of `COLUMNS`, each below its prediction and above its id."""
+    table, confidence = predictions.table, predictions.probabilities.max(axis=1)
+    pixels = store.read(store.indices_of(table["image_id"][rows]))
+    figure, axes = new_canvas(_LINE * -(-len(rows) // COLUMNS))
+    for number, (row, image) in enumerate(zip(rows, pixels)):
+        line, column = divmod(number, COLUMNS)
+        left, top = GAP + column * (_SIDE + GAP), line * _LINE
+        truth, guess = table["label"][row], predictions.classes[predictions.predicted[row]]
         right = guess == truth
         # Not by colour alone: the words differ too.
         verdict = "right" if right else f"true: {truth}"
-        axes.set_title(f"{guess} {confidence[row]:.0%}\n{verdict}", fontsize=12, color=BLUE if right else VERMILION)
-    figure.suptitle("Test images, from the most to the least confident prediction")
+        text = f"{guess} {rounded_percent(confidence[row])}\n{verdict}"
+        axes.text(left, top + _TEXT, text, color=BLUE if right else VERMILION, va="bottom")
+        show(axes, image, left, top + _TEXT + 0.04, _SIDE)
+        below = top + _TEXT + _SIDE + 0.08
+        axes.text(left, below, table["image_id"][row], size=SMALL, color=DARK_GREY, va="top")
     return figure

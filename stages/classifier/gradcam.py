@@ -1,0 +1,77 @@
+"""Where in an image a network sees evidence of malignancy."""
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from stages.classifier.networks import NormalizedNetwork
+from stages.dataset.augmentation import as_float
+from stages.dataset.taxonomy import malignant_classes
+
+
+def gradcam_heatmaps(
+    network: NormalizedNetwork, images: Tensor, classes: tuple[str, ...], device: torch.device
+) -> np.ndarray | None:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of the log-odds of malignancy at the network's last feature maps.
+
+    The log-odds are the logsumexp of the malignant logits minus that of the benign ones: the same question for 2 and 7
+    classes, and unlike a probability it does not saturate, so that a confident prediction has a gradient too.
+
+    A heatmap says where evidence lies within one image, not how much of it there is: each has its own scale. It is as
+    coarse as the feature maps, 5 × 5 for EfficientNet-Lite0 at 144 pixels.
+
+    Args:
+        network: what `load_model` gives; it stays as it is, its mode included.
+        images: uint8, shape (n, size, size, 3), n at least 1; all computed at once.
+        classes: of the outputs, in their order.
+        device: where to compute, in float32.
+
+    Returns:
+        uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
+        for malignancy. None where the network ends in no feature maps, as transformers do.
+    """
+    # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
+    network = deepcopy(network).to(device).eval().requires_grad_(False)
+    inputs = as_float(images.to(device))
+    layer = _last_feature_maps(network, inputs[:1])
+    if layer is None:
+        return None
+    malignant = torch.tensor([name in malignant_classes(len(classes)) for name in classes], device=device)
+
+    def log_odds(batch: Tensor) -> Tensor:
+        logits = network(batch)
+        return logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
+
+    evidence = LayerGradCam(log_odds, layer).attribute(inputs, relu_attributions=True).detach()
+    heatmaps = interpolate(evidence, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
+    largest = heatmaps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (heatmaps / largest * 255).round().byte().cpu().numpy()
+
+
+@torch.no_grad()
+def _last_feature_maps(network: nn.Module, image: Tensor) -> nn.Module | None:
+    """The module with the last output that still has places in it, if these are maps (1, channels, side, side).
+
+    Not just the last four-dimensional output: in transformers that is a patch embedding or the heads of an attention,
+    before outputs of shape (1, tokens, channels) or (1, side, side, channels), where Grad-CAM would average the wrong
+    axes.
+    """
+    shapes: dict[nn.Module, torch.Size] = {}
+
+    def note(module: nn.Module, _: tuple, output: object) -> None:
+        shapes.pop(module, None)  # of a module that is used twice the last output counts, at its place in the order
+        if isinstance(output, Tensor):
+            shapes[module] = output.shape[1:]
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    network(image)
+    for hook in hooks:
+        hook.remove()
+    for module, shape in reversed(shapes.items()):
+        if sum(side > 1 for side in shape) > 1:  # else it is one vector for the image
+            return module if len(shape) == 3 and shape[1] == shape[2] else None
+    return None

@@ -1,0 +1,367 @@
+"""Predict: calibrated probabilities and the decision, malignant or benign, for image files, folders and zip archives.
+
+Needs the folder of a trained model and nothing else of the repository.
+"""
+
+import argparse
+import os
+import re
+import stat
+import sys
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import islice
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from stages.dataset.images import EXTENSIONS, ImageFile, ImageProblem, ImageReader, decode_square
+from stages.errors import InputError, run
+from stages.evaluation.predictions import PREFIX, malignant_probability
+from stages.files import DECIMALS, MODELS, replacing, write_csv
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.classifier.calibration import Calibration
+    from stages.classifier.networks import NormalizedNetwork
+    from stages.classifier.weights import ModelDescription
+
+EXAMPLE = """\
+example:
+  python -m stages.commands.predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
+
+Exit status: 0; 1 if an image could not be read (the others are predicted) or there was nothing to predict; 2 if an
+option is wrong.
+"""
+LARGEST_COUNT = 1024  # of images in a batch and of threads: more gain nothing and only fill the memory
+NAME_BYTES = 200  # of an overlay's name: file systems allow 255, and its writer adds some
+
+
+def find_files(paths: list[Path]) -> tuple[list[ImageFile], list[str]]:
+    """Find the images that the command's arguments stand for.
+
+    A folder stands for the JPEG and PNG files below it, an archive for those in it, hidden ones left out; any other
+    file for itself, whatever its name. An image that is named twice comes once.
+
+    Returns:
+        The images, in the order of the arguments, and one line for each folder or archive that cannot be read.
+
+    Raises:
+        InputError: paths that do not exist or hold no image, each of them named.
+    """
+    found: dict[tuple[Path, str | None], ImageFile] = {}
+    unreadable, mistakes = [], []
+    # The folder's links only: two links to one file are two images, as in a workspace that DVC links to its cache.
+    resolve = cache(Path.resolve)
+    for path in paths:
+        problems = len(unreadable)
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            mistakes.append(f"{path}: {error.strerror or error}")
+            continue
+        if stat.S_ISDIR(mode):
+            files = _images_below(path, unreadable)
+        elif not stat.S_ISREG(mode):
+            mistakes.append(f"{path} is neither a file nor a folder")
+            continue
+        elif path.suffix.lower() == ".zip":
+            files = _images_inside(path, unreadable)
+        else:
+            files = [ImageFile(path)]
+        if not files and len(unreadable) == problems:
+            mistakes.append(f"{path} holds no JPEG or PNG file")
+        for file in files:
+            found.setdefault((resolve(file.path.parent) / file.path.name, file.member), file)
+    if mistakes:
+        raise InputError("; ".join(mistakes) + "; name images, folders or zip archives of images")
+    return list(found.values()), unreadable
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _images_below(folder: Path, unreadable: list[str]) -> list[ImageFile]:
+    def report(error: OSError) -> None:
+        unreadable.append(f"{error.filename}: cannot be read ({error.strerror})")
+
+    files = []
+    for parent, folders, names in os.walk(folder, onerror=report):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = [Path(parent) / name for name in sorted(names) if _is_image(name)]
+        # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
+        files += [ImageFile(path) for path in below if path.is_file() or path.is_symlink()]
+    return files
+
+
+def _images_inside(path: Path, unreadable: list[str]) -> list[ImageFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted(archive.namelist())
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        unreadable.append(f"{path}: not a readable zip archive ({error})")
+        return []
+    names = [(member, PurePosixPath(member)) for member in members]
+    return [ImageFile(path, member) for member, name in names if _is_image(name.name) and "__MACOSX" not in name.parts]
+
+
+def predict_images(
+    files: list[ImageFile],
+    network: "NormalizedNetwork",
+    description: "ModelDescription",
+    calibration: "Calibration",
+    device: "torch.device",
+    batch_size: int,
+    threads: int,
+    overlays: dict[ImageFile, Path] | None = None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Decode and predict images, a few batches of them in memory at a time.
+
+    Args:
+        files: the images.
+        network: what `load_model` gives.
+        description: what `load_model` gives.
+        calibration: what `load_calibration` gives.
+        device: where to compute.
+        batch_size: images of one prediction step.
+        threads: threads that decode, ahead of the network.
+        overlays: where to draw each image with what speaks for malignancy in it; nowhere by default.
+
+    Returns:
+        One row for each image that can be read, in the order of `files`: file, `probability_` of each class,
+        malignant_probability, decision and, with `overlays`, overlay; and one line for each other image.
+
+    Raises:
+        InputError: the network has no feature maps to explain, or an overlay cannot be written.
+    """
+    import torch
+
+    from stages.classifier.inference import predict_calibrated
+
+    classes = tuple(description.classes)
+    tables, problems = [], []
+    # Only where somebody watches: a log needs no bar.
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("predicting", total=len(files))
+        decoded = _decode_ahead(files, description.image_size, threads, ahead=max(batch_size, 2 * threads))
+        while batch := list(islice(decoded, batch_size)):
+            progress.advance(task, len(batch))
+            problems += [f"{file}: {image}" for file, image in batch if isinstance(image, ImageProblem)]
+            batch = [(file, image) for file, image in batch if not isinstance(image, ImageProblem)]
+            if not batch:
+                continue
+            images = torch.from_numpy(np.stack([image for _, image in batch]))
+            # Rounded as they will be written: the decision follows from the file's numbers.
+            probabilities = predict_calibrated(network, [images], device, calibration).round(DECIMALS)
+            malignant = malignant_probability(probabilities)
+            columns = {
+                "file": [_cell(file) for file, _ in batch],
+                **{PREFIX + name: column for name, column in zip(classes, probabilities.T)},
+                "malignant_probability": malignant,
+                "decision": np.where(malignant >= calibration.threshold, "malignant", "benign"),
+            }
+            if overlays is not None:
+                from stages.classifier.gradcam import gradcam_heatmaps
+
+                heatmaps = gradcam_heatmaps(network, images, classes, device)
+                if heatmaps is None:
+                    raise InputError(
+                        f"--gradcam: {description.architecture} ends in no feature maps, which Grad-CAM explains; "
+                        "leave the option out"
+                    )
+                paths = [overlays[file] for file, _ in batch]
+                _draw_overlays(paths, images.numpy(), heatmaps)
+                columns["overlay"] = [_cell(path) for path in paths]
+            tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), problems
+
+
+def _decode_ahead(
+    files: list[ImageFile], size: int, threads: int, ahead: int
+) -> Iterator[tuple[ImageFile, np.ndarray | ImageProblem]]:
+    """The files with their pixels, or what is wrong with them, in order; at most `ahead` of them wait in memory."""
+
+    def decode(file: ImageFile) -> np.ndarray | ImageProblem:
+        try:
+            return decode_square(reader.read(file), size)
+        except ImageProblem as problem:
+            return problem
+        except (LZMAError, ValueError) as error:  # of a damaged archive's LZMA streams and UTF-8 names
+            return ImageProblem(f"cannot be unpacked ({error})")
+
+    waiting = deque()
+    with ImageReader() as reader, ThreadPoolExecutor(threads) as pool:
+        for file in files:
+            waiting.append((file, pool.submit(decode, file)))
+            if len(waiting) > ahead:
+                first, image = waiting.popleft()
+                yield first, image.result()
+        for first, image in waiting:
+            yield first, image.result()
+
+
+def _draw_overlays(paths: list[Path], images: np.ndarray, heatmaps: np.ndarray) -> None:
+    from stages.figures.overlay import overlay
+
+    for path, image, heatmap in zip(paths, images, heatmaps):
+        try:
+            with replacing(path) as partial:
+                Image.fromarray(np.hstack([image, overlay(image, heatmap)])).save(partial, format="PNG")
+        except OSError as error:
+            raise InputError(f"--gradcam: {path} cannot be written ({error.strerror or error})") from None
+
+
+def overlay_paths(files: list[ImageFile], folder: Path) -> dict[ImageFile, Path]:
+    """Where in `folder` each image's overlay goes: under the stem of its file, numbered where others have the same."""
+    paths, taken = {}, set()
+    for file in files:
+        stem = file.path.stem if file.member is None else PurePosixPath(file.member).stem
+        # What leads to another folder, or is special to a shell or a spreadsheet, on any platform.
+        stem = re.sub(r"[^\w. ()-]", "_", stem).encode()[:NAME_BYTES].decode(errors="ignore")
+        name, number = stem, 2
+        while name.casefold() in taken:  # macOS and Windows hold A.png and a.png for the same
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name.casefold())
+        paths[file] = folder / f"{name}.png"
+    return paths
+
+
+def _one_line(text: object) -> str:
+    """`text` with line breaks, other control characters and undecodable bytes as their escapes."""
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), str(text)
+    )
+
+
+def _cell(path: object) -> str:
+    """A path as a cell of a table that no spreadsheet takes for a formula: `=a.jpg` is `./=a.jpg` as well."""
+    text = _one_line(path)
+    return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _check_targets(output: Path | None, gradcam: Path | None, files: list[ImageFile]) -> None:
+    """Refuse before the work what would fail, or destroy something, after it."""
+    if output is not None:
+        if not output.parent.is_dir():
+            raise InputError(f"--output {output}: the folder {output.parent} does not exist; make it first")
+        if output.exists() and not output.is_file():
+            raise InputError(f"--output {output} is no file; name the CSV file to write")
+        if output.exists() and any(file.path.name == output.name and file.path.samefile(output) for file in files):
+            raise InputError(f"--output {output} is one of the images; name the CSV file to write")
+        if not os.access(output.parent, os.W_OK):
+            raise InputError(f"--output {output}: the folder {output.parent} is not writable; name another one")
+    if gradcam is not None and gradcam.exists():
+        if not gradcam.is_dir():
+            raise InputError(f"--gradcam {gradcam} is no folder; name one, which need not exist")
+        folders = {file.path.parent for file in files if file.member is None}
+        if any(folder.samefile(gradcam) for folder in folders):
+            raise InputError(
+                f"--gradcam {gradcam} holds images to predict, which overlays may replace; name another folder"
+            )
+
+
+def _write(table: pd.DataFrame, output: Path | None) -> None:
+    if output is not None:
+        try:
+            write_csv(output, table)
+        except OSError as error:
+            raise InputError(f"--output {output} cannot be written ({error.strerror or error})") from None
+        return
+    text = table.to_csv(index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n")
+    try:
+        # Bytes: the same table on every platform, whatever encoding its terminal has.
+        sys.stdout.buffer.write(text.encode("utf-8"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; without a place to go, the interpreter's own flush would fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {LARGEST_COUNT}")
+    return int(text)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.commands.predict",
+        description="Predict images: one CSV line each with calibrated probabilities and the decision at the model's "
+        "threshold. A research tool, no medical device.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE_OR_FOLDER",
+        help="JPEG or PNG file, folder or zip archive of them",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
+    parser.add_argument("--gradcam", type=Path, metavar="DIR", help="folder for pictures of what speaks for malignancy")
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", default=MODELS, help="folder of the model (default: models)"
+    )
+    parser.add_argument("--batch-size", type=_count, metavar="N", default=64, help="images of one step (default: 64)")
+    parser.add_argument(
+        "--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one a core)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        InputError: an argument or the model is wrong, or images cannot be read; the others are then written.
+    """
+    args = _parse(argv)
+    files, problems = find_files(args.images)
+    _check_targets(args.output, args.gradcam, files)
+    if not args.models.is_dir():
+        raise InputError(f"--models {args.models} is no folder; name the one that holds model.json")
+    # Take seconds to import: a mistake above is told at once.
+    from stages.classifier.calibration import load_calibration
+    from stages.classifier.hardware import set_up_device
+    from stages.classifier.weights import load_model
+
+    device = set_up_device(args.threads)
+    network, description = load_model(args.models)
+    calibration = load_calibration(args.models)
+    table, unreadable = predict_images(
+        files,
+        network,
+        description,
+        calibration,
+        device,
+        args.batch_size,
+        args.threads,
+        None if args.gradcam is None else overlay_paths(files, args.gradcam),
+    )
+    problems += unreadable
+    if not table.empty:
+        _write(table, args.output)
+        malignant = (table["decision"] == "malignant").sum()
+        print(
+            f"predicted {len(table)} image{'s' * (len(table) != 1)}, {malignant} of them malignant "
+            f"(a probability of at least {calibration.threshold})",
+            file=sys.stderr,
+        )
+    if problems:
+        count = "no image can" if table.empty else f"{len(problems)} file{'s' * (len(problems) != 1)} cannot"
+        raise InputError(f"{count} be read:\n  " + "\n  ".join(map(_one_line, problems)))
+
+
+if __name__ == "__main__":
+    run(main)

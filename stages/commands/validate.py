@@ -1,0 +1,179 @@
+"""Validate: judge the trained model on a dataset that it has never seen.
+
+    python -m stages.commands.validate data/hospital --output validation/hospital
+
+The dataset is a folder in HAM10000's layout: a metadata table and images, loose or zipped. Nothing is fitted:
+temperature and thresholds are those in models/calibration.json. Run from the root of the repository.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+
+from stages.classifier.calibration import apply_temperature, load_calibration
+from stages.classifier.hardware import set_up_device
+from stages.classifier.inference import predict_probabilities
+from stages.classifier.weights import load_model
+from stages.config import Config, load_config
+from stages.dataset.duplicates import near_duplicates_between
+from stages.dataset.loaders import Batches, SplitImages
+from stages.dataset.pixels import PixelStore
+from stages.errors import InputError, run
+from stages.evaluate import print_metrics, values
+from stages.evaluation.judgement import judge
+from stages.evaluation.predictions import Predictions, predictions_table
+from stages.figures.report import write_report
+from stages.files import (
+    DETAILS,
+    EVALUATION,
+    MODELS,
+    PREDICTIONS,
+    PREPARED,
+    SPLIT,
+    read_csv,
+    replacing,
+    write_csv,
+    write_json,
+)
+from stages.plot import draw_pictures, draw_tables, write_plots
+from stages.prepare import prepare_dataset
+from stages.split import find_leaks
+
+SHOWN = 5  # ids in a warning
+
+
+def validate_model(
+    config: Config, data_dir: Path, prepared: Path, models: Path = MODELS
+) -> tuple[Predictions, dict, PixelStore]:
+    """Judge the model in `models` on the dataset in `data_dir`.
+
+    Args:
+        config: the parameters; of `data` only the threads are used.
+        data_dir: the dataset, in HAM10000's layout.
+        prepared: a folder for its prepared images.
+        models: folder of the trained model.
+
+    Returns:
+        The predictions, what docs/details.schema.json describes, and the prepared images.
+
+    Raises:
+        InputError: the dataset or the model has a mistake.
+    """
+    device = set_up_device(config.training.cpu_threads)
+    network, description = load_model(models)
+    calibration = load_calibration(models)
+    data = replace(config.data, data_dir=str(data_dir), image_size=description.image_size, subsample_percentage=1.0)
+    table = prepare_dataset(data, prepared)
+    split_file = prepared / "split.csv"
+    write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
+
+    store, settings, classes = PixelStore(prepared), config.evaluation, tuple(description.classes)
+    images = SplitImages(store, "test", split_file, len(classes))
+    batches = (batch.images for batch in Batches(images, settings.batch_size, device))
+    raw = predict_probabilities(network, batches, device, calibration.test_time_augmentation)
+    labels = [classes[number] for number in images.labels]
+    calibrated = apply_temperature(raw, calibration.temperature)
+    predictions = Predictions(predictions_table(images.table, "test", labels, calibrated), classes)
+    details = {
+        "classes": list(classes),
+        "confidence": settings.confidence,
+        "bootstrap_replicates": settings.bootstrap_replicates,
+        "calibration": asdict(calibration),
+        "val": None,
+        "test": judge(predictions, raw, images.table, calibration, settings),
+        "baselines": None,
+        "leakage": None,
+    }
+    return predictions, details, store
+
+
+def audit(store: PixelStore, split: Path = SPLIT, prepared: Path = PREPARED) -> dict | None:
+    """What a dataset shares with the images that the model was trained and calibrated on.
+
+    Args:
+        store: the dataset's prepared images.
+        split: table of the splits that the model was trained on.
+        prepared: folder of the prepared images that it was trained on.
+
+    Returns:
+        The section `leakage` of metrics/details.json, the dataset being its split `test`; None where `split` or
+        `prepared` is missing.
+    """
+    if not split.exists() or not prepared.exists():
+        return None
+    splits = read_csv(split, ["image_id", "lesion_id", "split"])
+    seen = splits[splits["split"] != "test"]
+    images = store.manifest[["image_id", "lesion_id"]].assign(split="test")
+    # By name: an image that has the id of one that was seen is of the same lesion, whatever the table says.
+    lesion_of = dict(zip(seen["image_id"], seen["lesion_id"]))
+    images["lesion_id"] = images["image_id"].map(lesion_of).fillna(images["lesion_id"])
+    pairs = near_duplicates_between(store, PixelStore(prepared))
+    split_of_image = dict(zip(seen["image_id"], seen["split"]))
+    pairs = pairs[pairs["image_id_2"].isin(seen["image_id"])]
+    pairs = pairs.assign(split_1="test", split_2=pairs["image_id_2"].map(split_of_image))
+    return find_leaks(pd.concat([seen, images], ignore_index=True), pairs)
+
+
+def warn_of(leakage: dict | None, store: PixelStore, split: Path = SPLIT) -> None:
+    """Say on stderr what `audit` found: numbers on images that the model has seen are too good."""
+    if leakage is None:
+        print(
+            f"warning: {split} or {PREPARED} is missing, so it cannot be checked whether the model was trained on "
+            "some of these images",
+            file=sys.stderr,
+        )
+        return
+    splits = read_csv(split, ["image_id", "lesion_id", "split"])
+    seen = splits[splits["split"] != "test"]
+    for column, noun in (("image_id", "image"), ("lesion_id", "lesion")):
+        known = sorted(set(store.manifest[column]) & set(seen[column]))
+        _warn(f"{noun}s that the model was trained or calibrated on", noun, known)
+    copies = [" = ".join(pair["image_ids"]) for pair in leakage["near_duplicates"]["pairs"]]
+    _warn("copies of images that the model was trained or calibrated on", "image", copies)
+
+
+def _warn(what: str, noun: str, found: list[str]) -> None:
+    if found:
+        shown = ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
+        print(f"warning: {len(found)} {noun}{'s' * (len(found) != 1)}: {what}: {shown}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.commands.validate",
+        description="Judge the trained model on another dataset; temperature and thresholds stay as they are.",
+    )
+    parser.add_argument("data_dir", type=Path, help="folder with the metadata table and the images")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the model (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.output.exists():
+        raise InputError(f"--output is {str(options.output)!r}, which exists; name a folder that does not")
+    if not options.output.parent.is_dir():
+        raise InputError(f"--output is {str(options.output)!r}; there is no folder {options.output.parent}")
+    config = load_config()
+    with replacing(options.output) as folder:
+        folder.mkdir()
+        scratch = folder / "prepared"
+        predictions, details, store = validate_model(config, options.data_dir, scratch, options.models)
+        details["leakage"] = audit(store)
+        write_csv(folder / PREDICTIONS.name, predictions.table)
+        write_json(folder / DETAILS.name, details)
+        write_json(folder / EVALUATION.name, values(details["test"]["metrics"]))
+        tables = draw_tables(predictions, details)
+        write_plots(folder / "plots", tables, draw_pictures(predictions, details, tables, store))
+        title = f"External validation on {options.data_dir.name}"
+        write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title)
+        shutil.rmtree(scratch)
+    warn_of(details["leakage"], store)
+    print_metrics(details["test"]["metrics"])
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,108 @@
+"""How far a probability can be taken at its word: fitting the temperature, calibration errors, reliability."""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from stages.files import DECIMALS
+
+CONFIDENCE_BINS = 15  # Guo et al. 2017
+RELIABILITY_BINS = 10
+_TEMPERATURES = (0.05, 20.0)
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the lowest negative log-likelihood (Guo et al., ICML 2017).
+
+    Args:
+        probabilities: of validation images, shape (n, classes).
+        labels: shape (n,).
+
+    Returns:
+        From 0.05 to 20: images that are all predicted rightly have no best temperature, only ever lower ones.
+    """
+
+    logits = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    logits -= logits[np.arange(len(labels)), labels][:, None]
+
+    def loss(log_temperature: float) -> float:
+        # Not of the scaled probabilities: rounded to 0 or 1 they are alike for many temperatures.
+        return logsumexp(logits / np.exp(log_temperature), axis=1).mean()
+
+    found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def negative_log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """−log of the probability of each image's own class in nats, shape (n,); at most that of the last digit kept."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.maximum(own, 10.0**-DECIMALS))
+
+
+def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The Brier score of each image, shape (n,): of malignancy for two classes, the sum over the classes for seven.
+
+    Brier, Monthly Weather Review 78:1, 1950; for two classes half of his sum, as is usual.
+    """
+    truth = labels[:, None] == np.arange(probabilities.shape[1])
+    errors = ((probabilities - truth) ** 2).sum(axis=1)
+    return errors / 2 if probabilities.shape[1] == 2 else errors
+
+
+def weighted_calibration(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Calibration errors where every image counts `weights` times.
+
+    `ece`, the expected calibration error: the sum of the absolute `weighted_gaps` (Naeini et al., AAAI 2015; Guo et
+    al., ICML 2017). A perfectly calibrated model has an ECE above 0 on a finite test set. `brier`: the mean of
+    `squared_errors`. `nll`: the mean of `negative_log_likelihoods`.
+
+    Args:
+        probabilities: shape (n, classes).
+        labels: shape (n,).
+        weights: shape (replicates, n).
+
+    Returns:
+        Arrays of shape (replicates,) by name.
+    """
+    total = weights.sum(axis=1)
+    return {
+        "ece": np.abs(weighted_gaps(probabilities, labels, weights)).sum(axis=1),
+        "brier": weights @ squared_errors(probabilities, labels) / total,
+        "nll": weights @ negative_log_likelihoods(probabilities, labels) / total,
+    }
+
+
+def weighted_gaps(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Confidence less accuracy in `CONFIDENCE_BINS` bins of equal width, times the share of the images in the bin.
+
+    The confidence is that of the most probable class. Arguments as for `weighted_calibration`.
+
+    Returns:
+        Shape (replicates, `CONFIDENCE_BINS`).
+    """
+    confidence = probabilities.max(axis=1)
+    surplus = confidence - (probabilities.argmax(axis=1) == labels)
+    # Bins are open below and closed above, as in the paper.
+    bins = np.clip(np.ceil(confidence * CONFIDENCE_BINS).astype(int) - 1, 0, CONFIDENCE_BINS - 1)
+    in_bin = bins[:, None] == np.arange(CONFIDENCE_BINS)
+    return weights @ (in_bin * surplus[:, None]) / weights.sum(axis=1, keepdims=True)
+
+
+def reliability_bins(score: np.ndarray) -> np.ndarray:
+    """The bin of each image, shape (n,): at most `RELIABILITY_BINS` of as many images each, equal scores together."""
+    edges = np.unique(np.quantile(score, np.linspace(0, 1, RELIABILITY_BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, score, side="left")
+    return np.unique(bins, return_inverse=True)[1]
+
+
+def weighted_observed(bins: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The fraction of positives in each bin, shape (replicates, bins).
+
+    Args:
+        bins: of each image, from 0 without a gap, shape (n,).
+        is_positive: bool, shape (n,).
+        weights: shape (replicates, n).
+    """
+    in_bin = (bins[:, None] == np.arange(bins.max() + 1)).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (weights @ (in_bin * is_positive[:, None])) / (weights @ in_bin)

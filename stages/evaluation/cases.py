@@ -1,0 +1,92 @@
+"""Images that are worth looking at: what the model finds, misses and mistakes."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.errors import InputError
+from stages.evaluation.predictions import Predictions
+from stages.files import read_csv, replacing, write_csv
+
+KINDS = ("found", "missed", "false alarm")
+CASES = "cases.csv"
+HEATMAPS = "heatmaps.npy"
+
+
+def choose_cases(predictions: Predictions, threshold: float, count: int) -> pd.DataFrame:
+    """The clearest images of each kind at a decision threshold, at most one of a lesion in a kind.
+
+    Args:
+        predictions: of n images.
+        threshold: an image is called malignant from this probability of malignancy on.
+        count: at most so many of a kind.
+
+    Returns:
+        Columns case and image_id. First "found": malignant and called so, the highest probability first; then "missed":
+        malignant and not called so, the lowest first; then "false alarm": benign and called malignant, the highest
+        first. Images with the same probability keep their order; a kind without images has no rows.
+    """
+    probability, is_malignant = predictions.malignant_probability, predictions.is_malignant
+    called = probability >= threshold
+    chosen = (
+        _first_of_lesions(predictions, is_malignant & called, -probability, count),
+        _first_of_lesions(predictions, is_malignant & ~called, probability, count),
+        _first_of_lesions(predictions, ~is_malignant & called, -probability, count),
+    )
+    return pd.DataFrame(
+        {
+            "case": np.repeat(KINDS, [len(rows) for rows in chosen]),
+            "image_id": predictions.table["image_id"].to_numpy()[np.concatenate(chosen)],
+        }
+    )
+
+
+def most_confident_mistakes(predictions: Predictions, count: int) -> np.ndarray:
+    """The images whose most probable class is not theirs, the most confident first, at most one of a lesion.
+
+    Args:
+        predictions: of n images.
+        count: at most so many.
+
+    Returns:
+        Rows of `predictions`, shape (at most count,); images of the same confidence keep their order.
+    """
+    wrong = predictions.predicted != predictions.labels
+    return _first_of_lesions(predictions, wrong, -predictions.probabilities.max(axis=1), count)
+
+
+def _first_of_lesions(predictions: Predictions, among: np.ndarray, rank: np.ndarray, count: int) -> np.ndarray:
+    """The rows of `among` by rising `rank`, the first of each lesion, at most `count`."""
+    order = np.argsort(rank, kind="stable")
+    rows = order[among[order]]
+    return rows[~pd.Index(predictions.lesions[rows]).duplicated()][:count]
+
+
+def write_cases(folder: Path, cases: pd.DataFrame, heatmaps: np.ndarray) -> None:
+    """Write what `choose_cases` gives with the heatmap of each case, uint8 of shape (cases, size, size)."""
+    with replacing(folder) as partial:
+        partial.mkdir()
+        write_csv(partial / CASES, cases)
+        np.save(partial / HEATMAPS, heatmaps)
+
+
+def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """Read what `write_cases` wrote.
+
+    Raises:
+        InputError: a file is missing, damaged, or not of the other.
+    """
+    cases = read_csv(folder / CASES, ["case", "image_id"])
+    path = folder / HEATMAPS
+    try:
+        with path.open("rb") as file:
+            heatmaps = np.lib.format.read_array(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); `dvc repro` makes it again") from None
+    if heatmaps.dtype != np.uint8 or heatmaps.ndim != 3 or len(heatmaps) != len(cases):
+        raise InputError(
+            f"{path} holds {heatmaps.dtype} {heatmaps.shape}, not a uint8 heatmap for each of the {len(cases)} rows of "
+            f"{folder / CASES}; `dvc repro` makes both again"
+        )
+    return cases, heatmaps

@@ -1,0 +1,329 @@
+"""Whether one model is better than another on the same test images, or only luckier: a paired bootstrap over lesions.
+
+Both models are weighted by the same draws of lesions, so that what makes a draw easy or hard for both cancels out of
+their difference. Every headline metric is compared, and every verdict allows for all of them (Holm, Scandinavian
+Journal of Statistics 6:65, 1979): with thirteen metrics and no care, two equal models would differ in one of them in
+every third comparison. There is no primary metric that is tested first: a sensitivity that got worse is to be seen
+whether the AUROC moved or not.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr, ndtri
+
+from stages.dataset.taxonomy import class_names
+from stages.errors import InputError
+from stages.evaluation.headline import headline
+from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.subgroups import SMALLEST_JUDGED, subgroup_table
+from stages.evaluation.uncertainty import Statistic, replicate
+from stages.evaluation.weighted import weighted_areas
+
+BETTER, WORSE, MIXED = "better", "worse", "mixed"
+NO_EVIDENCE = "no evidence of a difference"
+LOWER_IS_BETTER = ("ece", "brier", "nll")
+AT_THRESHOLD = ("sensitivity_at_threshold", "specificity_at_threshold")
+_MEANS_OVER_IMAGES = ("accuracy", "ece", "brier", "nll")
+_EXAMPLES = 5
+# Digits of a difference that are more than rounding errors: two models that rank alike differ by 1e-16 of AUROC.
+_DIGITS = 12
+
+
+class Pair(NamedTuple):
+    """A number of two models.
+
+    Attributes:
+        base: of the first, on the test set itself.
+        new: of the second.
+        drawn: new − base in each replicate, shape (replicates,); NaN where a replicate has no such number.
+    """
+
+    base: float
+    new: float
+    drawn: np.ndarray
+
+
+def compare_predictions(
+    base: Predictions,
+    new: Predictions,
+    images: pd.DataFrame | None,
+    thresholds: tuple[float | None, float | None],
+    replicates: int,
+    confidence: float,
+) -> dict:
+    """Compare two models on one test set.
+
+    Where one tells 2 classes apart and the other 7, both are compared as models of malignancy.
+
+    Args:
+        base: predictions of the first model for the test images, in any order.
+        new: those of the second.
+        images: rows of the manifest, these images among them; None: no subgroups are compared.
+        thresholds: the decision threshold of each model; where one has none, nothing is compared at the thresholds.
+        replicates: of the bootstrap.
+        confidence: of the intervals, as 0.95; 1 − confidence is the chance that two equal models get a verdict.
+
+    Returns:
+        `verdict`: better if a metric is better and none is worse, worse if it is the other way round, mixed if there is
+        one of each, else no evidence of a difference. `metrics`: by name what `paired_test` gives, `p_adjusted` for all
+        these metrics, `lower_is_better` and `verdict`. `not_compared`: by name the reason. `subgroups`: `looked_at`,
+        how many differences, and `worse`, those that got worse, allowing for all that were looked at. `changed`: the
+        images of each kind whose decision changed. Besides these `images`, `lesions`, `classes`, `thresholds`,
+        `bootstrap_replicates` and `confidence`.
+
+    Raises:
+        InputError: the predictions are not of the same images, lesions and labels.
+    """
+    if problem := differences_of_test_sets(base, new):
+        raise InputError(f"the predictions are of different test sets: {problem}")
+    if base.classes != new.classes:
+        base, new = _of_malignancy(base), _of_malignancy(new)
+    base, new = _in_order(base), _in_order(new)
+    lesions, is_malignant = base.lesions, base.is_malignant
+    decided = None not in thresholds
+    pairs = paired_replicates(
+        # A threshold that is missing is replaced only to be left out below.
+        *(headline(model, 0.5 if own is None else own) for model, own in zip((base, new), thresholds)),
+        lesions,
+        replicates,
+    )
+    not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
+    not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
+
+    counts = _count_lesions(lesions, is_malignant)
+    metrics = {
+        # At least 1: where all lesions are of one kind, some metrics have a value, but none that could be tested.
+        name: paired_test(pair, max(1, lesions_behind(name, *counts)), confidence)
+        for name, pair in pairs.items()
+        if name not in not_compared
+    }
+    for metric, adjusted in zip(metrics.values(), holm([metric["p"] for metric in metrics.values()])):
+        metric["p_adjusted"] = adjusted
+    for name, metric in metrics.items():
+        metric["lower_is_better"] = name in LOWER_IS_BETTER
+        metric["verdict"] = _verdict(metric, confidence)
+    return {
+        "images": len(lesions),
+        "lesions": len(np.unique(lesions)),
+        "classes": list(base.classes),
+        "thresholds": list(thresholds),
+        "bootstrap_replicates": replicates,
+        "confidence": confidence,
+        "verdict": _overall({metric["verdict"] for metric in metrics.values()}),
+        "metrics": metrics,
+        "not_compared": not_compared,
+        "subgroups": None
+        if images is None
+        else _compare_subgroups(base, new, images, thresholds if decided else None, replicates, confidence),
+        "changed": _changed_decisions(base, new, thresholds) if decided else None,
+    }
+
+
+def differences_of_test_sets(base: Predictions, new: Predictions, names: Sequence[str] = ("base", "new")) -> str:
+    """How the images, lesions or labels of two tables of predictions differ; empty if they do not.
+
+    Args:
+        base: predictions, in any order.
+        new: others.
+        names: what to call the two.
+    """
+    for model, name in zip((base, new), names):
+        ids = model.table["image_id"]
+        if ids.empty:
+            return f"{name} has no test images"
+        if ids.duplicated().any():
+            return f"{name} has {ids[ids.duplicated()].iloc[0]} more than once"
+    ids = [set(model.table["image_id"]) for model in (base, new)]
+    alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, ids, ids[::-1])]
+    if any(only for _, only in alone):
+        shared = len(ids[0] & ids[1])
+        parts = [f"{len(only)} only in {name} ({_examples(only)})" for name, only in alone if only]
+        return f"{shared} images are in both, " + " and ".join(parts)
+
+    base, new = _in_order(base), _in_order(new)
+    same_classes = base.classes == new.classes
+    columns = {
+        "lesions": (base.lesions, new.lesions),
+        "labels": tuple(model.table["label"] if same_classes else model.is_malignant for model in (base, new)),
+    }
+    for what, (first, second) in columns.items():
+        differ = np.asarray(first) != np.asarray(second)
+        if differ.any():
+            return f"{differ.sum()} images have other {what} ({_examples(base.table['image_id'][differ])})"
+    return ""
+
+
+def _examples(ids: Sequence[str]) -> str:
+    return ", ".join([*list(ids)[:_EXAMPLES], *(["…"] if len(ids) > _EXAMPLES else [])])
+
+
+def _in_order(predictions: Predictions) -> Predictions:
+    return Predictions(predictions.table.sort_values("image_id", ignore_index=True), predictions.classes)
+
+
+def _of_malignancy(predictions: Predictions) -> Predictions:
+    """The same predictions with the classes benign and malignant."""
+    names = class_names(2)
+    score = predictions.malignant_probability
+    labels = [names[malignant] for malignant in predictions.is_malignant.astype(int)]
+    return Predictions(predictions_table(predictions.table, "test", labels, np.stack([1 - score, score], 1)), names)
+
+
+def paired_replicates(base: Statistic, new: Statistic, lesions: np.ndarray, replicates: int) -> dict[str, Pair]:
+    """Every number of two models that are weighted by the same draws of lesions.
+
+    Args:
+        base: the statistic of the first.
+        new: the same of the second.
+        lesions: the lesion of each image, shape (n,).
+        replicates: of the bootstrap.
+    """
+    once = np.ones((1, len(lesions)))
+    values = [statistic(once) for statistic in (base, new)]
+    drawn = [replicate(statistic, lesions, replicates) for statistic in (base, new)]
+    return {name: Pair(values[0][name][0], values[1][name][0], drawn[1][name] - drawn[0][name]) for name in values[0]}
+
+
+def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
+    """The difference of two models with its interval and p-value, which always agree.
+
+    The replicates give the standard error s of the difference d. Under the null hypothesis what the lesions contribute
+    scatters about 0 and not about d, so its variance is s² + d²/n for n lesions, and p is that of d over its root in a
+    normal distribution. With one image a lesion and the metric accuracy this is McNemar's test (Psychometrika 12:153,
+    1947). The interval holds the differences that the same test would not reject at 1 − confidence:
+    d ± z s / √(1 − z²/n).
+
+    The percentiles of the replicates are no substitute. Where m lesions changed, all to one side, chance does that in 1
+    of 2ᵐ⁻¹ cases, but their p is 2e⁻ᵐ: they are overconfident just where Holm's method looks. And 2000 replicates know
+    no p below 0.001, where sixty numbers are compared. benchmarks/README.md has the false positives of both.
+
+    Args:
+        pair: the number of both models, and the replicates of its difference.
+        lesions: how many the number rests on, as `lesions_behind` says.
+        confidence: as 0.95.
+
+    Returns:
+        `base`, `new`, `difference` (`{"value", "interval"}`; the interval is None where so few lesions could not show
+        any difference) and the two-sided `p`.
+    """
+    difference = float(np.round(pair.new - pair.base, _DIGITS))
+    error = float(np.std(np.round(pair.drawn[np.isfinite(pair.drawn)], _DIGITS)))
+    quantile = ndtri((1 + confidence) / 2)
+    interval = None
+    if lesions > quantile**2:
+        half = float(quantile * error / np.sqrt(1 - quantile**2 / lesions))
+        interval = [difference - half, difference + half]
+    return {
+        "base": float(pair.base),
+        "new": float(pair.new),
+        "difference": {"value": difference, "interval": interval},
+        "p": float(2 * ndtr(-abs(difference) / np.sqrt(error**2 + difference**2 / lesions))) if difference else 1.0,
+    }
+
+
+def lesions_behind(metric: str, everyone: int, malignant: int, benign: int) -> int:
+    """How many lesions a metric rests on: all for a mean over images, else those of the rarer kind."""
+    if metric.startswith("sensitivity"):
+        return malignant
+    if metric.startswith("specificity"):
+        return benign
+    return everyone if metric in _MEANS_OVER_IMAGES else min(malignant, benign)
+
+
+def _count_lesions(lesions: np.ndarray, is_malignant: np.ndarray) -> tuple[int, int, int]:
+    return tuple(len(np.unique(lesions[kind])) for kind in (slice(None), is_malignant, ~is_malignant))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979).
+
+    Where the adjusted ones below 0.05 are called significant, the chance of one or more false ones is at most 5 %,
+    however they depend on one another.
+    """
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted.tolist()
+
+
+def _verdict(metric: dict, confidence: float) -> str:
+    if metric["p_adjusted"] >= 1 - confidence:
+        return NO_EVIDENCE
+    return BETTER if (metric["difference"]["value"] > 0) != metric["lower_is_better"] else WORSE
+
+
+def _overall(verdicts: set[str]) -> str:
+    if {BETTER, WORSE} <= verdicts:
+        return MIXED
+    return next((verdict for verdict in (BETTER, WORSE) if verdict in verdicts), NO_EVIDENCE)
+
+
+def _compare_subgroups(
+    base: Predictions,
+    new: Predictions,
+    images: pd.DataFrame,
+    thresholds: tuple[float, float] | None,
+    replicates: int,
+    confidence: float,
+) -> dict:
+    missing = set(base.table["image_id"]) - set(images["image_id"])
+    if missing:
+        raise InputError(f"the manifest lacks {len(missing)} of the test images ({_examples(sorted(missing))})")
+    lesions, is_malignant = base.lesions, base.is_malignant
+    table = subgroup_table(images.set_index("image_id").loc[base.table["image_id"]])
+    looked_at = []
+    for attribute in table.columns:
+        for name in sorted(table[attribute].unique()):
+            members = (table[attribute] == name).to_numpy()
+            counts = _count_lesions(lesions[members], is_malignant[members])
+            for metric in ("auroc",) if thresholds is None else ("sensitivity", "specificity", "auroc"):
+                behind = lesions_behind(metric, *counts)
+                if behind >= SMALLEST_JUDGED:
+                    group = {"attribute": attribute, "name": name, "metric": metric, "lesions": counts[0]}
+                    looked_at.append((group, members, behind))
+
+    def statistic_of(model: Predictions, threshold: float) -> Statistic:
+        score = model.malignant_probability
+        right = (score >= threshold) == is_malignant
+
+        def measure(metric: str, members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            if metric == "auroc":
+                return weighted_areas(score[members], is_malignant[members], weights[:, members])[0]
+            kind = members & (is_malignant if metric == "sensitivity" else ~is_malignant)
+            with np.errstate(invalid="ignore"):  # a replicate without such images: NaN, as documented
+                return weights[:, kind] @ right[kind] / weights[:, kind].sum(axis=1)
+
+        return lambda weights: {
+            number: measure(group["metric"], members, weights) for number, (group, members, _) in enumerate(looked_at)
+        }
+
+    statistics = [statistic_of(model, own) for model, own in zip((base, new), thresholds or (0.5, 0.5))]
+    pairs = paired_replicates(*statistics, lesions, replicates) if looked_at else {}
+    tests = [
+        {**group, **paired_test(pairs[number], behind, confidence)}
+        for number, (group, _, behind) in enumerate(looked_at)
+    ]
+    for test, adjusted in zip(tests, holm([test["p"] for test in tests])):
+        test["p_adjusted"] = adjusted
+    worse = [test for test in tests if test["difference"]["value"] < 0 and test["p_adjusted"] < 1 - confidence]
+    return {"looked_at": len(tests), "worse": sorted(worse, key=lambda test: test["p"])}
+
+
+def _changed_decisions(base: Predictions, new: Predictions, thresholds: tuple[float, float]) -> dict:
+    right = [
+        (model.malignant_probability >= threshold) == model.is_malignant
+        for model, threshold in zip((base, new), thresholds)
+    ]
+    ids = base.table["image_id"].to_numpy()
+    return {
+        name: {
+            "images": int(kind.sum()),
+            "wrong_to_right": ids[kind & ~right[0] & right[1]].tolist(),
+            "right_to_wrong": ids[kind & right[0] & ~right[1]].tolist(),
+        }
+        for name, kind in (("malignant", base.is_malignant), ("benign", ~base.is_malignant))
+    }

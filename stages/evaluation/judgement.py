@@ -1,0 +1,160 @@
+"""Everything that is said of the predictions of a test set: the section `test` of metrics/details.json."""
+
+import numpy as np
+import pandas as pd
+
+from stages.classifier.calibration import Calibration, apply_temperature, as_written
+from stages.config import EvaluationConfig
+from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.evaluation.calibration import (
+    fit_temperature,
+    reliability_bins,
+    weighted_calibration,
+    weighted_gaps,
+    weighted_observed,
+)
+from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
+from stages.evaluation.headline import headline
+from stages.evaluation.metrics import compute_metrics
+from stages.evaluation.predictions import Predictions, malignant_probability
+from stages.evaluation.subgroups import NOT_ASSESSABLE, judge_subgroups, subgroup_table
+from stages.evaluation.uncertainty import Statistic, estimate
+from stages.evaluation.weighted import weighted_rates, weighted_sensitivity_at
+from stages.files import DECIMALS
+
+LEVELS = (0.8, 0.9, 0.95)  # of sensitivity and specificity, at which the other is stated
+
+
+def fit_calibration(probabilities: np.ndarray, labels: np.ndarray, config: EvaluationConfig) -> Calibration:
+    """Choose the temperature and the thresholds on the validation images.
+
+    Args:
+        probabilities: as the network gives them, shape (n, classes).
+        labels: numbers of classes, shape (n,).
+        config: whether test-time augmentation was on, and the sensitivity to reach.
+
+    Raises:
+        InputError: the images are all benign or all malignant.
+        ValueError: these are no probabilities.
+    """
+    classes = probabilities.shape[1]
+    temperature = as_written(fit_temperature(probabilities, labels))
+    # As they will be written: a threshold has to include its image in the file as well.
+    score = malignant_probability(apply_temperature(probabilities, temperature).round(DECIMALS))
+    is_malignant = np.isin(class_names(classes), malignant_classes(classes))[labels]
+    return Calibration(
+        test_time_augmentation=config.test_time_augmentation,
+        temperature=temperature,
+        threshold=as_written(threshold_for_sensitivity(score, is_malignant, config.target_sensitivity)),
+        target_sensitivity=config.target_sensitivity,
+        youden_threshold=as_written(youden_threshold(score, is_malignant)),
+    )
+
+
+def judge(
+    predictions: Predictions,
+    uncalibrated: np.ndarray,
+    images: pd.DataFrame,
+    calibration: Calibration,
+    config: EvaluationConfig,
+) -> dict:
+    """Judge the predictions of a test set, every number with its interval; docs/details.schema.json describes all.
+
+    Args:
+        predictions: the calibrated predictions of n images.
+        uncalibrated: their probabilities before temperature scaling, shape (n, classes).
+        images: their rows of the manifest.
+        calibration: as it was fixed on the validation images; nothing is fitted here.
+        config: replicates, confidence and prevalences.
+
+    Raises:
+        ValueError: no images, or numbers that are no probabilities.
+    """
+    if not np.isfinite(uncalibrated).all():
+        raise ValueError("the probabilities before temperature scaling must be finite")
+    score, is_malignant = predictions.malignant_probability, predictions.is_malignant
+    labels, lesions = predictions.labels, predictions.lesions
+    measured = compute_metrics(predictions.probabilities, labels)
+
+    def estimated(statistic: Statistic, gaps: dict | None = None) -> dict:
+        return estimate(statistic, lesions, config.bootstrap_replicates, config.confidence, gaps)
+
+    per_class = {"classes": measured["classes"]} if "classes" in measured else {}
+    return {
+        "images": len(lesions),
+        "lesions": len(np.unique(lesions)),
+        "malignant_images": int(is_malignant.sum()),
+        "malignant_lesions": len(np.unique(lesions[is_malignant])),
+        "metrics": estimated(headline(predictions, calibration.threshold), _gaps(predictions.probabilities, labels)),
+        **per_class,
+        "confusion_matrix": measured["confusion_matrix"],
+        "operating_points": {
+            "target_sensitivity": _operating_point(predictions, calibration.threshold, config.prevalences, estimated),
+            "youden": _operating_point(predictions, calibration.youden_threshold, config.prevalences, estimated),
+        },
+        **_at_levels(score, is_malignant, estimated),
+        "calibration": {
+            "before": _calibration_of(uncalibrated, labels, estimated),
+            "after": _calibration_of(predictions.probabilities, labels, estimated),
+            "reliability": {
+                "before": _reliability(malignant_probability(uncalibrated), is_malignant, estimated),
+                "after": _reliability(score, is_malignant, estimated),
+            },
+        },
+        "subgroups": judge_subgroups(
+            score,
+            is_malignant,
+            lesions,
+            subgroup_table(images),
+            calibration.threshold,
+            config.bootstrap_replicates,
+            config.confidence,
+        ),
+        "not_assessable": NOT_ASSESSABLE,
+    }
+
+
+def _operating_point(predictions: Predictions, threshold: float, prevalences: tuple[float, ...], estimated) -> dict:
+    score, is_malignant = predictions.malignant_probability, predictions.is_malignant
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        rates = weighted_rates(score, is_malignant, np.array([threshold]), weights)
+        expected = predictive_values(rates["sensitivity"], rates["specificity"], np.array(prevalences))
+        here = {name: rates[name][:, 0] for name in ("sensitivity", "specificity", "ppv", "npv")}
+        return here | dict(zip(("ppv elsewhere", "npv elsewhere"), expected))
+
+    numbers = estimated(statistic)
+    elsewhere = zip(prevalences, numbers.pop("ppv elsewhere"), numbers.pop("npv elsewhere"))
+    at_prevalence = [{"prevalence": prevalence, "ppv": ppv, "npv": npv} for prevalence, ppv, npv in elsewhere]
+    return {"threshold": threshold, **numbers, "at_prevalence": at_prevalence}
+
+
+def _at_levels(score: np.ndarray, is_malignant: np.ndarray, estimated) -> dict:
+    numbers = estimated(
+        lambda weights: {
+            "sensitivity": weighted_sensitivity_at(LEVELS, score, is_malignant, weights),
+            "specificity": weighted_sensitivity_at(LEVELS, -score, ~is_malignant, weights),
+        }
+    )
+    return {
+        f"{name}_at_{other}": [{other: level, name: number} for level, number in zip(LEVELS, numbers[name])]
+        for name, other in (("sensitivity", "specificity"), ("specificity", "sensitivity"))
+    }
+
+
+def _calibration_of(probabilities: np.ndarray, labels: np.ndarray, estimated) -> dict:
+    gaps = _gaps(probabilities, labels)
+    return estimated(lambda weights: weighted_calibration(probabilities, labels, weights), gaps)
+
+
+def _gaps(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+    return {"ece": lambda weights: weighted_gaps(probabilities, labels, weights)}
+
+
+def _reliability(score: np.ndarray, is_malignant: np.ndarray, estimated) -> list[dict]:
+    bins = reliability_bins(score)
+    observed = estimated(lambda weights: {"observed": weighted_observed(bins, is_malignant, weights)})["observed"]
+    return [
+        {"predicted": float(score[bins == number].mean()), "observed": fraction, "images": int((bins == number).sum())}
+        for number, fraction in enumerate(observed)
+    ]

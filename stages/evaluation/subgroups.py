@@ -1,0 +1,117 @@
+"""Whether the classifier serves everyone alike: its numbers in groups of patients, sites, sources and diagnoses."""
+
+import numpy as np
+import pandas as pd
+
+from stages.evaluation.uncertainty import describe, replicate
+from stages.evaluation.weighted import weighted_areas, weighted_rates
+
+# Fewer lesions say nothing: of 10 that are all found, 3 in 10 others might still be missed (95 %, the rule of three).
+SMALLEST_JUDGED = 10
+AGE_BANDS = (0, 30, 45, 60, 75, 121)  # years
+UNKNOWN = "unknown"
+NOT_ASSESSABLE = ["skin tone: the dataset does not record it"]
+METRICS = ("sensitivity", "specificity", "auroc")
+
+
+def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
+    """The group of each image by attribute, with the index of `images`.
+
+    Args:
+        images: columns age (years, NaN where unknown), sex, localization, dataset and dx_type.
+
+    Returns:
+        Columns age, sex, localization, dataset and dx_type, all text: ages in bands, `dx_type` as histopathology
+        against the rest, whose reference standard is weaker.
+    """
+    names = [f"{low}-{high - 1}" for low, high in zip(AGE_BANDS, AGE_BANDS[1:])]
+    names = [f"under {AGE_BANDS[1]}", *names[1:-1], f"{AGE_BANDS[-2]} and older"]
+    age = pd.cut(images["age"].astype(float), AGE_BANDS, right=False, labels=names)
+    return pd.DataFrame(
+        {
+            "age": age.astype(object).where(age.notna(), UNKNOWN),
+            "sex": images["sex"],
+            "localization": images["localization"],
+            "dataset": images["dataset"],
+            "dx_type": np.where(images["dx_type"] == "histo", "histopathology", "other reference"),
+        }
+    )
+
+
+def judge_subgroups(
+    score: np.ndarray,
+    is_malignant: np.ndarray,
+    lesions: np.ndarray,
+    groups: pd.DataFrame,
+    threshold: float,
+    replicates: int,
+    confidence: float,
+) -> dict:
+    """Sensitivity and specificity at the threshold, and AUROC, in each group, and the widest gap between two groups.
+
+    Args:
+        score: probability of malignancy, shape (n,).
+        is_malignant: bool, shape (n,).
+        lesions: the lesion of each image, shape (n,).
+        groups: what `subgroup_table` gives, n rows.
+        threshold: the decision threshold.
+        replicates: of the bootstrap.
+        confidence: of the intervals.
+
+    Returns:
+        By attribute `groups`, the largest first, and `worst_gap`: by metric the two groups that lie furthest apart, of
+        those with enough lesions to be judged (`SMALLEST_JUDGED` malignant ones for sensitivity, benign ones for
+        specificity, both for AUROC), and their difference; None where fewer than two can be judged. The gap was picked
+        as the widest: its interval does not account for that.
+    """
+    result = {}
+    for attribute in groups.columns:
+        counts = groups[attribute].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+        members = [(groups[attribute] == name).to_numpy() for name in counts.index]
+
+        def statistic(weights: np.ndarray, members: list[np.ndarray] = members) -> dict[str, np.ndarray]:
+            columns = [_rates(score[mine], is_malignant[mine], threshold, weights[:, mine]) for mine in members]
+            return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
+
+        values = {metric: numbers[0] for metric, numbers in statistic(np.ones((1, len(lesions)))).items()}
+        drawn = replicate(statistic, lesions, replicates)
+        described = [_count(name, lesions[mine], is_malignant[mine]) for name, mine in zip(counts.index, members)]
+        gaps = {}
+        for metric in METRICS:
+            for group, number in zip(described, describe(values[metric], drawn[metric], confidence)):
+                group[metric] = number
+            judged = np.array([group["judged"][metric] for group in described])
+            gaps[metric] = _worst_gap(list(counts.index), judged, values[metric], drawn[metric], confidence)
+        result[attribute] = {"groups": described, "worst_gap": gaps}
+    return result
+
+
+def _rates(score: np.ndarray, is_malignant: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
+    rates = weighted_rates(score, is_malignant, np.array([threshold]), weights)
+    auroc, _ = weighted_areas(score, is_malignant, weights)
+    return {"sensitivity": rates["sensitivity"][:, 0], "specificity": rates["specificity"][:, 0], "auroc": auroc}
+
+
+def _count(name: str, lesions: np.ndarray, is_malignant: np.ndarray) -> dict:
+    malignant, benign = (len(np.unique(lesions[kind])) for kind in (is_malignant, ~is_malignant))
+    enough = {"sensitivity": malignant >= SMALLEST_JUDGED, "specificity": benign >= SMALLEST_JUDGED}
+    return {
+        "name": name,
+        "images": len(lesions),
+        "lesions": len(np.unique(lesions)),
+        "malignant_lesions": malignant,
+        "benign_lesions": benign,
+        "judged": {**enough, "auroc": all(enough.values())},
+    }
+
+
+def _worst_gap(
+    names: list[str], judged: np.ndarray, values: np.ndarray, drawn: np.ndarray, confidence: float
+) -> dict | None:
+    if judged.sum() < 2:
+        return None
+    highest = int(np.where(judged, values, -np.inf).argmax())
+    # Of equal ones the last: where all groups are alike, the two are still two.
+    lowest = len(names) - 1 - int(np.where(judged, values, np.inf)[::-1].argmin())
+    difference = describe(values[highest] - values[lowest], drawn[:, highest] - drawn[:, lowest], confidence)
+    return {"highest": names[highest], "lowest": names[lowest], "difference": difference}

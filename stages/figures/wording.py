@@ -1,0 +1,125 @@
+"""How the report page and the model card write numbers, and what they call things."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
+from stages.evaluation.subgroups import SMALLEST_JUDGED
+
+TEMPLATES = Path(__file__).parent / "templates"
+NOTHING = "–"  # a number that does not exist, as the sensitivity where nothing is malignant
+
+
+class Metric(NamedTuple):
+    """A metric's name and what it means, in words."""
+
+    title: str
+    meaning: str
+
+
+# In the order in which they are shown.
+METRICS = {
+    "auroc": Metric("AUROC", "chance that a malignant image scores higher than a benign one"),
+    "malignant_auroc": Metric("AUROC of malignancy", "chance that a malignant image scores higher than a benign one"),
+    "macro_auroc": Metric("AUROC, macro", "each diagnosis against the rest, mean over the diagnoses"),
+    "auprc": Metric("AUPRC", "precision averaged over all sensitivities; by chance the share of malignant images"),
+    "macro_auprc": Metric("AUPRC, macro", "each diagnosis against the rest, mean over the diagnoses"),
+    "sensitivity_at_threshold": Metric("Sensitivity at the threshold", "malignant images that are called malignant"),
+    "specificity_at_threshold": Metric("Specificity at the threshold", "benign images that are called benign"),
+    "accuracy": Metric("Accuracy", "images whose most probable class is the right one"),
+    "balanced_accuracy": Metric("Balanced accuracy", "the same in each class, mean over the classes"),
+    "sensitivity": Metric("Sensitivity", "malignant images whose most probable class is malignant"),
+    "macro_sensitivity": Metric("Sensitivity, macro", "by the most probable class, mean over the diagnoses"),
+    "specificity": Metric("Specificity", "benign images whose most probable class is benign"),
+    "macro_specificity": Metric("Specificity, macro", "by the most probable class, mean over the diagnoses"),
+    "precision": Metric("Precision", "of the images whose most probable class is malignant, those that are"),
+    "macro_precision": Metric("Precision, macro", "by the most probable class, mean over the diagnoses"),
+    "f1": Metric("F1", "harmonic mean of precision and sensitivity"),
+    "macro_f1": Metric("F1, macro", "harmonic mean of precision and sensitivity, mean over the diagnoses"),
+    "ece": Metric("ECE", "expected calibration error: distance of confidence and accuracy; lower is better"),
+    "brier": Metric("Brier score", "mean squared error of the probabilities; lower is better"),
+    "nll": Metric("Log loss", "negative log-likelihood in nats; lower is better"),
+}
+ATTRIBUTES = {
+    "age": "age in years",
+    "sex": "sex",
+    "localization": "localization",
+    "dataset": "source",
+    "dx_type": "reference standard",
+}
+OPERATING_POINTS = {"target_sensitivity": "target sensitivity", "youden": "Youden's index"}
+
+
+def fill_in(template: str, **values: Any) -> str:
+    """Fill in a template of this package.
+
+    In HTML whatever is filled in is text and means nothing else; in Markdown the filter `plain` is there for that.
+
+    Args:
+        template: its file name.
+        values: what it calls by name; a name that is not among them is an error.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "estimate": estimate,
+        "percent": percent,
+        "rounded_percent": rounded_percent,
+        "in_order": in_order,
+        "plain": plain,
+    }
+    return environment.get_template(template).render(
+        values,
+        metrics=METRICS,
+        attributes=ATTRIBUTES,
+        operating_points=OPERATING_POINTS,
+        diagnoses=DIAGNOSES,
+        malignant=MALIGNANT,
+        smallest_judged=SMALLEST_JUDGED,
+    )
+
+
+def number(value: float | None) -> str:
+    """Three decimals and a minus sign that is as wide as a digit."""
+    # Adding 0 makes 0 of the -0 that rounding leaves.
+    return NOTHING if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
+
+
+def interval(estimated: dict) -> str:
+    """The interval of `{"value": …, "interval": …}`, as "0.849 to 0.971"."""
+    return NOTHING if estimated["interval"] is None else " to ".join(map(number, estimated["interval"]))
+
+
+def estimate(estimated: dict) -> str:
+    """Value and interval, as "0.919 (0.849 to 0.971)"."""
+    return NOTHING if estimated["value"] is None else f"{number(estimated['value'])} ({interval(estimated)})"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent with the digits it needs: 0.02 is "2 %", with a space at which no line breaks."""
+    return f"{100 * fraction:.4g}\N{NO-BREAK SPACE}%"
+
+
+def rounded_percent(fraction: float) -> str:
+    """A fraction in whole percent: 0.3837 is "38 %"."""
+    return percent(round(fraction, 2))
+
+
+def in_order(metrics: dict) -> list[tuple[str, Metric, dict]]:
+    """Name, title and number of each metric, in the order of `METRICS`."""
+    return [(name, METRICS[name], metrics[name]) for name in sorted(metrics, key=list(METRICS).index)]
+
+
+def plain(text: str) -> str:
+    """Text that means nothing in Markdown, inside a table too."""
+    return "".join(f"\\{character}" if character in r"\`*_[]<>|#&~" else character for character in text)

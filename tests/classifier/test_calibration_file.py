@@ -1,0 +1,95 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from stages.classifier.calibration import (
+    Calibration,
+    apply_temperature,
+    as_written,
+    load_calibration,
+    save_calibration,
+)
+from stages.errors import InputError
+
+FITTED = Calibration(
+    test_time_augmentation=True, temperature=1.5, threshold=0.25, target_sensitivity=0.9, youden_threshold=0.125
+)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1, 3, 20])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_scaled_probabilities_are_the_softmax_of_the_divided_logits(classes, temperature):
+    logits = 3 * np.random.default_rng(0).normal(size=(50, classes))
+    scaled = apply_temperature(softmax(logits, axis=1), temperature)
+    np.testing.assert_allclose(scaled, softmax(logits / temperature, axis=1), atol=1e-12)
+
+
+def test_a_hand_worked_temperature():
+    # Odds of 81 : 9 : 1 at the temperature 2 are 9 : 3 : 1.
+    np.testing.assert_allclose(apply_temperature(np.array([[81, 9, 1]]) / 91, 2), np.array([[9, 3, 1]]) / 13)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1, 20])
+def test_certain_predictions_stay_probabilities_without_a_warning(temperature):
+    scaled = apply_temperature(np.array([[1.0, 0.0], [0.5, 0.5], [1e-300, 1.0]]), temperature)
+    assert np.isfinite(scaled).all()
+    np.testing.assert_allclose(scaled.sum(axis=1), 1)
+    assert list(scaled.argmax(axis=1)) == [0, 0, 1]
+
+
+@pytest.mark.parametrize("row", [[np.nan, 0.5], [np.inf, 0.0], [1.5, -0.5], [0.5, 0.4]], ids=str)
+def test_what_are_no_probabilities_is_refused(row):
+    with pytest.raises(ValueError, match="must be at least 0 and sum to 1"):
+        apply_temperature(np.array([[0.5, 0.5], row]), 2)
+
+
+def test_a_number_is_written_rounded_down_so_that_a_threshold_still_includes_its_image():
+    decimal = np.arange(200_000) / 1e6
+    for number in (*np.nextafter(decimal, -1)[1:], *decimal[::50], *np.random.default_rng(0).random(1000)):
+        written = as_written(float(number))
+        assert number - 1.01e-6 < written <= number
+        assert written == round(written, 6)
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path):
+    save_calibration(FITTED, tmp_path)
+    assert load_calibration(tmp_path) == FITTED
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("test_time_augmentation", 1, "true or false"),
+        ("test_time_augmentation", None, "true or false"),
+        ("temperature", 0, "a number above 0"),
+        ("temperature", -1.0, "a number above 0"),
+        ("temperature", True, "a number above 0"),
+        ("temperature", float("nan"), "a number above 0"),
+        ("temperature", float("inf"), "a number above 0"),
+        ("threshold", 1.5, "a number from 0 to 1"),
+        ("threshold", -0.1, "a number from 0 to 1"),
+        ("threshold", "0.5", "a number from 0 to 1"),
+        ("target_sensitivity", None, "a number from 0 to 1"),
+        ("youden_threshold", [0.5], "a number from 0 to 1"),
+    ],
+)
+def test_a_changed_file_is_refused_with_what_is_right(tmp_path, key, value, expected):
+    (tmp_path / "calibration.json").write_text(json.dumps(dataclasses.asdict(FITTED) | {key: value}))
+    with pytest.raises(InputError) as caught:
+        load_calibration(tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'calibration.json'}: {key} is {value!r}; it must be {expected}"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", json.dumps(dataclasses.asdict(FITTED) | {"more": 1}), "5"])
+def test_a_file_that_holds_something_else_is_refused(tmp_path, content):
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(InputError, match="must hold test_time_augmentation, temperature, threshold"):
+        load_calibration(tmp_path)
+
+
+def test_a_missing_file_is_refused_with_what_makes_it(tmp_path):
+    with pytest.raises(InputError, match="does not exist; `dvc repro` makes it"):
+        load_calibration(tmp_path)

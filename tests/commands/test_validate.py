@@ -1,0 +1,121 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.classifier.calibration import Calibration, save_calibration
+from stages.commands import validate
+from stages.dataset.taxonomy import DIAGNOSES
+from stages.errors import InputError
+from stages.evaluation.predictions import read_predictions
+from stages.files import MODELS, PREPARED, SPLIT, read_csv
+
+CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.4)
+
+
+@pytest.fixture
+def external(workspace, dataset):
+    """The working directory with a calibrated model, and beside it a dataset of other lesions in all diagnoses."""
+    save_calibration(CALIBRATION)
+    random = np.random.default_rng(3)
+    for number, row in enumerate(dataset.rows):
+        row |= {"image_id": f"X{number:03d}", "lesion_id": f"XL{number // 2:03d}"}
+        row["dx"] = tuple(DIAGNOSES)[number // 2 % 7]
+        colour = (145, 115, 105) if DIAGNOSES[row["dx"]].malignant else (105, 115, 145)
+        pixels = np.clip(np.array(colour) + random.integers(-60, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(dataset.folder / f"{row['image_id']}.png")
+    dataset.write_table()
+    return dataset
+
+
+def validated(dataset, *options: str):
+    validate.main([str(dataset.folder), "--output", "external", *options])
+    return read_predictions(dataset.folder.parent / "external/predictions.csv")
+
+
+def test_it_writes_what_evaluate_writes_with_nothing_fitted(external, workspace, capsys):
+    before = (MODELS / "calibration.json").read_bytes()
+    predictions = validated(external)
+    assert list(predictions.table["image_id"]) == external.ids
+    assert set(predictions.table["split"]) == {"test"}
+    details = json.loads((workspace / "external/details.json").read_text())
+    headline = json.loads((workspace / "external/evaluation.json").read_text())
+    assert details["calibration"]["temperature"] == 1.5
+    assert details["test"]["operating_points"]["target_sensitivity"]["threshold"] == 0.3
+    assert (details["test"]["images"], details["test"]["lesions"]) == (12, 6)
+    assert headline == {name: number["value"] for name, number in details["test"]["metrics"].items()}
+    assert headline["auroc"] > 0.9, "red is malignant here too"
+    assert (MODELS / "calibration.json").read_bytes() == before
+    plots = workspace / "external/plots"
+    assert {"roc", "reliability", "subgroups"} <= {path.stem for path in plots.glob("*.csv")}
+    assert {"roc", "reliability", "subgroups", "mistakes"} <= {path.stem for path in (plots / "pictures").glob("*.png")}
+    assert "External validation" in (plots / "report.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in (workspace / "external").iterdir()) == [
+        "details.json",
+        "evaluation.json",
+        "plots",
+        "predictions.csv",
+    ]
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_it_warns_of_images_and_lesions_that_the_model_was_trained_on(external, workspace, capsys):
+    split = read_csv(SPLIT, []).set_index("image_id")
+    train, val, test = (split.index[split["split"] == name][0] for name in ("train", "val", "test"))
+    for row, known in zip(external.rows[::2], (train, val, test)):
+        (external.folder / f"{row['image_id']}.png").rename(external.folder / f"{known}.png")
+        row["image_id"] = known
+    external.rows[6]["lesion_id"] = external.rows[7]["lesion_id"] = split.loc[train, "lesion_id"]
+    external.write_table()
+    validated(external)
+    warning = capsys.readouterr().err
+    assert "2 images" in warning
+    assert train in warning
+    assert val in warning
+    assert test not in warning
+    assert split.loc[train, "lesion_id"] in warning
+    details = json.loads((workspace / "external/details.json").read_text())
+    assert details["leakage"]["lesions_in_more_than_one_split"] == 1
+
+
+def test_it_warns_of_copies_of_images_that_the_model_was_trained_on(external, workspace, capsys):
+    """A copy under another id, mirrored."""
+    split = read_csv(SPLIT, [])
+    number = int(np.flatnonzero(split["split"] == "train")[0])
+    pixels = np.load(PREPARED / "pixels-00000.npy")[number]
+    name = external.ids[0]
+    Image.fromarray(np.ascontiguousarray(pixels[:, ::-1])).save(external.folder / f"{name}.png")
+    validated(external)
+    warning = capsys.readouterr().err
+    assert name in warning
+    assert split["image_id"][number] in warning
+
+
+def test_it_says_so_where_it_cannot_know_what_the_model_was_trained_on(external, capsys):
+    SPLIT.unlink()
+    validated(external)
+    assert "cannot be checked" in capsys.readouterr().err
+
+
+def test_a_result_is_never_overwritten(external, workspace):
+    (workspace / "external").mkdir()
+    with pytest.raises(InputError, match=r"--output is 'external', which exists"):
+        validated(external)
+
+
+def test_a_mistake_in_the_dataset_leaves_nothing_behind(external, workspace):
+    (external.folder / f"{external.ids[3]}.png").unlink()
+    with pytest.raises(InputError, match=f"{external.ids[3]}: no image file of this name"):
+        validated(external)
+    assert not list(workspace.glob("*external*"))
+
+
+def test_a_model_without_a_calibration_is_refused(external):
+    (MODELS / "calibration.json").unlink()
+    with pytest.raises(InputError, match=r"models/calibration.json does not exist"):
+        validated(external)
+    shutil.rmtree(MODELS)
+    with pytest.raises(InputError, match=r"models/model.json does not exist"):
+        validated(external)

@@ -1,0 +1,69 @@
+"""What `evaluate` might have found, for tests of the pages that tell of it."""
+
+from copy import deepcopy
+from dataclasses import asdict
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from stages.config import EvaluationConfig
+from stages.dataset.taxonomy import class_names
+from stages.evaluation.baselines import judge_baselines
+from stages.evaluation.judgement import fit_calibration, judge
+from stages.evaluation.metrics import compute_metrics
+from stages.evaluation.predictions import Predictions, predictions_table
+
+LEAKAGE = {
+    "lesions_in_more_than_one_split": 0,
+    "known_duplicates_apart": [],
+    "near_duplicates": {
+        "threshold": 6,
+        "pairs": [{"image_ids": ["I004", "I999"], "splits": ["test", "train"], "distance": 5}],
+    },
+}
+
+
+def details_of(classes: int, labels: tuple[int, ...] | None = None) -> dict:
+    """The content of metrics/details.json for 70 images of 2 or 7 classes, or for images of certain classes."""
+    return deepcopy(_details_of(classes, labels or tuple(range(classes)) * (70 // classes)))
+
+
+@cache
+def _details_of(classes: int, labels: tuple[int, ...]) -> dict:
+    config = EvaluationConfig(bootstrap_replicates=100)
+    val, val_images = _predict(classes, tuple(range(classes)) * 10)
+    test, images = _predict(classes, labels)
+    calibration = fit_calibration(val.probabilities, val.labels, config)
+    return {
+        "classes": list(class_names(classes)),
+        "confidence": config.confidence,
+        "bootstrap_replicates": config.bootstrap_replicates,
+        "calibration": asdict(calibration),
+        "val": {
+            "images": len(val.labels),
+            "lesions": len(np.unique(val.lesions)),
+            **{key: compute_metrics(val.probabilities, val.labels)[key] for key in ("metrics", "confusion_matrix")},
+        },
+        "test": judge(test, test.probabilities, images, calibration, config),
+        "baselines": judge_baselines(test, images, val_images, config.bootstrap_replicates, config.confidence),
+        "leakage": LEAKAGE,
+    }
+
+
+def _predict(classes: int, labels: tuple[int, ...]) -> tuple[Predictions, pd.DataFrame]:
+    """Predictions that are more right than wrong, and the rows of the manifest."""
+    number, names = np.arange(len(labels)), class_names(classes)
+    odds = np.exp(np.random.default_rng(0).normal(size=(len(labels), classes)))
+    odds[number, labels] *= 3
+    ids = pd.DataFrame({"image_id": [f"I{n:03d}" for n in number], "lesion_id": [f"L{n // 2:03d}" for n in number]})
+    images = ids.assign(
+        dx=[{"benign": "nv", "malignant": "mel"}.get(names[label], names[label]) for label in labels],
+        dx_type=np.where(number % 2, "histo", "follow_up"),
+        age=np.where(number == 3, np.nan, 20.0 + number % 60),
+        sex=np.where(number % 3 == 0, "female", "male"),
+        localization="back",
+        dataset="unknown",
+    )
+    table = predictions_table(ids, "test", [names[label] for label in labels], odds / odds.sum(axis=1, keepdims=True))
+    return Predictions(table, names), images

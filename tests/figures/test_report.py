@@ -1,0 +1,213 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from stages.figures.report import MOST_PAIRS, write_report
+from tests.figures.findings import details_of
+
+PICTURES = (
+    "roc", "precision_recall", "reliability", "decision_curve", "confusion_matrix", "thresholds", "subgroups",
+    "training_curves", "sample_predictions", "mistakes", "gradcam",
+)  # fmt: skip
+VOID = {"meta", "link", "img", "path", "circle"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements with their attributes, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.text, self.open = [], "", []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.open == [], "every element is closed"
+        self.text = re.sub(r"[ \n]+", " ", self.text).strip()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data + " "
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with a picture of each name that `plot` draws."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, name in enumerate(PICTURES):
+        Image.new("RGB", (90, 60 + number), (number, 0, 0)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def report(pictures, tmp_path):
+    """A function that writes a report and gives its page; `details` are of 2 classes where none are given."""
+
+    def make(details=None, **options):
+        path = tmp_path / "report.html"
+        write_report(path, details or details_of(2), pictures, **options)
+        return Page(path)
+
+    return make
+
+
+def test_every_picture_is_inside_the_page_once_with_a_text_that_says_what_it_shows(report, pictures):
+    shown = report().all("img")
+    expected = {path.read_bytes() for path in pictures.iterdir()}
+    assert len(shown) == len(expected) == 11
+    assert {base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in shown} == expected
+    assert all(len(image["alt"]) > 30 for image in shown)
+    assert len({image["alt"] for image in shown}) == 11
+    assert {image["width"] for image in shown} == {"90"}
+    assert sorted(int(image["height"]) for image in shown) == list(range(60, 71))
+
+
+def test_pictures_that_are_not_there_are_left_out_and_others_come_last(report, pictures):
+    (pictures / "gradcam.png").unlink()
+    Image.new("RGB", (5, 5)).save(pictures / "one_more.png")
+    (pictures / "notes.txt").touch()
+    page = report()
+    assert len(page.all("img")) == 11
+    assert page.all("img")[-1]["alt"] == "Picture: one more."
+    assert "Grad-CAM" not in page.text
+    for picture in pictures.glob("*.png"):
+        picture.unlink()
+    page = report()
+    assert page.all("img") == []
+    assert "Images and training" not in page.text
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_page_needs_nothing_but_itself(report, classes, tmp_path):
+    page = report(details_of(classes))
+    assert page.all("script") == []
+    (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none';")
+    addresses = [
+        value for _, attributes in page.elements for key, value in attributes.items() if key in ("src", "href")
+    ]
+    attributes = [attribute for _, attributes in page.elements for attribute in attributes.items()]
+    addresses = [value for name, value in attributes if name in ("src", "href")]
+    inside = {f"#{value}" for name, value in attributes if name == "id"}
+    assert [address for address in addresses if not address.startswith("data:") and address not in inside] == []
+    assert not re.search(r"@import|url\(|https?:", (tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_every_headline_number_stands_there_with_its_interval(report, classes):
+    details = details_of(classes)
+    text = report(details).text
+    for name, number in details["test"]["metrics"].items():
+        low, high = number["interval"]
+        assert f"{number['value']:.3f} {low:.3f} to {high:.3f}" in text, name
+    assert "Test metrics with 95 % intervals".replace(" %", "\N{NO-BREAK SPACE}%") in text
+    assert f"{details['test']['images']} images of {details['test']['lesions']} lesions" in text.replace("\xa0", " ")
+
+
+def test_the_operating_points_are_stated_at_each_prevalence(report):
+    details = details_of(2)
+    text = report(details).text.replace("\xa0", " ")
+    points = details["test"]["operating_points"].values()
+    assert "Threshold " + " ".join(f"{point['threshold']:.3f}" for point in points) in text
+    for number, prevalence in enumerate(("2 %", "10 %", "30 %")):
+        row = text.split(f"PPV, {prevalence} malignant ")[1].split("NPV")[0]
+        expected = [point["at_prevalence"][number]["ppv"]["value"] for point in points]
+        assert [float(value) for value in row.split()[::4]] == pytest.approx(expected, abs=5e-4)
+
+
+def test_seven_diagnoses_have_a_table_of_their_own(report):
+    details = details_of(7)
+    text = report(details).text
+    assert "melanoma" in text
+    assert f"melanoma {details['test']['classes']['mel']['auroc']:.3f}" in text
+    assert "Each diagnosis against the rest" not in report(details_of(2)).text
+
+
+def test_a_difference_below_0_has_a_minus_sign(report):
+    details = details_of(2)
+    details["baselines"]["metadata"]["image_adds"]["auroc"] = {"value": -0.25, "interval": [-0.5, 0.00001]}
+    details["baselines"]["metadata"]["image_adds"]["f1"] = {"value": -0.00001, "interval": [-0.00001, 0.5]}
+    text = report(details).text
+    assert "−0.250 −0.500 to 0.000" in text
+    assert "0.000 0.000 to 0.500" in text
+    assert "−0.000" not in text
+
+
+def test_groups_of_few_lesions_are_marked(report):
+    details = details_of(2)
+    group = details["test"]["subgroups"]["sex"]["groups"][0]
+    group["sensitivity"] = {"value": 0.123, "interval": [0.1, 0.2]}
+    group["judged"]["sensitivity"] = True
+    assert "0.123 " in report(details).text
+    group["judged"]["sensitivity"] = False
+    assert "0.123† " in report(details).text
+
+
+def test_the_widest_gap_names_its_groups(report):
+    details = details_of(2)
+    gaps = details["test"]["subgroups"]["sex"]["worst_gap"]
+    gaps["auroc"] = {"highest": "men", "lowest": "women", "difference": {"value": 0.321, "interval": [0.1, 0.5]}}
+    assert "0.321 0.100 to 0.500 men over women" in report(details).text
+    assert "skin tone: the dataset does not record it" in report(details).text
+
+
+def test_what_leaks_is_listed(report):
+    details = details_of(2)
+    assert "I004 test I999 train 5" in report(details).text
+    details["leakage"]["known_duplicates_apart"] = [["ISIC_1", "ISIC_2"], ["ISIC_3", "ISIC_4"]]
+    assert "Known duplicates in different splits: 2 : ISIC_1 and ISIC_2; ISIC_3 and ISIC_4" in report(details).text
+    pair = details["leakage"]["near_duplicates"]["pairs"][0]
+    details["leakage"]["near_duplicates"]["pairs"] = [pair] * (MOST_PAIRS + 1)
+    text = report(details).text
+    assert f"look alike: {MOST_PAIRS + 1}" in text
+    assert text.count("I004 test I999") == MOST_PAIRS
+    assert f"the first {MOST_PAIRS}" in text
+
+
+@pytest.mark.parametrize(("classes", "labels"), [(2, (0,) * 20), (7, (5, 5, 4, 4, 0, 0)), (2, (1,))])
+def test_an_external_validation_that_lacks_classes_has_its_page(report, classes, labels):
+    details = details_of(classes, labels) | {"baselines": None, "leakage": None}
+    page = report(details, title="External validation: hospital")
+    assert page.all("title")
+    assert page.text.startswith("External validation: hospital – skin-lesion classifier External validation: hospital ")
+    assert "Not audited" in page.text
+    assert "Baselines" not in page.text
+    assert "None" not in page.text
+    if labels == (0,) * 20:
+        assert "Sensitivity at the threshold malignant images that are called malignant – " in page.text
+
+
+def test_names_that_look_like_html_are_text(report):
+    hostile = "<script>alert('x')</script>\"><img src=https://example.org/x onerror=alert(1)>"
+    details = details_of(2)
+    details["test"]["subgroups"]["sex"]["groups"][0]["name"] = hostile
+    details["test"]["not_assessable"] = [hostile]
+    details["leakage"]["near_duplicates"]["pairs"][0]["image_ids"][0] = hostile
+    details["leakage"]["known_duplicates_apart"] = [[hostile, hostile]]
+    details["baselines"]["majority_class"]["class"] = hostile
+    page = report(details, title=hostile)
+    assert page.all("script") == []
+    assert len(page.all("img")) == 11
+    assert page.text.count(hostile) == 8
+
+
+def test_the_same_content_gives_the_same_bytes(pictures, tmp_path):
+    for name in ("one.html", "again.html"):
+        write_report(tmp_path / name, details_of(7), pictures)
+    page = (tmp_path / "one.html").read_bytes()
+    assert page == (tmp_path / "again.html").read_bytes()
+    assert b"\r" not in page
+    assert len(page) < 100_000, "beside its pictures the page is small"

@@ -1,0 +1,27 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.figures.training import draw_training_curves
+
+DETAILS = {"val": {"images": 30, "lesions": 12}}
+
+
+def history(epochs):
+    rate = np.linspace(1, 0.1, epochs)
+    losses = {"train_loss": rate, "val_loss": rate[::-1] + 0.1, "val_acc": 1 - rate / 2, "learning_rate": rate * 1e-3}
+    return pd.DataFrame({"epoch": range(1, epochs + 1), **losses})
+
+
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_training_is_drawn_of_any_number_of_epochs(words_of, epochs):
+    words = words_of(draw_training_curves(history(epochs), DETAILS))
+    assert "n = 30 validation images of 12 lesions" in words
+
+
+def test_training_names_the_epoch_that_was_kept():
+    course = history(5)
+    course["val_loss"] = [0.9, 0.5, 0.7, 0.4, float("nan")]
+    figure = draw_training_curves(course, DETAILS)
+    assert "epoch 4 of 5 was kept" in figure.texts[0].get_text()
+    assert set(figure.axes[1].lines[-1].get_xdata()) == {4}

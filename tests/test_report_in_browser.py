@@ -1,0 +1,141 @@
+"""The report page in a real browser, without a network: what its readers get to see."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from stages.figures.report import WORDS, write_report
+from stages.files import PICTURES, REPORT
+from tests.figures.findings import details_of
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-dev.txt")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+pytestmark = pytest.mark.xdist_group("browser")  # one browser serves all tests
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that is installed on this machine."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is on the path")
+    with playwright.sync_playwright() as manager:
+        browser = manager.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that was opened, and what its browser complained of or asked for on the way."""
+
+    def __init__(self, browser, path, viewport):
+        self.context = browser.new_context(viewport=viewport)
+        self.context.set_offline(True)
+        self.page = self.context.new_page()
+        self.complaints, self.requests = [], []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(request.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.resolve().as_uri())
+
+
+@pytest.fixture(scope="module", params=[2, 7])
+def report(request, tmp_path_factory):
+    """The number of classes, what was found, and the report of it."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / PICTURES).mkdir(parents=True)
+    for name in WORDS:
+        Image.new("RGB", (900, 1000), "#0072b2").save(folder / PICTURES / f"{name}.png")
+    details = details_of(request.param)
+    details["leakage"]["near_duplicates"]["pairs"][0]["image_ids"] = ["a_very_long_id_of_an_image_" * 3, "I002"]
+    write_report(folder / REPORT, details, folder / PICTURES)
+    return request.param, details, folder / REPORT
+
+
+@pytest.fixture(scope="module", params=[PHONE, DESKTOP], ids=["phone", "desktop"])
+def visit(request, browser, report):
+    """The report, opened on a phone and on a desktop; tests look at it and leave it as it is."""
+    visit = Visit(browser, report[2], request.param)
+    yield visit
+    visit.context.close()
+
+
+def test_the_page_loads_without_a_complaint_and_asks_for_nothing_else(visit, report):
+    assert visit.complaints == []
+    assert [url for url in visit.requests if not url.startswith("data:")] == [report[2].resolve().as_uri()]
+    # Everything on it is seen, none of it only in the source.
+    hidden = visit.page.locator("h1, h2, h3, figure, table").filter(visible=False)
+    assert hidden.count() == 0
+
+
+def test_every_picture_is_decoded_shown_and_described(visit):
+    images = visit.page.locator("img").evaluate_all(
+        "images => images.map(image => [image.complete && image.naturalWidth, image.clientWidth, image.alt])"
+    )
+    assert len(images) == len(WORDS)
+    for natural, shown, alternative in images:
+        assert natural == 900
+        assert shown > 300
+        assert alternative
+
+
+def test_the_headline_can_be_read_at_once(visit, report):
+    classes, details, _ = report
+    assert visit.page.get_by_role("heading", level=1).inner_text() == "Evaluation on the test fold"
+    headings = visit.page.get_by_role("heading", level=2).all_inner_texts()
+    expected = ["Headline", "Decisions", "Calibration", "Baselines", "Subgroups", "Leakage", "Images and training"]
+    assert [heading for heading in headings if heading != "Diagnoses"] == expected
+    assert ("Diagnoses" in headings) == (classes == 7)
+    # The text as it is shown: what the style hides is not in it.
+    shown = " ".join(visit.page.get_by_role("table").first.inner_text().split())
+    for name, number in details["test"]["metrics"].items():
+        low, high = number["interval"]
+        assert f"{number['value']:.3f} {low:.3f} to {high:.3f}" in shown, name
+
+
+def test_nothing_is_wider_than_the_screen_but_tables_in_their_boxes(visit):
+    width = visit.page.viewport_size["width"]
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+    boxes = visit.page.locator(".wide").evaluate_all(
+        "boxes => boxes.map(box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).overflowX, box.tabIndex])"
+    )
+    # A keyboard reaches what has to be scrolled.
+    assert {(overflow, tab) for _, overflow, tab in boxes} == {("auto", 0)}
+    if width == PHONE["width"]:
+        assert any(scrolls for scrolls, _, _ in boxes)
+
+
+def test_text_is_dark_on_white_and_large_enough(visit):
+    colours, sizes = visit.page.evaluate(
+        """() => {
+            const shown = [...document.querySelectorAll("body *")].filter(
+                element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())
+            );
+            const styles = shown.map(element => getComputedStyle(element));
+            return [[...new Set(styles.map(style => style.color))], styles.map(style => parseFloat(style.fontSize))];
+        }"""
+    )
+    for colour in colours:
+        red, green, blue = (int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+        assert 0.299 * red + 0.587 * green + 0.114 * blue < 90, colour
+    assert min(sizes) >= 12
+
+
+def test_links_lead_to_their_sections(visit):
+    for link in visit.page.get_by_role("navigation").get_by_role("link").all():
+        link.click()
+        place = visit.page.locator(link.get_attribute("href"))
+        assert place.inner_text() == link.inner_text()
+        assert -1 <= place.bounding_box()["y"] < visit.page.viewport_size["height"]
