@@ -15,6 +15,8 @@ from stages.errors import InputError
 
 PARAMS = Path("params.yaml")
 NUMBERS = tuple[float, ...]
+NAMES = tuple[str, ...]
+LISTS = {NUMBERS: float, NAMES: str}
 
 
 def setting(default: Any, *, above=None, at_least=None, below=None, at_most=None, choices=None) -> Any:
@@ -40,23 +42,23 @@ class Section:
             value = getattr(self, field.name)
             if not _allowed(value, field):
                 problems.append(f"{self.section}.{field.name} is {value!r}; it must be {_expected(field)}")
-            elif field.type == NUMBERS:
-                object.__setattr__(self, field.name, tuple(float(number) for number in value))
-            elif type(value) is int and float in _types(field):
+            elif field.type in LISTS:
+                object.__setattr__(self, field.name, tuple(LISTS[field.type](entry) for entry in value))
+            elif type(value) is int and float in _types(field) and int not in _types(field):
                 object.__setattr__(self, field.name, float(value))
         if problems:
             raise InputError("\n  ".join(problems))
 
 
 def _types(field: dataclasses.Field) -> tuple[type, ...]:
-    if field.type == NUMBERS:
-        return (float,)  # of each of them
+    if field.type in LISTS:
+        return (LISTS[field.type],)  # of each of them
     return typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
 
 
 def _allowed(value: Any, field: dataclasses.Field) -> bool:
-    if field.type == NUMBERS:
-        return isinstance(value, list | tuple) and all(_one_allowed(number, field) for number in value)
+    if field.type in LISTS:
+        return isinstance(value, list | tuple) and all(_one_allowed(entry, field) for entry in value)
     return _one_allowed(value, field)
 
 
@@ -81,12 +83,14 @@ def _one_allowed(value: Any, field: dataclasses.Field) -> bool:
 
 
 def _expected(field: dataclasses.Field) -> str:
-    if field.metadata["choices"] is not None:
-        return "one of " + ", ".join(map(str, field.metadata["choices"]))
+    choices = field.metadata["choices"]
+    if choices is not None:
+        kind = "a list of " if field.type in LISTS else "one of "
+        return kind + ", ".join(map(str, choices)) + (" or null" if types.NoneType in _types(field) else "")
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
     limits = " and ".join(f"{name} {limit}" for name, limit in field.metadata["limits"].items())
     kind = " or ".join(names[kind] for kind in _types(field)) + (f", {limits}" if limits else "")
-    return f"a list, of which each is {kind}" if field.type == NUMBERS else kind
+    return f"a list, of which each is {kind}" if field.type in LISTS else kind
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ class DataConfig(Section):
     subsample_percentage: float = setting(1.0, above=0, at_most=1)
     num_workers: int | None = setting(None, at_least=1, at_most=256)
     augment: bool = setting(True)
+    cutout: float = setting(0.0, at_least=0, below=1)
+    mixup: float = setting(0.0, at_least=0)
+    cutmix: float = setting(0.0, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -147,15 +154,19 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class TrainingConfig(Section):
-    """How the network is fitted. `batch_size` counts the images of one device in one step."""
+    """How the network is fitted. `batch_size` counts the images of one device in one batch."""
 
     section: ClassVar[str] = "training"
 
     max_epochs: int = setting(25, at_least=1)
     learning_rate: float = setting(1e-4, above=0)
     batch_size: int = setting(32, at_least=1)
+    auto_batch_size: bool = setting(False)
+    accumulate_grad_batches: int = setting(1, at_least=1)
     weight_decay: float = setting(0.01, at_least=0)
     optimizer: str = setting("adamw")
+    layer_decay: float = setting(1.0, above=0, at_most=1)
+    frozen_epochs: int = setting(0, at_least=0)
     lr_scheduler: str = setting("cosine", choices=("cosine", "step", "reduce_on_plateau", "exponential"))
     lr_warmup_epochs: float = setting(0.0, at_least=0)
     lr_step_epochs: int = setting(10, at_least=1)
@@ -163,11 +174,35 @@ class TrainingConfig(Section):
     lr_plateau_patience: int = setting(3, at_least=0)
     early_stopping_patience: int = setting(10, at_least=1)
     gradient_clip_val: float = setting(1.0, at_least=0)
-    accumulate_grad_batches: int = setting(1, at_least=1)
+    label_smoothing: float = setting(0.0, at_least=0, below=1)
+    class_balance: str = setting("none", choices=("none", "weights", "sampling"))
+    ema_decay: float = setting(0.0, at_least=0, below=1)
     precision: str | int = setting("auto", choices=("auto", 32, 16, "bf16"))
+    compile: str = setting("auto", choices=("auto", "none", "graph", "inductor"))
+    devices: int = setting(1, at_least=1)
+    num_nodes: int = setting(1, at_least=1)
+    strategy: str = setting("auto", choices=("auto", "ddp"))
     seed: int = setting(0, at_least=0, below=2**32)
     deterministic: bool = setting(True)
     cpu_threads: int = setting(2, at_least=1, at_most=1024)
+    val_check_interval: int | float = setting(1.0, above=0)
+    limit_train_batches: int | float = setting(1.0, above=0)
+    overfit_batches: int | float = setting(0, at_least=0)
+    fast_dev_run: bool | int = setting(0, at_least=0)
+    log_every_n_steps: int = setting(50, at_least=1)
+    loggers: NAMES = setting(("dvclive",), choices=("dvclive", "wandb"))
+    profiler: str | None = setting(None, choices=("simple", "advanced", "pytorch"))
+    detect_anomaly: bool = setting(False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("val_check_interval", "limit_train_batches", "overfit_batches"):
+            value = getattr(self, key)
+            if type(value) is float and value > 1:
+                raise InputError(
+                    f"training.{key} is {value}; "
+                    f"it must be a number of batches, as {int(value)}, or a fraction of an epoch, at most 1.0"
+                )
 
 
 @dataclass(frozen=True)

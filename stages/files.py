@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stages.errors import InputError
@@ -18,10 +19,13 @@ PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
 PREDICTIONS = Path("data/predictions.csv")
 GRADCAM = Path("data/gradcam")
+AUGMENTED = Path("data/augmented.npy")
 MODELS = Path("models")
 MODEL_CARD = Path("models/README.md")
 SPLIT_METRICS = Path("metrics/split.json")
 TRAINING_METRICS = Path("metrics/training")
+# No DVC output either: the machine and its speed differ where all results are the same.
+ENVIRONMENT = Path("metrics/environment.json")
 EVALUATION = Path("metrics/evaluation.json")
 DETAILS = Path("metrics/details.json")
 PLOTS = Path("plots")
@@ -29,6 +33,8 @@ PICTURES = Path("plots/pictures")
 REPORT = Path("plots/report.html")
 # No DVC output: `dvc` deletes a stage's outputs before it runs, and checkpoints must outlive that.
 CHECKPOINTS = Path("checkpoints")
+PROFILES = Path("profiles")
+WANDB = Path("wandb")
 
 DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ far behind the point
 JSON_DECIMALS = 6  # of metrics: as many as float32 holds
@@ -75,6 +81,26 @@ def _rounded(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_rounded(value) for value in content]
     return content
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write `array` as a .npy file."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read an array that an earlier stage wrote.
+
+    Raises:
+        InputError: the file is missing, or holds no array.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no array ({error}); `dvc repro` makes it again") from None
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

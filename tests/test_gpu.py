@@ -1,7 +1,22 @@
+"""What only a GPU can show: `pytest -m gpu -n 0`."""
+
+import json
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from stages.classifier import memory
+from stages.classifier.engine import prepare_hardware
+from stages.classifier.module import SkinLesionClassifier
+from stages.classifier.optimization import create_optimizer
+from stages.classifier.step import LossReader, StepLoss, TrainingStep
 from stages.classifier.weights import load_model
+from stages.dataset import loaders
+from stages.dataset.loaders import Batches, Shuffle, SplitImages
+from stages.dataset.pixels import PixelStore
+from stages.evaluation.history import read_history
 from stages.train import train_model
 
 pytestmark = [
@@ -10,16 +25,137 @@ pytestmark = [
     pytest.mark.xdist_group("gpu"),
 ]
 LITE0 = {"model.name": "efficientnet", "model.variant": "lite0", "training.max_epochs": 2}
+EVERYTHING = {
+    "data.mixup": 0.4,
+    "data.cutmix": 1.0,
+    "data.cutout": 0.3,
+    "training.ema_decay": 0.9,
+    "training.label_smoothing": 0.1,
+    "training.class_balance": "weights",
+    "training.layer_decay": 0.9,
+    "training.frozen_epochs": 1,
+    "training.accumulate_grad_batches": 2,
+    "model.dropout_rate": 0.5,
+}
+
+
+@pytest.fixture
+def train(tiny, quick, tmp_path):
+    """A function that trains Lite0 into a folder of a name; the bytes of its weights."""
+
+    def run(name, **changes):
+        folder = tmp_path / name
+        train_model(quick(**LITE0 | changes), *tiny, folder / "models", folder / "metrics", folder / "checkpoints")
+        return (folder / "models" / "model.safetensors").read_bytes()
+
+    return run
 
 
 @pytest.mark.parametrize("precision", ["bf16", 16, 32])
-def test_two_trainings_on_a_gpu_write_the_same_bytes(tiny, quick, tmp_path, bytes_below, precision):
+def test_two_trainings_on_a_gpu_write_the_same_bytes(train, tmp_path, bytes_below, precision):
     for name in ("one", "again"):
-        folder = tmp_path / name
-        config = quick(**LITE0, **{"training.precision": precision})
-        train_model(config, *tiny, folder / "models", folder / "metrics", folder / "checkpoints")
+        train(name, **{"training.precision": precision})
     for name in ("models", "metrics"):
         assert bytes_below(tmp_path / "one" / name) == bytes_below(tmp_path / "again" / name)
     network, description = load_model(tmp_path / "one" / "models")
     assert description.architecture == "tf_efficientnet_lite0"
     assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_captured_steps_are_the_steps_that_were_captured(train, capsys, changes):
+    captured = train("captured", **{"training.compile": "graph", "training.max_epochs": 3} | changes)
+    assert "not captured" not in capsys.readouterr().out
+    assert captured == train("eager", **{"training.compile": "none", "training.max_epochs": 3} | changes)
+
+
+def test_images_that_do_not_fit_are_streamed_to_the_same_result(train, monkeypatch):
+    resident = train("resident")
+    monkeypatch.setattr(loaders, "LARGEST_SHARE_OF_GPU_MEMORY", 0.0)
+    assert train("streamed") == resident
+
+
+def test_streamed_batches_are_the_resident_ones(tiny, monkeypatch):
+    images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
+    gpu = torch.device("cuda", 0)
+    resident = list(Batches(images, 4, gpu, Shuffle(0)))
+    monkeypatch.setattr(loaders, "LARGEST_SHARE_OF_GPU_MEMORY", 0.0)
+    for threads in (1, 3):
+        streamed = list(Batches(images, 4, gpu, Shuffle(0), threads=threads))
+        assert len(streamed) == len(resident) == 10
+        assert all(torch.equal(one.images, other.images) for one, other in zip(streamed, resident))
+
+
+def test_an_optimizer_that_cannot_be_captured_says_so_and_trains(train, capsys, tmp_path):
+    train("lamb", **{"training.optimizer": "lamb"})
+    assert "the steps of lamb are not captured" in capsys.readouterr().out
+    assert np.isfinite(read_history(tmp_path / "lamb" / "metrics")["val_loss"]).all()
+
+
+def test_compiled_training_learns_as_much(train, tmp_path):
+    for name, changes in (("compiled", {"training.compile": "inductor"}), ("eager", {"training.compile": "none"})):
+        train(name, **{"model.name": "baseline_cnn", "model.variant": None} | changes)
+    one, other = (read_history(tmp_path / name / "metrics") for name in ("compiled", "eager"))
+    assert one["val_loss"].to_numpy() == pytest.approx(other["val_loss"].to_numpy(), abs=0.1)
+
+
+@pytest.fixture
+def little_memory():
+    """A function that leaves this process so many MB of the GPU's memory."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    yield lambda megabytes: torch.cuda.set_per_process_memory_fraction(megabytes * 1e6 / total)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_its_step_stays(train, tmp_path, capsys, little_memory):
+    changes = {"model.name": "resnet", "model.variant": "18", "training.batch_size": 32}
+    train("roomy", **changes)
+    torch.cuda.empty_cache()
+    little_memory(torch.cuda.memory_reserved() / 1e6 + 290)
+    train("cramped", **changes)
+    assert "out of memory with 32 images at a time: going on with 16" in capsys.readouterr().out
+    description = json.loads((tmp_path / "cramped" / "models" / "model.json").read_text())
+    parts = description["accumulate_grad_batches"]
+    assert parts > 1
+    assert description["batch_size"] * parts == 32
+    one, other = (read_history(tmp_path / name / "metrics") for name in ("cramped", "roomy"))
+    assert list(one["learning_rate"]) == list(other["learning_rate"])
+    assert np.isfinite(one).all(axis=None)
+
+
+def test_the_largest_batch_that_fits_is_found(train, tmp_path, monkeypatch):
+    train("small", **{"training.auto_batch_size": True, "training.batch_size": 4})
+    assert json.loads((tmp_path / "small" / "models" / "model.json").read_text())["batch_size"] == 32  # of 42 images
+    monkeypatch.setattr(memory, "USABLE_SHARE", 1e-6)
+    train("none", **{"training.auto_batch_size": True, "training.batch_size": 4})
+    assert json.loads((tmp_path / "none" / "models" / "model.json").read_text())["batch_size"] == 1
+
+
+def test_no_step_waits_for_the_gpu(tiny, quick):
+    config = prepare_hardware(quick(**LITE0, **EVERYTHING))
+    device = torch.device("cuda", 0)
+    images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
+    module = SkinLesionClassifier(config, 16, torch.tensor([30, 12])).to(device).train()
+    optimizer = create_optimizer(module.network.backbone, config.training, device)
+    step = TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device)
+    reader, batches = LossReader(), Batches(images, 8, device, Shuffle(0, config.data))
+    for batch in batches:  # warm-up and capture
+        step(batch)
+    assert step.captured
+    batches.set_epoch(1)
+    loop = iter(batches)
+    first = next(loop)  # the order of an epoch goes to the GPU before its first step
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number, batch in enumerate([first, *loop]):
+            reader.put(StepLoss(1, number, number, 1e-3, float("nan")), step(batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(np.isfinite(taken.loss) for taken in reader.drain())
+
+
+def test_weights_are_written_as_they_were_trained(train, tmp_path):
+    train("once")
+    state = load_file(tmp_path / "once" / "models" / "model.safetensors")
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state.values())

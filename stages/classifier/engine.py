@@ -1,118 +1,137 @@
-"""The training engine: Lightning's Trainer with checkpoints, early stopping and DVCLive."""
+"""The training engine: Lightning's Trainer with checkpoints, early stopping and loggers."""
 
+import dataclasses
 import logging
 import shutil
 import sys
-import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from dvclive.lightning import DVCLiveLogger
-from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
+from stages.classifier.callbacks import EpochLog, TerminalProgress, Throughput
+from stages.classifier.data import SkinLesionData
+from stages.classifier.distributed import AveragedGradients
 from stages.classifier.hardware import set_up_device
-from stages.config import TrainingConfig
-from stages.dataset.loaders import Batches
+from stages.classifier.loggers import create_loggers
+from stages.classifier.module import SkinLesionClassifier
+from stages.config import Config
 from stages.errors import InputError
+from stages.files import PROFILES
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
-class EpochLog(Callback):
-    """One line an epoch, for logs that no terminal draws a progress bar in."""
+def prepare_hardware(config: Config) -> Config:
+    """Seed every generator, make the hardware deterministic if asked, and decide what `auto` leaves to it.
 
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        seconds = time.perf_counter() - self._start
-        metrics = " ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} {metrics} ({seconds:.1f} s)", flush=True)
-
-
-class TerminalProgress(RichProgressBar):
-    """Lightning's progress bar without `v_num`: DVC numbers the versions here."""
-
-    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict:
-        metrics = super().get_metrics(trainer, module)
-        metrics.pop("v_num", None)
-        return metrics
-
-
-def prepare_hardware(config: TrainingConfig) -> torch.device:
-    """Seed every generator and choose the device, deterministic if asked.
+    Returns:
+        The parameters with a precision.
 
     Raises:
-        InputError: the device cannot compute at `training.precision`.
+        InputError: there are fewer devices than asked for, or they cannot compute at `training.precision`.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    seed_everything(config.seed, verbose=False)
-    device = set_up_device(config.cpu_threads, config.deterministic)
-    if config.precision == 16 and device.type == "cpu":
+    training = config.training
+    seed_everything(training.seed, verbose=False)
+    device = set_up_device(training.cpu_threads, training.deterministic)
+    if device.type == "cuda" and training.devices > torch.cuda.device_count():
+        raise InputError(f"training.devices is {training.devices}; this machine has {torch.cuda.device_count()} GPUs")
+    precision = training.precision
+    if precision == 16 and device.type == "cpu":
         raise InputError("training.precision is 16, which needs a GPU; on a CPU it must be 32, bf16 or auto")
-    return device
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else 32
+    return dataclasses.replace(config, training=dataclasses.replace(training, precision=precision))
 
 
-def fit(
-    module: LightningModule,
-    train: Batches,
-    val: Batches,
-    config: TrainingConfig,
-    checkpoints: Path,
-    metrics: Path,
-) -> tuple[int, float]:
+class Fit(NamedTuple):
+    """What a training found.
+
+    Attributes:
+        epoch: the best epoch, from 0.
+        val_loss: its validation loss.
+        batch_size: images of one device in one batch.
+        parts: into how many parts batches had to be split because of memory.
+        throughput: images per second of every epoch.
+        is_global_zero: whether this process, of those that trained together, is the one that writes the results.
+    """
+
+    epoch: int
+    val_loss: float
+    batch_size: int
+    parts: int
+    throughput: Throughput
+    is_global_zero: bool
+
+
+def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, checkpoints: Path, metrics: Path) -> Fit:
     """Train `module` and leave the weights of its best epoch in it.
 
     Args:
+        config: as `prepare_hardware` gave it.
         checkpoints: folder for the three best checkpoints and the last one; emptied first.
         metrics: folder for DVCLive.
 
-    Returns:
-        The best epoch, from 0, and its validation loss.
-
     Raises:
-        InputError: no epoch had a finite validation loss.
+        InputError: a loss stopped being finite, or the GPU's memory is too small for one image.
     """
-    # Known and meant: a small dataset has few batches, and metrics are logged once an epoch.
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning of itself
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    _silence_what_is_meant()
+    training = config.training
     best = ModelCheckpoint(
         dirpath=checkpoints, filename="{epoch:03d}-{val_loss:.3f}", monitor="val_loss", save_top_k=3, save_last=True
     )
-    progress = TerminalProgress() if sys.stdout.isatty() else EpochLog()
+    throughput = Throughput()
+    progress = TerminalProgress() if sys.stdout.isatty() else EpochLog(throughput)
+    loggers = create_loggers(config, metrics)
+    few = int(training.fast_dev_run)
+    distributed = training.strategy == "ddp" or training.devices * training.num_nodes > 1
     trainer = Trainer(
-        accelerator="gpu" if train.device.type == "cuda" else "cpu",
-        devices=1,
-        precision=_lightning_precision(config.precision, train.device),
-        max_epochs=config.max_epochs,
-        gradient_clip_val=config.gradient_clip_val or None,
-        accumulate_grad_batches=config.accumulate_grad_batches,
-        deterministic=config.deterministic,
-        callbacks=[
-            best,
-            EarlyStopping("val_loss", patience=config.early_stopping_patience),
-            LearningRateMonitor(logging_interval="epoch"),
-            progress,
-        ],
-        # dvc.yaml is written by hand and experiments are saved by `dvc exp run`: DVCLive does neither.
-        logger=DVCLiveLogger(dir=str(metrics), dvcyaml=None, save_dvc_exp=False, report=None),
-        enable_progress_bar=isinstance(progress, RichProgressBar),
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=training.devices,
+        num_nodes=training.num_nodes,
+        strategy=AveragedGradients() if distributed else "auto",
+        max_epochs=1 if few else training.max_epochs,
+        limit_train_batches=few or training.limit_train_batches,
+        limit_val_batches=few or 1.0,
+        overfit_batches=training.overfit_batches,
+        val_check_interval=training.val_check_interval,
+        log_every_n_steps=training.log_every_n_steps,
+        detect_anomaly=training.detect_anomaly,
+        deterministic=training.deterministic,
+        profiler=_profiler(training.profiler),
+        callbacks=[throughput, best, EarlyStopping("val_loss", patience=training.early_stopping_patience), progress],
+        logger=loggers,
+        enable_progress_bar=isinstance(progress, TerminalProgress),
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
     )
-    trainer.fit(module, train, val)
+    if trainer.is_global_zero:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer.fit(module, data)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    # Where val_loss is NaN in every epoch, Lightning keeps a checkpoint with the score inf.
-    if not best.best_model_path or not best.best_model_score.isfinite():
-        raise InputError("training has no epoch with a finite val_loss; lower training.learning_rate")
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
-    return checkpoint["epoch"], best.best_model_score.item()
+    return Fit(
+        checkpoint["epoch"],
+        best.best_model_score.item(),
+        data.batch_size,
+        module.take_step.parts,
+        throughput,
+        trainer.is_global_zero,
+    )
 
 
-def _lightning_precision(precision: str | int, device: torch.device) -> str:
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else 32
-    return {32: "32-true", 16: "16-mixed", "bf16": "bf16-mixed"}[precision]
+def _profiler(name: str | None) -> Profiler | None:
+    return None if name is None else PROFILERS[name](dirpath=PROFILES, filename=name)
+
+
+def _silence_what_is_meant() -> None:
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # a small dataset has few batches
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning of itself

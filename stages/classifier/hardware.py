@@ -1,6 +1,8 @@
 """The device that computes, and what makes it compute the same bits again."""
 
 import os
+import platform
+from importlib.metadata import version
 
 import torch
 
@@ -21,3 +23,15 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
         # Filling fresh memory shows a program that reads what it never wrote; on a CPU it costs 5 to 8 % of the speed.
         torch.utils.deterministic.fill_uninitialized_memory = False
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def describe_hardware() -> dict:
+    """What a result may depend on beside code, data and parameters: the machine, and the versions of what computes."""
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "pytorch-lightning", "timm", "numpy")},
+    }

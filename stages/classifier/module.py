@@ -1,127 +1,202 @@
-"""SkinLesionClassifier: what one step, one validation and the optimizer are."""
+"""SkinLesionClassifier: what one step, one validation and the loss are."""
 
 import math
 
-import timm.optim
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from stages.classifier.networks import create_network
-from stages.config import ModelConfig, TrainingConfig
-from stages.dataset.augmentation import as_float, augment
+from stages.classifier.diagnosis import name_the_first_layer_that_is_not_finite
+from stages.classifier.networks import create_network, last_layers
+from stages.classifier.optimization import LearningRate, WeightAverage, check_optimizer, create_optimizer
+from stages.classifier.step import LossReader, StepLoss, TrainingStep, average_over_processes
+from stages.config import Config
+from stages.dataset.augmentation import as_float, augment_batch
 from stages.dataset.loaders import Batch
 from stages.errors import InputError
+
+PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
 
 
 class SkinLesionClassifier(LightningModule):
     """A network with the way it is trained.
 
-    Logs once an epoch: train_loss and val_loss (mean cross-entropy, in nats) and val_acc (fraction of images).
+    Steps are taken by a `TrainingStep` (Lightning's manual optimization), so that they can be captured as CUDA graphs.
+    Logs once an epoch: train_loss and val_loss (mean loss and mean cross-entropy, in nats), val_acc (fraction of the
+    images) and learning_rate (that of the epoch's first step).
 
     Args:
-        model: which network.
-        training: how to fit it.
+        config: which network, and how to fit it.
         image_size: pixels of a side of its images.
-        augmented: whether training images are augmented.
+        class_counts: training images of each class, shape (classes,); for `training.class_balance: weights`.
+
+    Attributes:
+        network: what is trained.
+        kept: what is validated and kept: the network, or the average of its weights.
 
     Raises:
         InputError: timm has no such network or optimizer, or the weights cannot be had.
     """
 
-    def __init__(self, model: ModelConfig, training: TrainingConfig, image_size: int, augmented: bool = True) -> None:
+    def __init__(self, config: Config, image_size: int, class_counts: Tensor | None = None) -> None:
         super().__init__()
-        if training.optimizer not in timm.optim.list_optimizers():
-            raise InputError(
-                f"training.optimizer is {training.optimizer!r}; timm has {', '.join(timm.optim.list_optimizers())}"
-            )
-        self.network = create_network(model, image_size)
-        self.training_config = training
-        self.augmented = augmented
-        self.val_acc = MulticlassAccuracy(model.num_classes, average="micro")
+        self.automatic_optimization = False
+        check_optimizer(config.training.optimizer)
+        self.config, self.image_size = config, image_size
+        self.network = create_network(config.model, image_size)
+        decay = config.training.ema_decay
+        self.average = WeightAverage(self.network, decay) if decay else None
+        self.val_acc = MulticlassAccuracy(config.model.num_classes, average="micro", validate_args=False)
+        weights = None
+        if config.training.class_balance == "weights":
+            # Every class counts as much as any other, and the mean weight of the training images is 1.
+            weights = class_counts.sum() / (len(class_counts) * class_counts)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.take_step: TrainingStep | None = None
+        self._learning_rate: LearningRate | None = None
+        self._restored_rate: dict | None = None
+        self._reader = LossReader()
+
+    @property
+    def kept(self) -> nn.Module:
+        return self.network if self.average is None else self.average.network
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
-        return self.network(images)
+        return self.kept(images)
+
+    def losses(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
+        training, classes = self.config.training, self.config.model.num_classes
+        targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
+        if batch.draws is None:
+            pixels = as_float(batch.images)
+        else:
+            pixels, targets = augment_batch(batch.images, targets, batch.draws, self.config.data)
+        return cross_entropy(
+            self._logits(network, pixels),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=training.label_smoothing,
+            reduction="none",
+        )
+
+    def _logits(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        precision = PRECISIONS[self.config.training.precision]
+        with torch.autocast(pixels.device.type, precision, enabled=precision is not None):
+            return network(pixels).float()
+
+    def configure_optimizers(self) -> Optimizer:
+        """timm's optimizer of that name; `LearningRate` sets its rate."""
+        return create_optimizer(self.network.backbone, self.config.training, self.device)
+
+    def on_train_start(self) -> None:
+        """Take the optimizer, which Lightning has moved to the device, and with several processes make them differ."""
+        training, optimizer = self.config.training, self.optimizers(use_pl_optimizer=False)
+        # Weights were drawn from one seed; dropout is drawn from one of each process's own.
+        torch.manual_seed(training.seed + self.global_rank)
+        self.take_step = TrainingStep(
+            self.network, self.losses, optimizer, self.average, training, self.device, self.print
+        )
+        if training.detect_anomaly:
+            name_the_first_layer_that_is_not_finite(self.network)
+        self._learning_rate = LearningRate(optimizer, training, self.trainer.num_training_batches)
+        if self._restored_rate is not None:
+            self._learning_rate.load_state_dict(self._restored_rate)
 
     def on_train_epoch_start(self) -> None:
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
+        self._loss_sum, self._steps = 0.0, 0
+        self._freeze(self.current_epoch < self.config.training.frozen_epochs)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = augment(batch.images, batch.uniforms) if self.augmented else as_float(batch.images)
-        loss = cross_entropy(self(images), batch.labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels))
-        return loss
+    def _freeze(self, frozen: bool) -> None:
+        """Let only the last layer learn, or all."""
+        backbone = self.network.backbone
+        if self.config.training.frozen_epochs == 0:
+            return
+        head = tuple(f"{name}." for name in last_layers(backbone))
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(not frozen or name.startswith(head))
+        for name, layer in backbone.named_modules():
+            # Frozen features do not drift with the statistics of the batches either.
+            layer.train(not frozen or f"{name}.".startswith(head))
+        if self.current_epoch in (0, self.config.training.frozen_epochs):
+            self.take_step.reset()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        step = self.global_step
+        self._learning_rate.before_step(step)
+        if batch_idx == 0:
+            self._first_rate = self._learning_rate.rate
+        loss = self.take_step(batch)
+        # Lightning counts calls of optimizer.step, and a replayed graph makes none.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+        taken = StepLoss(self.current_epoch, batch_idx, step, self._learning_rate.rate, float("nan"))
+        self._note(self._reader.put(taken, loss))
+        if self.trainer.is_last_batch:
+            self._note(self._reader.drain())
+            self._log_epoch("train_loss", self._loss_sum / self._steps)
+            self._log_epoch("learning_rate", self._first_rate)
+            if self.take_step.parts > 1:
+                self._log_epoch("parts_of_a_batch", float(self.take_step.parts))
+
+    def _log_epoch(self, name: str, value: float) -> None:
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def _note(self, steps: list[StepLoss]) -> None:
+        """Add up and log the losses of steps; stop at one that is not finite."""
+        for step in steps:
+            if not math.isfinite(step.loss):
+                raise self._diverged(step)
+            self._loss_sum += step.loss
+            self._steps += 1
+            if (step.step + 1) % self.trainer.log_every_n_steps == 0:
+                for logger in self.loggers:
+                    logger.log_metrics({"step_loss": step.loss, "step_learning_rate": step.rate}, step=step.step)
+
+    def _diverged(self, step: StepLoss) -> InputError:
+        ids = self.trainer.train_dataloader.image_ids(step.batch)
+        return InputError(
+            f"the training loss is {step.loss} in epoch {step.epoch + 1}, step {step.batch + 1} (learning rate "
+            f"{step.rate:.3g}), of the images {', '.join(ids)}; {self._last_good()} lower training.learning_rate, or "
+            "find the layer with training.detect_anomaly=true"
+        )
+
+    def _last_good(self) -> str:
+        checkpoint = self.trainer.checkpoint_callback
+        path = checkpoint.best_model_path if checkpoint is not None else ""
+        return f"{path} holds the best epoch before it;" if path else "no epoch was completed before it;"
+
+    def on_validation_start(self) -> None:
+        # Before anything is validated or saved: weights that are not finite are not worth it.
+        self._note(self._reader.drain())
+        # Each process has normalised with statistics of its own images.
+        average_over_processes([buffer for buffer in self.buffers() if buffer.is_floating_point()])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self(as_float(batch.images)).float()
+        logits = self._logits(self.kept, as_float(batch.images))
         self.val_acc(logits, batch.labels)
         size = len(batch.labels)
-        self.log("val_loss", cross_entropy(logits, batch.labels), prog_bar=True, batch_size=size)
+        loss = cross_entropy(logits, batch.labels)
+        self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("val_acc", self.val_acc, prog_bar=True, batch_size=size)
 
-    def configure_optimizers(self) -> dict:
-        """timm's optimizer of that name, weight decay on weights only, and the schedule of its learning rate."""
-        training = self.training_config
-        try:
-            optimizer = timm.optim.create_optimizer_v2(
-                self.network, opt=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay
-            )
-        except Exception as error:  # timm lists optimizers of packages that are not installed, or that need a GPU
+    def on_validation_epoch_end(self) -> None:
+        val_loss = self.trainer.callback_metrics["val_loss"].item()
+        if not math.isfinite(val_loss):
             raise InputError(
-                f"training.optimizer is {training.optimizer!r}, which cannot be used here: {error}"
-            ) from None
-        if training.lr_scheduler == "reduce_on_plateau":
-            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, factor=training.lr_gamma, patience=training.lr_plateau_patience
+                f"the validation loss is {val_loss} in epoch {self.current_epoch + 1}; {self._last_good()} "
+                "lower training.learning_rate"
             )
-            schedule = {"scheduler": scheduler, "interval": "epoch", "monitor": "val_loss"}
-        else:
-            factor = learning_rate_factor(training, self._steps_per_epoch())
-            schedule = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        self._learning_rate.after_validation(val_loss)
 
-    def on_train_start(self) -> None:
-        self._warm_up()
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["learning_rate"] = self._learning_rate.state_dict()
 
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """Set the rate of the next step under reduce_on_plateau, which looks at val_loss and knows no steps."""
-        training = self.training_config
-        if training.lr_scheduler != "reduce_on_plateau":
-            return
-        steps = self._steps_per_epoch()
-        if self.global_step <= math.ceil(training.lr_warmup_epochs * steps):
-            for group in self.optimizers().param_groups:
-                group["lr"] = training.learning_rate * learning_rate_factor(training, steps)(self.global_step)
-
-    def _steps_per_epoch(self) -> float:
-        return self.trainer.estimated_stepping_batches / self.training_config.max_epochs
-
-
-def learning_rate_factor(training: TrainingConfig, steps_per_epoch: float):
-    """The schedule as a function from the step, counted from 0, to the factor of `training.learning_rate`.
-
-    For reduce_on_plateau, only its warm-up.
-
-    Cosine: Loshchilov & Hutter, SGDR, ICLR 2017, one period without restart.
-    """
-
-    def factor(step: int) -> float:
-        epoch, warmup = step / steps_per_epoch, training.lr_warmup_epochs
-        if epoch < warmup:
-            return (step + 1) / (warmup * steps_per_epoch + 1)
-        if training.lr_scheduler == "reduce_on_plateau":
-            return 1.0
-        if training.lr_scheduler == "step":
-            return training.lr_gamma ** (epoch // training.lr_step_epochs)
-        progress = min(1.0, (epoch - warmup) / max(1e-9, training.max_epochs - warmup))
-        if training.lr_scheduler == "exponential":
-            return training.lr_gamma**progress
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self._restored_rate = checkpoint["learning_rate"]

@@ -40,6 +40,10 @@ class BaselineCNN(nn.Module):
         self.dropout = nn.Dropout(drop_rate)
         self.classifier = nn.Linear(widths[-1], num_classes)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Where timm finds the layers, for `training.layer_decay`: of a convolution and of a normalisation each."""
+        return {"blocks": r"^features\.(\d+)"}
+
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.features(images).mean(dim=(2, 3))))
 
@@ -175,7 +179,7 @@ def _packaged_weights(name: str, variant: str) -> dict[str, Tensor]:
 def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load all but the last layer, which is new where it tells other classes apart."""
     expected = backbone.state_dict()
-    last_layer = tuple(f"{name}." for name in _last_layers(backbone))
+    last_layer = tuple(f"{name}." for name in last_layers(backbone))
     usable = {
         key: value
         for key, value in weights.items()
@@ -190,6 +194,7 @@ def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str)
     backbone.load_state_dict(usable, strict=False)
 
 
-def _last_layers(backbone: nn.Module) -> tuple[str, ...]:
+def last_layers(backbone: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that tell the classes apart."""
     names = getattr(backbone, "default_cfg", {}).get("classifier", "classifier")
     return (names,) if isinstance(names, str) else tuple(names)

@@ -29,6 +29,9 @@ class ModelDescription:
         std: of each colour, in [0, 1], that the input is divided by.
         epoch: the epoch, from 0, whose weights these are.
         val_loss: its cross-entropy on the validation fold, in nats.
+        batch_size: images of one device that went through the network at a time, in the end: fewer than
+            `training.batch_size` where the GPU's memory was too small.
+        accumulate_grad_batches: how many of such batches made one step of the optimizer.
     """
 
     architecture: str
@@ -38,6 +41,8 @@ class ModelDescription:
     std: list[float]
     epoch: int
     val_loss: float
+    batch_size: int
+    accumulate_grad_batches: int
 
 
 def save_model(network: NormalizedNetwork, description: ModelDescription, folder: Path = MODELS) -> None:
@@ -95,7 +100,8 @@ def _read_description(path: Path) -> ModelDescription:
     check("image_size", type(size) is int and 16 <= size <= 2048, "pixels, from 16 to 2048")
     check("mean", colours(content["mean"], 0.0), "three numbers from 0 to 1")
     check("std", colours(content["std"], 1e-3), "three numbers from 0.001 to 1")
-    check("epoch", type(content["epoch"]) is int and content["epoch"] >= 0, "a whole number, at least 0")
+    for key, least in (("epoch", 0), ("batch_size", 1), ("accumulate_grad_batches", 1)):
+        check(key, type(content[key]) is int and content[key] >= least, f"a whole number, at least {least}")
     loss = content["val_loss"]
     check("val_loss", type(loss) in (float, int) and 0 <= loss < math.inf, "a number, at least 0")
     return ModelDescription(**content)

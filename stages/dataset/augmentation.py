@@ -7,11 +7,16 @@ and after a resumed run.
 import math
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-UNIFORMS_PER_IMAGE = 11
+from stages.config import DataConfig
+
+UNIFORMS_PER_IMAGE = 11  # of `augment`
+UNIFORMS_OF_CUTOUT = 2
+DRAWS_OF_MIXING = 4
 
 # A dermatoscope has no upright: every rotation and flip of a lesion is as likely as the picture taken.
 # The others stay inside what differs between two users of a dermatoscope (zoom, centring) and two devices (light and
@@ -26,6 +31,42 @@ HUE = math.radians(5)
 
 # Luma weights (ITU-R BT.601) and the YIQ colour space, in which a rotation about the grey axis changes the hue.
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+def draw(random: np.random.Generator, count: int, config: DataConfig) -> np.ndarray:
+    """The random numbers that augment `count` images: float32, shape (count, k), k depending on what is switched on.
+
+    For mixing: whether mixup or cutmix, the share of the image itself, and where the rectangle of the other lies.
+    """
+    columns = [random.random((count, UNIFORMS_PER_IMAGE), np.float32)]
+    if config.cutout:
+        columns.append(random.random((count, UNIFORMS_OF_CUTOUT), np.float32))
+    if config.mixup or config.cutmix:
+        mixup = random.random(count) < (0.5 if config.mixup and config.cutmix else float(config.mixup > 0))
+        alpha = np.maximum(np.where(mixup, config.mixup, config.cutmix), 1e-6)
+        share = random.beta(alpha, alpha)
+        columns.append(np.column_stack([mixup, share, random.random((count, 2))]).astype(np.float32))
+    return np.concatenate(columns, axis=1)
+
+
+def augment_batch(images: Tensor, targets: Tensor, draws: Tensor, config: DataConfig) -> tuple[Tensor, Tensor]:
+    """All augmentation of a batch of training images.
+
+    Args:
+        images: uint8, shape (n, size, size, 3), RGB.
+        targets: probabilities of the classes, shape (n, classes).
+        draws: what `draw` gave for these images, on the same device.
+        config: what is switched on.
+
+    Returns:
+        float32 images, shape (n, 3, size, size), in [0, 1], and their targets.
+    """
+    pixels, rest = augment(images, draws[:, :UNIFORMS_PER_IMAGE]), draws[:, UNIFORMS_PER_IMAGE:]
+    if config.mixup or config.cutmix:
+        pixels, targets = _mix(pixels, targets, rest[:, -DRAWS_OF_MIXING:])
+    if config.cutout:
+        pixels = _cut_out(pixels, rest[:, :UNIFORMS_OF_CUTOUT], config.cutout)
+    return pixels, targets
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -98,3 +139,33 @@ def _colour_spaces(device: torch.device) -> tuple[Tensor, Tensor]:
 def _between(uniform: Tensor, limit: float) -> Tensor:
     """Map [0, 1) to [-limit, limit)."""
     return (2 * uniform - 1) * limit
+
+
+def _cut_out(pixels: Tensor, uniforms: Tensor, side: float) -> Tensor:
+    """Grey out a square of the relative size `side`, wholly inside the image (DeVries & Taylor, 2017)."""
+    start = uniforms * (1 - side)
+    return pixels.masked_fill(_inside(pixels, start, start + side), 0.5)
+
+
+def _mix(pixels: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Blend each image with the one before it, or paste a rectangle of that one into it.
+
+    Mixup: Zhang et al., ICLR 2018. Cutmix: Yun et al., ICCV 2019; its rectangle has the shape of the image and lies
+    wholly inside it, so that its area is exactly the other image's share.
+    """
+    mixup, share, place = draws[:, 0].bool(), draws[:, 1], draws[:, 2:]
+    other, other_targets = pixels.roll(1, dims=0), targets.roll(1, dims=0)
+    side = (1 - share).clamp_min(0).sqrt()[:, None]
+    start = place * (1 - side)
+    pasted = torch.where(_inside(pixels, start, start + side), other, pixels)
+    weight = share.view(-1, 1, 1, 1)
+    mixed = torch.where(mixup.view(-1, 1, 1, 1), weight * pixels + (1 - weight) * other, pasted)
+    return mixed, share[:, None] * targets + (1 - share[:, None]) * other_targets
+
+
+def _inside(pixels: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Where a pixel lies in its image's rectangle, given as relative places (n, 2): bool, (n, 1, size, size)."""
+    size = pixels.shape[-1]
+    centres = (torch.arange(size, device=pixels.device) + 0.5) / size
+    inside = (centres >= start[:, :, None]) & (centres < end[:, :, None])
+    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.dataset.augmentation import UNIFORMS_PER_IMAGE
+from stages.config import DataConfig
+from stages.dataset.augmentation import draw
 from stages.dataset.folds import SPLITS
 from stages.dataset.pixels import PixelStore
+from stages.dataset.streaming import stream
 from stages.dataset.taxonomy import class_names, class_of
 from stages.errors import InputError
 from stages.files import read_csv
@@ -25,12 +27,12 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8, shape (n, size, size, 3), RGB.
         labels: int64, shape (n,), numbers of classes.
-        uniforms: float32, shape (n, UNIFORMS_PER_IMAGE), what augmentation draws from; None where nothing is augmented.
+        draws: float32, shape (n, k), what augmentation is drawn from; None where nothing is augmented.
     """
 
     images: Tensor
     labels: Tensor
-    uniforms: Tensor | None
+    draws: Tensor | None
 
 
 class SplitImages:
@@ -46,6 +48,7 @@ class SplitImages:
         table: the rows of the manifest in the split.
         indices: where they stand in the store, shape (n,).
         labels: int64, shape (n,).
+        num_classes: as given.
 
     Raises:
         InputError: the table is not of the same images as the store, or has none in the split.
@@ -59,6 +62,7 @@ class SplitImages:
         if unknown:
             raise InputError(f"{split_file}: unknown split {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
         self.store = store
+        self.num_classes = num_classes
         self.indices = np.flatnonzero(assignment["split"] == split)
         if not len(self.indices):
             raise InputError(f"{split_file} has no image in the split {split}; `dvc repro` makes it again")
@@ -70,19 +74,57 @@ class SplitImages:
         return len(self.indices)
 
 
+class Shuffle(NamedTuple):
+    """How training goes through its images.
+
+    Attributes:
+        seed: of the order and of augmentation.
+        augmentation: what augmentation draws for; None where nothing is augmented.
+        balanced: draw classes equally often, with replacement, instead of every image once.
+        repeated: the order and the augmentation of the first epoch in every epoch.
+    """
+
+    seed: int
+    augmentation: DataConfig | None = None
+    balanced: bool = False
+    repeated: bool = False
+
+
 class Batches:
     """Batches of a split on `device`, for as many epochs as they are iterated.
 
-    With a `seed` the order is shuffled and comes with random numbers for augmentation; both depend on the seed and the
-    epoch alone, not on the device, and the last images of the shuffled order that do not fill a batch are left out: a
-    step over two images has a gradient of noise. Without a seed, every image comes once, in the order of the split.
+    With `shuffle` the order is random and comes with random numbers for augmentation; both depend on the seed and the
+    epoch alone, not on the device nor on how the images get there, and the last images of the order that do not fill a
+    batch are left out: a step over two images has a gradient of noise. Without it, every image comes once, in the
+    order of the split.
+
+    On a GPU all images of the split lie in its memory if half of what is free holds them; else they are read ahead.
+
+    Args:
+        images: of which split.
+        batch_size: images of a batch on this device, fewer where the split has fewer.
+        device: where batches are wanted.
+        shuffle: for training.
+        rank: which of the processes that share the images this is, from 0.
+        world_size: how many of them there are. Each gets its part of every step's images.
+        threads: that read ahead; they change nothing in what is read.
     """
 
-    def __init__(self, images: SplitImages, batch_size: int, device: torch.device, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        images: SplitImages,
+        batch_size: int,
+        device: torch.device,
+        shuffle: Shuffle | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int | None = None,
+    ) -> None:
         self.images = images
-        self.batch_size = min(batch_size, len(images))
+        self.batch_size = max(1, min(batch_size, len(images) // world_size))
         self.device = device
-        self.seed = seed
+        self.shuffle = shuffle
+        self.rank, self.world_size, self.threads = rank, world_size, threads
         self.epoch = 0
         self._labels = images.labels.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
@@ -96,30 +138,51 @@ class Batches:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the random numbers of the next iteration."""
-        self.epoch = epoch
+        self.epoch = 0 if self.shuffle is not None and self.shuffle.repeated else epoch
 
     def __len__(self) -> int:
-        count, size = len(self.images), self.batch_size
-        return -(-count // size) if self.seed is None else count // size
+        of_all = self.batch_size * self.world_size
+        if self.shuffle is not None:
+            return len(self.images) // of_all
+        return -(-len(range(self.rank, len(self.images), self.world_size)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        count = len(self.images)
-        if self.seed is None:
-            order, uniforms = np.arange(count), None
-        else:
-            random = np.random.default_rng([self.seed, self.epoch])
-            order = random.permutation(count)
-            uniforms = torch.from_numpy(random.random((count, UNIFORMS_PER_IMAGE), np.float32)).to(self.device)
-        on_device = torch.from_numpy(order).to(self.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            yield Batch(
-                images=self._gather(order[batch], on_device[batch]),
-                labels=self._labels[on_device[batch]],
-                uniforms=None if uniforms is None else uniforms[batch],
-            )
+        rows, draws = self._order()
+        on_device = torch.from_numpy(rows).to(self.device)
+        draws = None if draws is None else torch.from_numpy(draws).to(self.device)
+        parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)]
+        pixels = self._pixels(rows, on_device, parts)
+        for part, images in zip(parts, pixels):
+            yield Batch(images, self._labels[on_device[part]], None if draws is None else draws[part])
 
-    def _gather(self, rows: np.ndarray, on_device: Tensor) -> Tensor:
+    def _order(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The rows of the split that this process sees in this epoch, and what augmentation draws for them."""
+        count = len(self.images)
+        if self.shuffle is None:
+            return np.arange(self.rank, count, self.world_size), None
+        random = np.random.default_rng([self.shuffle.seed, self.epoch])
+        if self.shuffle.balanced:
+            labels = self.images.labels.numpy()
+            chance = 1 / np.bincount(labels)[labels]
+            order = random.choice(count, count, p=chance / chance.sum())
+        else:
+            order = random.permutation(count)
+        augmentation = self.shuffle.augmentation
+        draws = None if augmentation is None else draw(random, count, augmentation)
+        # A step takes the next images of the order, and each process an equal part of them.
+        steps = np.arange(len(self) * self.batch_size * self.world_size).reshape(len(self), self.world_size, -1)
+        mine = steps[:, self.rank].ravel()
+        return order[mine], None if draws is None else draws[mine]
+
+    def _pixels(self, rows: np.ndarray, on_device: Tensor, parts: list[slice]) -> Iterator[Tensor]:
+        store, indices = self.images.store, self.images.indices[rows]
         if self._resident is not None:
-            return self._resident[on_device]
-        return torch.from_numpy(self.images.store.read(self.images.indices[rows])).to(self.device)
+            return (self._resident[on_device[part]] for part in parts)
+        if self.device.type == "cuda":
+            return stream(store, [indices[part] for part in parts], self.device, self.threads)
+        return (torch.from_numpy(store.read(indices[part])) for part in parts)
+
+    def image_ids(self, batch: int) -> list[str]:
+        """The ids of the images in a batch of this epoch, counted from 0."""
+        rows, _ = self._order()
+        return list(self.images.table["image_id"].iloc[rows[batch * self.batch_size :][: self.batch_size]])

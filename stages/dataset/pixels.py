@@ -28,7 +28,10 @@ def add_places(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class PixelStore:
-    """The prepared images of a folder, mapped into memory: nothing is read before it is asked for.
+    """The prepared images of a folder: nothing is read before it is asked for.
+
+    Read, not mapped into memory: pages of a map count as the process's memory until the system needs them, and then
+    nobody can tell whether a training on a large dataset stays within its own.
 
     Attributes:
         manifest: one row an image, columns `MANIFEST_COLUMNS`.
@@ -42,33 +45,48 @@ class PixelStore:
         self.manifest = read_csv(folder / MANIFEST, MANIFEST_COLUMNS)
         if self.manifest.empty:
             raise InputError(f"{folder / MANIFEST} lists no images; `dvc repro` makes it again")
-        self._shards: list[np.ndarray] = []
-        for shard, rows in self.manifest.groupby("shard"):
-            self._shards.append(self._open(shard_path(folder, shard), len(rows)))
-        self.image_size = self._shards[0].shape[1]
+        self.image_size = 0  # until the first shard tells
+        self._shards = [
+            (shard_path(folder, shard), self._check(shard_path(folder, shard), len(rows)))
+            for shard, rows in self.manifest.groupby("shard")
+        ]
 
-    def _open(self, path: Path, count: int) -> np.ndarray:
+    def _check(self, path: Path, count: int) -> int:
+        """Where the pixels start in a shard, in bytes."""
         try:
             pixels = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); `dvc repro` makes it again") from None
-        side = (self._shards or [pixels])[0].shape[1:2]
-        if pixels.dtype != np.uint8 or pixels.shape != (count, *side, *side, 3):
+        if not self.image_size and pixels.ndim == 4:
+            self.image_size = pixels.shape[1]
+        if pixels.dtype != np.uint8 or pixels.shape != (count, self.image_size, self.image_size, 3):
             raise InputError(
                 f"{path} holds {pixels.dtype} {pixels.shape}, not {count} square RGB images of the same size as the "
                 "other shards; `dvc repro` makes it again"
             )
-        return pixels
+        return pixels.offset
 
     def indices_of(self, image_ids: pd.Series) -> np.ndarray:
         """The rows of the manifest where these images stand, shape (n,); every id must be one of the store."""
         return pd.Index(self.manifest["image_id"]).get_indexer_for(image_ids)
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """The images at rows `indices` of the manifest: uint8, shape (n, image_size, image_size, 3), RGB."""
-        pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
+    def read(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The images at rows `indices` of the manifest.
+
+        Args:
+            indices: shape (n,).
+            out: where to write them; None: into a new array.
+
+        Returns:
+            uint8, shape (n, image_size, image_size, 3), RGB.
+        """
+        pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8) if out is None else out
         shards, rows = np.divmod(indices, IMAGES_PER_SHARD)
         for shard in np.unique(shards):
-            here = shards == shard
-            pixels[here] = self._shards[shard][rows[here]]
+            path, start = self._shards[shard]
+            with path.open("rb", buffering=0) as file:
+                for place in np.flatnonzero(shards == shard):
+                    file.seek(start + int(rows[place]) * pixels[place].nbytes)
+                    if file.readinto(pixels[place]) != pixels[place].nbytes:
+                        raise InputError(f"{path} was cut short while it was read; `dvc repro` makes it again")
         return pixels

@@ -1,0 +1,111 @@
+"""Where the course of a training and its results are written."""
+
+import importlib.util
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from dvclive.lightning import DVCLiveLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities.model_summary import ModelSummary
+
+from stages.classifier.data import SkinLesionData
+from stages.classifier.module import SkinLesionClassifier
+from stages.config import Config
+from stages.dataset.augmentation import as_float
+from stages.dataset.loaders import Batches
+from stages.dataset.taxonomy import class_names
+from stages.errors import InputError
+from stages.files import WANDB
+
+SAMPLES = 16  # validation images that Weights & Biases shows
+
+
+def create_loggers(config: Config, metrics: Path) -> list[Logger]:
+    """DVCLive's logger, and Weights & Biases' where `training.loggers` lists it.
+
+    DVCLive always logs: its files are outputs of the stage.
+
+    Args:
+        config: the parameters, which Weights & Biases records.
+        metrics: folder for DVCLive.
+
+    Raises:
+        InputError: wandb is not installed.
+    """
+    # dvc.yaml is written by hand and experiments are saved by `dvc exp run`: DVCLive does neither.
+    loggers: list[Logger] = [DVCLiveLogger(dir=str(metrics), dvcyaml=None, save_dvc_exp=False, report=None)]
+    if "wandb" in config.training.loggers:
+        if importlib.util.find_spec("wandb") is None:
+            raise InputError(
+                "training.loggers lists wandb, which is not installed: `pip install wandb`, or take it off the list"
+            )
+        WANDB.mkdir(exist_ok=True)
+        loggers.append(WandbLogger(project="skin-lesions", save_dir=WANDB, config=asdict(config), log_model=False))
+    return loggers
+
+
+def log_results(module: SkinLesionClassifier, data: SkinLesionData, models: Path, metrics: dict) -> None:
+    """Give Weights & Biases, if it logs, what DVC keeps of a training, and pictures of the validation images.
+
+    The model's files, the number of parameters, the confusion matrix and some images with their probabilities.
+
+    Args:
+        module: after `fit`, with the weights that are kept.
+        data: its images.
+        models: folder of the written model.
+        metrics: of the whole training, by name.
+    """
+    runs = [logger.experiment for logger in module.loggers if isinstance(logger, WandbLogger)]
+    if not runs:
+        return
+    import wandb
+
+    run, classes = runs[0], list(class_names(data.val_images.num_classes))
+    probabilities = _val_probabilities(module, data)
+    labels, predicted = data.val_images.labels, probabilities.argmax(dim=1)
+    summary = ModelSummary(module, max_depth=2)
+    run.summary.update(
+        metrics | {"parameters": summary.total_parameters, "trainable_parameters": summary.trainable_parameters}
+    )
+    run.log(
+        {
+            "confusion_matrix": wandb.plot.confusion_matrix(
+                y_true=labels.tolist(), preds=predicted.tolist(), class_names=classes, title="Validation images"
+            ),
+            "samples": _sample_table(data, probabilities, classes),
+            "model_summary": wandb.Html(f"<pre>{summary}</pre>"),
+        }
+    )
+    artifact = wandb.Artifact("classifier", type="model", metadata=asdict(module.config))
+    artifact.add_dir(str(models))
+    run.log_artifact(artifact)
+    run.finish()
+
+
+def _sample_table(data: SkinLesionData, probabilities: torch.Tensor, classes: list[str]) -> "wandb.Table":  # noqa: F821
+    import wandb
+
+    images = data.val_images
+    rows = torch.linspace(0, len(images) - 1, min(SAMPLES, len(images))).long().numpy()
+    table = wandb.Table(columns=["image_id", "image", "true", "predicted", "confidence", *classes])
+    for row, pixels in zip(rows, images.store.read(images.indices[rows])):
+        confidence, guess = probabilities[row].max(dim=0)
+        table.add_data(
+            images.table["image_id"][row],
+            wandb.Image(pixels),
+            classes[images.labels[row]],
+            classes[guess],
+            confidence.item(),
+            *probabilities[row].tolist(),
+        )
+    return table
+
+
+@torch.inference_mode()
+def _val_probabilities(module: SkinLesionClassifier, data: SkinLesionData) -> torch.Tensor:
+    """Probabilities of every validation image, not calibrated, shape (images, classes)."""
+    device = module.device
+    module.eval()
+    batches = Batches(data.val_images, data.batch_size, device)
+    return torch.cat([module(as_float(batch.images)).softmax(dim=1).cpu() for batch in batches])
