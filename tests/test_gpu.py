@@ -1,6 +1,7 @@
 """What only a GPU can show: `pytest -m gpu -n 0`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from stages.classifier.step import LossReader, StepLoss, TrainingStep
 from stages.classifier.weights import load_model
 from stages.dataset import loaders
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
-from stages.dataset.pixels import PixelStore
+from stages.dataset.pixels import PixelStore, shard_path
 from stages.evaluation.history import read_history
 from stages.train import train_model
 
@@ -43,9 +44,9 @@ EVERYTHING = {
 def train(tiny, quick, tmp_path):
     """A function that trains Lite0 into a folder of a name; the bytes of its weights."""
 
-    def run(name, **changes):
+    def run(name, images=tiny, **changes):
         folder = tmp_path / name
-        train_model(quick(**LITE0 | changes), *tiny, folder / "models", folder / "metrics", folder / "checkpoints")
+        train_model(quick(**LITE0 | changes), *images, folder / "models", folder / "metrics", folder / "checkpoints")
         return (folder / "models" / "model.safetensors").read_bytes()
 
     return run
@@ -100,6 +101,16 @@ def test_compiled_training_learns_as_much(train, tmp_path):
 
 
 @pytest.fixture
+def large_images(tiny, tmp_path):
+    """The tiny dataset with images of 128 px."""
+    folder = tmp_path / "large"
+    shutil.copytree(tiny.folder, folder)
+    pixels = np.load(shard_path(folder, 0))
+    np.save(shard_path(folder, 0), pixels.repeat(8, axis=1).repeat(8, axis=2))
+    return folder, tiny.split
+
+
+@pytest.fixture
 def little_memory():
     """A function that leaves this process so many MB of the GPU's memory."""
     total = torch.cuda.get_device_properties(0).total_memory
@@ -108,12 +119,13 @@ def little_memory():
     torch.cuda.empty_cache()
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_its_step_stays(train, tmp_path, capsys, little_memory):
+def test_a_batch_that_does_not_fit_is_halved_and_its_step_stays(train, large_images, tmp_path, capsys, little_memory):
     changes = {"model.name": "resnet", "model.variant": "18", "training.batch_size": 32}
-    train("roomy", **changes)
-    torch.cuda.empty_cache()
-    little_memory(torch.cuda.memory_reserved() / 1e6 + 290)
-    train("cramped", **changes)
+    torch.cuda.reset_peak_memory_stats()
+    train("roomy", large_images, **changes)
+    # The weights, their gradients and the optimizer's state take 180 MB; the rest are activations.
+    little_memory(180 + 0.6 * (torch.cuda.max_memory_reserved() / 1e6 - 180))
+    train("cramped", large_images, **changes)
     assert "out of memory with 32 images at a time: going on with 16" in capsys.readouterr().out
     description = json.loads((tmp_path / "cramped" / "models" / "model.json").read_text())
     parts = description["accumulate_grad_batches"]
@@ -128,7 +140,8 @@ def test_the_largest_batch_that_fits_is_found(train, tmp_path, monkeypatch):
     train("small", **{"training.auto_batch_size": True, "training.batch_size": 4})
     assert json.loads((tmp_path / "small" / "models" / "model.json").read_text())["batch_size"] == 32  # of 42 images
     monkeypatch.setattr(memory, "USABLE_SHARE", 1e-6)
-    train("none", **{"training.auto_batch_size": True, "training.batch_size": 4})
+    baseline = {"model.name": "baseline_cnn", "model.variant": None}
+    train("none", **{"training.auto_batch_size": True, "training.batch_size": 4} | baseline)
     assert json.loads((tmp_path / "none" / "models" / "model.json").read_text())["batch_size"] == 1
 
 

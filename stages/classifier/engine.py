@@ -35,7 +35,8 @@ def prepare_hardware(config: Config) -> Config:
     Raises:
         InputError: there are fewer devices than asked for, or they cannot compute at `training.precision`.
     """
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning.pytorch"):  # the second where both packages are installed
+        logging.getLogger(name).setLevel(logging.WARNING)
     training = config.training
     seed_everything(training.seed, verbose=False)
     device = set_up_device(training.cpu_threads, training.deterministic)
@@ -103,6 +104,7 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         log_every_n_steps=training.log_every_n_steps,
         detect_anomaly=training.detect_anomaly,
         deterministic=training.deterministic,
+        benchmark=False,
         profiler=_profiler(training.profiler),
         callbacks=[throughput, best, EarlyStopping("val_loss", patience=training.early_stopping_patience), progress],
         logger=loggers,
@@ -113,7 +115,15 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
     )
     if trainer.is_global_zero:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer.fit(module, data)
+    try:
+        trainer.fit(module, data)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise InputError(
+                f"training.batch_size is {training.batch_size}: batch normalisation needs more images, or a larger "
+                "data.image_size"
+            ) from None
+        raise
     if trainer.interrupted:
         raise KeyboardInterrupt
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)

@@ -18,8 +18,9 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
     if deterministic:
         # Must be set before cuBLAS starts: its default workspaces are shared between streams.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = False  # it takes half a minute and gains nothing
+    if deterministic:
         # Filling fresh memory shows a program that reads what it never wrote; on a CPU it costs 5 to 8 % of the speed.
         torch.utils.deterministic.fill_uninitialized_memory = False
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -178,6 +178,9 @@ class SkinLesionClassifier(LightningModule):
         # Each process has normalised with statistics of its own images.
         average_over_processes([buffer for buffer in self.buffers() if buffer.is_floating_point()])
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep the gradients, which Lightning would drop: they lie where the captured step writes them."""
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._logits(self.kept, as_float(batch.images))
         self.val_acc(logits, batch.labels)

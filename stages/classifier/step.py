@@ -162,15 +162,18 @@ class TrainingStep:
     def _backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the mean loss in the parameters; the mean loss."""
         self._optimizer.zero_grad(set_to_none=True)
-        count = len(batch.labels)
         total = torch.zeros((), device=self._device)
-        size = math.ceil(math.ceil(count / self._training.accumulate_grad_batches) / self.parts)
-        for start in range(0, count, size):
-            part = Batch(*(None if tensor is None else tensor[start : start + size] for tensor in batch))
-            loss = self._losses(self._forward, part).sum() / count
+        for part in self._split(batch):
+            loss = self._losses(self._forward, part).sum() / len(batch.labels)
             self._scaler.scale(loss).backward()
             total += loss.detach()
         return total
+
+    def _split(self, batch: Batch) -> list[Batch]:
+        """Parts of a batch, as equal as possible, that go through the network one after another."""
+        parts = min(len(batch.labels), self._training.accumulate_grad_batches * self.parts)
+        columns = ([None] * parts if tensor is None else tensor.tensor_split(parts) for tensor in batch)
+        return [Batch(*tensors) for tensors in zip(*columns)]
 
     def _update(self) -> None:
         """Move the weights along the gradient."""
