@@ -86,7 +86,7 @@ def train_model(
     module = SkinLesionClassifier(config, store.image_size, data.class_counts)
     start = time.perf_counter()
     fitted = fit(module, data, config, checkpoints, metrics)
-    if not fitted.is_global_zero:  # the other processes have helped
+    if fitted is None:
         return None
     name = architecture(config.model)
     mean, std = pixel_statistics(name)

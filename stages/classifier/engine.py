@@ -59,7 +59,6 @@ class Fit(NamedTuple):
         batch_size: images of one device in one batch.
         parts: into how many parts batches had to be split because of memory.
         throughput: images per second of every epoch.
-        is_global_zero: whether this process, of those that trained together, is the one that writes the results.
     """
 
     epoch: int
@@ -67,7 +66,6 @@ class Fit(NamedTuple):
     batch_size: int
     parts: int
     throughput: Throughput
-    is_global_zero: bool
 
 
 def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, checkpoints: Path, metrics: Path) -> Fit:
@@ -75,17 +73,18 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
 
     Args:
         config: as `prepare_hardware` gave it.
-        checkpoints: folder for the three best checkpoints and the last one; emptied first.
+        checkpoints: folder for the best checkpoint; emptied first.
         metrics: folder for DVCLive.
+
+    Returns:
+        What was found; None in all but the first of the processes that trained together.
 
     Raises:
         InputError: a loss stopped being finite, or the GPU's memory is too small for one image.
     """
     _silence_what_is_meant()
     training = config.training
-    best = ModelCheckpoint(
-        dirpath=checkpoints, filename="{epoch:03d}-{val_loss:.3f}", monitor="val_loss", save_top_k=3, save_last=True
-    )
+    best = ModelCheckpoint(dirpath=checkpoints, filename="{epoch:03d}-{val_loss:.3f}", monitor="val_loss")
     throughput = Throughput()
     progress = TerminalProgress() if sys.stdout.isatty() else EpochLog(throughput)
     loggers = create_loggers(config, metrics)
@@ -97,9 +96,8 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         num_nodes=training.num_nodes,
         strategy=AveragedGradients() if distributed else "auto",
         max_epochs=1 if few else training.max_epochs,
-        limit_train_batches=few or training.limit_train_batches,
+        limit_train_batches=few or training.overfit_batches or training.limit_train_batches,
         limit_val_batches=few or 1.0,
-        overfit_batches=training.overfit_batches,
         val_check_interval=training.val_check_interval,
         log_every_n_steps=training.log_every_n_steps,
         detect_anomaly=training.detect_anomaly,
@@ -126,6 +124,8 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         raise
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if not trainer.is_global_zero:
+        return None
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     return Fit(
@@ -134,7 +134,6 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         data.batch_size,
         module.take_step.parts,
         throughput,
-        trainer.is_global_zero,
     )
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -182,9 +182,11 @@ class SkinLesionClassifier(LightningModule):
         """Keep the gradients, which Lightning would drop: they lie where the captured step writes them."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self._logits(self.kept, as_float(batch.images))
+        size, full = len(batch.labels), self.trainer.val_dataloaders.batch_size
+        # The last batch is filled up: for another number of images all convolutions would be planned anew.
+        images = pad(batch.images, (0, 0, 0, 0, 0, 0, 0, full - size))
+        logits = self._logits(self.kept, as_float(images))[:size]
         self.val_acc(logits, batch.labels)
-        size = len(batch.labels)
         loss = cross_entropy(logits, batch.labels)
         self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("val_acc", self.val_acc, prog_bar=True, batch_size=size)

@@ -1,8 +1,8 @@
 """Augmentation of a whole batch at a time, on the device it is on, with parameters of its own for every image.
 
-What is random is drawn for a whole epoch at once, on the CPU: one seed gives the same pictures on every device, in every
-loader and after a resumed run, and a step on the GPU is a few passes over its pixels. They are what counts: in a step
-of ResNet-18 of 12 ms at batch 128, `affine_grid` alone took 0.45 ms, and drawing and combining the parameters 0.1 ms.
+What is random is drawn for a whole epoch at once, on the CPU: one seed gives the same pictures on every device, in
+every loader and after a resumed run, and a step on the GPU is a few passes over its pixels. They are what counts: in a
+step of ResNet-18 of 12 ms at batch 128 on an H100, `affine_grid` alone took 0.45 ms.
 """
 
 import math

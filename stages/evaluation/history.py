@@ -24,21 +24,25 @@ def read_history(training_metrics: Path) -> pd.DataFrame:
         InputError: DVCLive wrote no such curves.
     """
     folder = training_metrics / "plots" / "metrics"
-    curves = {name: _curve(folder / f"{path}.tsv", name) for name, path in CURVES.items()}
-    history = curves["train_loss"]
-    for name in list(CURVES)[1:]:
-        history = pd.merge_asof(history, curves[name], on="step")
-    history = history.drop(columns="step")
-    history.insert(0, "epoch", range(1, len(history) + 1))
-    return history
+    curves = {name: _curve(folder / f"{path}.tsv") for name, path in CURVES.items()}
+    steps = curves["train_loss"]["step"]
+    columns = {name: _at_epoch_ends(curve, steps) for name, curve in curves.items()}
+    return pd.DataFrame({"epoch": range(1, len(steps) + 1), **{name: list(values) for name, values in columns.items()}})
 
 
-def _curve(path: Path, name: str) -> pd.DataFrame:
-    """Columns step, of the training, and `name`; of values of one step, the last."""
+def _at_epoch_ends(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
+    """The values of a curve at the ends of the epochs."""
+    if len(curve) == len(steps):  # also where an epoch is one step: DVCLive writes step 0 as a later one
+        return curve["value"]
+    return pd.merge_asof(steps.to_frame(), curve, on="step")["value"]
+
+
+def _curve(path: Path) -> pd.DataFrame:
+    """Columns step, of the training, and value."""
     table = read_csv(path, ["step"], separator="\t")
     try:
         values = table.iloc[:, -1].map(float)  # a value that is no number is logged as nan, which stays text
         steps = table["step"].astype(int)
     except ValueError as error:
         raise InputError(f"{path} is not a curve of numbers ({error}); `dvc repro` makes it again") from None
-    return pd.DataFrame({"step": steps, name: values}).drop_duplicates("step", keep="last")
+    return pd.DataFrame({"step": steps, "value": values})

@@ -1,4 +1,3 @@
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +7,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from stages.classifier import engine
-from stages.classifier.engine import fit, prepare_hardware
+from stages.classifier.data import SkinLesionData
+from stages.classifier.engine import Fit, fit, prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
+from stages.classifier.networks import NormalizedNetwork
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
@@ -17,63 +18,66 @@ from stages.errors import InputError
 from stages.evaluation.history import read_history
 
 CPU = torch.device("cpu")
-CHECKPOINT = re.compile(r"epoch=\d{3}-val_loss=\d+\.\d{3}\.ckpt")
 
 
 class Fitted(NamedTuple):
     """What a training left behind."""
 
     module: SkinLesionClassifier
-    val: Batches
-    epoch: int
-    val_loss: float
+    val: SplitImages
+    fit: Fit
     folder: object
 
     @property
     def history(self):
         return read_history(self.folder / "metrics")
 
-    def val_loss_of_weights(self):
-        """The validation loss of the weights that the module has now."""
+    def val_logits(self):
+        """Of the weights that the module has now."""
         self.module.eval()
         with torch.inference_mode():
-            logits = torch.cat([self.module(as_float(batch.images)) for batch in self.val])
-        return cross_entropy(logits, self.val.images.labels).item()
+            return torch.cat([self.module(as_float(batch.images)) for batch in Batches(self.val, 8, CPU)])
+
+    def val_loss_of_weights(self):
+        return cross_entropy(self.val_logits(), self.val.labels).item()
 
 
 @pytest.fixture
 def train(tiny, quick, tmp_path):
     """A function that trains on the tiny dataset with changed parameters."""
 
-    def run(prepare=lambda module, train, val: None, **changes):
-        config = quick(**changes)
-        prepare_hardware(config.training)
+    def run(prepare=lambda module, data: None, **changes):
+        config = prepare_hardware(quick(**changes))
         store = PixelStore(tiny.folder)
-        module = SkinLesionClassifier(config.model, config.training, store.image_size, config.data.augment)
         images, val = (SplitImages(store, name, tiny.split, config.model.num_classes) for name in ("train", "val"))
-        prepare(module, images, val)
-        batches = Batches(images, config.training.batch_size, CPU, seed=config.training.seed)
-        val = Batches(val, config.training.batch_size, CPU)
-        checkpoints, metrics = tmp_path / "checkpoints", tmp_path / "metrics"
-        epoch, val_loss = fit(module, batches, val, config.training, checkpoints, metrics)
-        return Fitted(module, val, epoch, val_loss, tmp_path)
+        data = SkinLesionData(images, val, config)
+        module = SkinLesionClassifier(config, store.image_size, data.class_counts)
+        prepare(module, data)
+        fitted = fit(module, data, config, tmp_path / "checkpoints", tmp_path / "metrics")
+        return Fitted(module, val, fitted, tmp_path)
 
     return run
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(engine, "set_up_device", lambda *_: CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def mislead(module, train, val):
+def mislead(module, data):
     """Validation that gets worse as the training gets better."""
-    val.labels = 1 - val.labels
+    data.val_images.labels = 1 - data.val_images.labels
 
 
-def fix(module, train, val):
-    """A network whose loss only its learning rate can change."""
-    module.network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+class Linear(nn.Sequential):
+    """A linear classifier: no statistics of a batch, no dropout."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+
+
+def fix(module, data):
+    module.network = NormalizedNetwork(Linear(), (0.5,) * 3, (0.25,) * 3)
 
 
 def test_a_network_learns_what_can_be_learned(train):
@@ -84,67 +88,80 @@ def test_a_network_learns_what_can_be_learned(train):
 
 
 def test_train_loss_val_loss_and_val_acc_are_logged_once_an_epoch_over_all_images(train):
-    fitted = train(**{"training.max_epochs": 1, "training.batch_size": 4})  # the last of 14 images make half a batch
+    fitted = train(**{"training.max_epochs": 1, "training.batch_size": 4})
     history = fitted.history
     assert len(history) == 1
     assert history["val_loss"][0] == pytest.approx(fitted.val_loss_of_weights(), rel=1e-5)
-    with torch.inference_mode():
-        logits = torch.cat([fitted.module(as_float(batch.images)) for batch in fitted.val])
-    right = (logits.argmax(dim=1) == fitted.val.images.labels).float().mean().item()
+    right = (fitted.val_logits().argmax(dim=1) == fitted.val.labels).float().mean().item()
     assert history["val_acc"][0] == pytest.approx(right)
     assert np.isfinite(history["train_loss"][0])
+
+
+def test_a_last_validation_batch_that_is_not_full_changes_nothing(train, monkeypatch):
+    monkeypatch.setattr("stages.classifier.data.SMALLEST_VALIDATION_BATCH", 4)  # 14 images: the last of 4 has 2
+    fitted = train(**{"training.max_epochs": 1, "training.batch_size": 4})
+    assert fitted.history["val_loss"][0] == pytest.approx(fitted.val_loss_of_weights(), rel=1e-5)
+
+
+def test_train_loss_is_the_mean_over_the_steps(train):
+    changes = {"training.max_epochs": 1, "training.learning_rate": 1e-12, "data.augment": False}
+    fitted = train(fix, **changes, **{"training.batch_size": 42})
+    fitted.module.eval()
+    with torch.inference_mode():
+        images = fitted.module.trainer.datamodule.train_images
+        logits = fitted.module(as_float(torch.from_numpy(images.store.read(images.indices))))
+    assert fitted.history["train_loss"][0] == pytest.approx(cross_entropy(logits, images.labels).item(), rel=1e-5)
 
 
 def test_the_weights_of_the_epoch_with_the_lowest_val_loss_are_kept_not_the_last(train):
     fitted = train(mislead)
     losses = fitted.history["val_loss"]
-    assert fitted.epoch == losses.idxmin() < 2
-    assert fitted.val_loss == pytest.approx(losses.min())
+    assert fitted.fit.epoch == losses.idxmin() < 2
+    assert fitted.fit.val_loss == pytest.approx(losses.min())
     assert fitted.val_loss_of_weights() == pytest.approx(losses.min(), rel=1e-5)
     assert losses.iloc[-1] > 1.2 * losses.min()
 
 
-def test_the_three_best_checkpoints_and_the_last_are_kept_and_old_ones_removed(train, tmp_path):
+def test_the_best_checkpoint_is_kept_and_old_ones_removed(train, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "epoch=099-val_loss=0.001.ckpt").touch()
-    fitted = train(**{"training.max_epochs": 4})
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir()} - {"last.ckpt"}
-    best = fitted.history["val_loss"].nsmallest(3)
-    assert names == {f"epoch={epoch:03d}-val_loss={loss:.3f}.ckpt" for epoch, loss in best.items()}
-    assert all(CHECKPOINT.fullmatch(name) for name in names)
-    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["epoch"] == 3
+    fitted = train(mislead, **{"training.max_epochs": 4})
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert names == [f"epoch={fitted.fit.epoch:03d}-val_loss={fitted.fit.val_loss:.3f}.ckpt"]
 
 
 def test_training_stops_after_epochs_without_a_lower_val_loss(train):
     fitted = train(mislead, **{"training.max_epochs": 30, "training.early_stopping_patience": 2})
-    assert len(fitted.history) == fitted.epoch + 1 + 2
+    assert len(fitted.history) == fitted.fit.epoch + 1 + 2
 
 
-def test_every_epoch_has_an_order_and_an_augmentation_of_its_own(train, monkeypatch):
-    seen = []
-    step = SkinLesionClassifier.training_step
+@pytest.fixture
+def seen(monkeypatch):
+    """The batches that training steps have seen."""
+    batches, step = [], SkinLesionClassifier.training_step
 
     def record(module, batch, batch_idx):
-        if batch_idx == 0:
-            seen.append((batch.images[:, 0, 0, 0].tolist(), batch.uniforms))
+        batches.append(batch)
         return step(module, batch, batch_idx)
 
     monkeypatch.setattr(SkinLesionClassifier, "training_step", record)
+    return batches
+
+
+def test_every_epoch_has_an_order_and_an_augmentation_of_its_own(train, seen):
     train(**{"training.max_epochs": 3})
-    epochs = [np.random.default_rng([0, epoch]) for epoch in range(3)]
-    train_images = [number for number in range(70) if number % 5 > 1]
-    for (numbers, uniforms), random in zip(seen, epochs, strict=True):
-        order = random.permutation(len(train_images))[:8]
-        assert numbers == [train_images[place] for place in order]
-        assert uniforms[0, 0] == random.random(1, np.float32)[0]
+    orders = [[batch.images[:, 0, 0, 0].tolist() for batch in seen[epoch * 5 : epoch * 5 + 5]] for epoch in range(3)]
+    assert all(one != other for number, one in enumerate(orders) for other in orders[:number])
+    draws = [seen[epoch * 5].draws for epoch in range(3)]
+    assert not any(torch.equal(one, other) for number, one in enumerate(draws) for other in draws[:number])
 
 
 @pytest.mark.parametrize("augmented", [True, False])
 def test_training_images_are_augmented_only_if_asked_and_validation_images_never(train, monkeypatch, augmented):
     calls = []
     monkeypatch.setattr(
-        "stages.classifier.module.augment", lambda images, _: calls.append(len(images)) or as_float(images)
+        "stages.classifier.module.augment_batch",
+        lambda images, targets, *_: calls.append(len(images)) or (as_float(images), targets),
     )
     train(**{"training.max_epochs": 1, "data.augment": augmented})
     assert calls == ([8] * (42 // 8) if augmented else [])
@@ -164,10 +181,22 @@ def test_training_images_are_augmented_only_if_asked_and_validation_images_never
         {"training.deterministic": False},
         {"model.num_classes": 7},
         {"training.batch_size": 1000},
+        {"training.ema_decay": 0.99},
+        {"training.label_smoothing": 0.1},
+        {"training.class_balance": "weights"},
+        {"training.class_balance": "sampling"},
+        {"training.layer_decay": 0.8},
+        {"training.frozen_epochs": 1},
+        {"training.auto_batch_size": True},
+        {"training.compile": "graph"},
+        {"training.profiler": "simple"},
+        {"training.detect_anomaly": True},
+        {"data.mixup": 0.4, "data.cutmix": 1.0, "data.cutout": 0.3},
     ],
     ids=str,
 )
-def test_every_setting_trains(train, changes):
+def test_every_setting_trains(train, changes, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     history = train(**{"training.max_epochs": 2} | changes).history
     assert len(history) == 2
     assert np.isfinite(history).all(axis=None)
@@ -199,22 +228,24 @@ def test_the_rate_warms_up_before_it_looks_at_val_loss(train):
     assert list(rates) == pytest.approx([0.001, 0.006, 0.011, 0.011], rel=1e-3)
 
 
-@pytest.mark.parametrize(("batches", "steps"), [(1, 5), (2, 3), (100, 1)])
+@pytest.mark.parametrize(("batches", "steps"), [(1, 5), (2, 2), (100, 1)])
 def test_so_many_batches_make_one_step(train, batches, steps):
     fitted = train(**{"training.max_epochs": 1, "training.accumulate_grad_batches": batches})
-    checkpoint = torch.load(fitted.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == steps
+    assert fitted.module.trainer.global_step == steps
 
 
 def test_a_gradient_is_clipped_to_its_limit_and_not_with_0(train):
+    def weight(module):
+        return module.network.backbone[1].weight
+
     def moved(limit):
         first = []
         fitted = train(
-            lambda module, *_: (fix(module, *_), first.append(module.network[1].weight.detach().clone())),
+            lambda module, data: (fix(module, data), first.append(weight(module).detach().clone())),
             **{"training.optimizer": "sgd", "training.learning_rate": 0.1, "training.gradient_clip_val": limit},
             **{"training.max_epochs": 1, "training.batch_size": 42, "training.weight_decay": 0.0},
         )
-        return (fitted.module.network[1].weight - first[0]).norm().item()
+        return (weight(fitted.module) - first[0]).norm().item()
 
     assert moved(0.001) <= 0.001 * 0.1 * 2.5  # Nesterov's first step is 1.9 gradients long
     assert moved(0.0) > 0.01
@@ -222,7 +253,7 @@ def test_a_gradient_is_clipped_to_its_limit_and_not_with_0(train):
 
 def test_16_bits_on_a_cpu_are_refused_with_what_to_set(quick):
     with pytest.raises(InputError, match=r"training\.precision is 16.*must be 32, bf16 or auto"):
-        prepare_hardware(quick(**{"training.precision": 16}).training)
+        prepare_hardware(quick(**{"training.precision": 16}))
 
 
 def test_an_interrupted_training_stops_the_stage(train, monkeypatch):
@@ -234,36 +265,161 @@ def test_an_interrupted_training_stops_the_stage(train, monkeypatch):
         train()
 
 
-def break_weights(module, train, val):
+def break_weights(module):
     module.network.backbone.classifier.bias.data.fill_(float("nan"))
 
 
-@pytest.mark.parametrize(
-    ("prepare", "changes"),
-    [
-        (break_weights, {}),
-        (lambda *_: None, {"training.learning_rate": 1e30, "training.optimizer": "sgd"}),
-    ],
-    ids=["weights that are NaN", "a rate of 1e30"],
-)
-def test_a_training_that_diverges_from_the_start_says_to_lower_the_rate(train, prepare, changes):
-    with pytest.raises(InputError, match=r"no epoch with a finite val_loss; lower training\.learning_rate"):
-        train(prepare, **changes)
-
-
-def test_a_training_that_diverges_later_keeps_the_best_epoch_and_its_history(train, monkeypatch):
+def break_in_epoch(epoch, monkeypatch):
     start = SkinLesionClassifier.on_train_epoch_start
 
     def start_or_break(module):
         start(module)
-        if module.current_epoch == 1:
-            break_weights(module, None, None)
+        if module.current_epoch == epoch:
+            break_weights(module)
 
     monkeypatch.setattr(SkinLesionClassifier, "on_train_epoch_start", start_or_break)
-    fitted = train(**{"training.max_epochs": 4})
-    assert fitted.epoch == 0
-    assert np.isfinite(fitted.val_loss_of_weights())
-    assert list(np.isfinite(fitted.history["val_loss"])) == [True, False]
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypatch, seen, tmp_path):
+    break_in_epoch(1, monkeypatch)
+    with pytest.raises(InputError) as error:
+        train(**{"training.max_epochs": 4})
+    assert len(seen) == 5 + 1  # the first step of the second epoch was the last
+    ids = [f"I{number:03d}" for number in seen[-1].images[:, 0, 0, 0].tolist()]
+    message = str(error.value)
+    assert "the training loss is nan in epoch 2, step 1 (learning rate 0.00256)" in message
+    assert f"of the images {', '.join(ids)};" in message
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert f"{checkpoint} holds the best epoch before it" in message
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_a_rate_that_is_far_too_high_says_to_lower_it(train):
+    with pytest.raises(
+        InputError, match=r"is (nan|inf) in epoch 1.*no epoch was completed.*lower training\.learning_rate"
+    ):
+        train(**{"training.learning_rate": 1e30, "training.optimizer": "sgd", "training.gradient_clip_val": 0.0})
+
+
+def test_a_validation_loss_that_is_not_finite_stops_too(train, monkeypatch):
+    monkeypatch.setattr(SkinLesionClassifier, "on_validation_start", lambda module: break_weights(module))
+    with pytest.raises(InputError, match="the validation loss is nan in epoch 1"):
+        train()
+
+
+def test_an_anomaly_is_found_in_its_layer(train):
+    def prepare(module, data):
+        module.network.backbone.features[4].weight.data.mul_(1e40)
+
+    with pytest.raises(InputError, match=r"layer backbone\.features\.\d .*is not finite.*though its input is finite"):
+        train(prepare, **{"training.detect_anomaly": True})
+
+
+def test_only_the_last_layer_learns_in_frozen_epochs(train):
+    states = []
+
+    def prepare(module, data):
+        states.append({name: tensor.clone() for name, tensor in module.network.state_dict().items()})
+
+    fitted = train(prepare, **{"training.frozen_epochs": 1, "training.max_epochs": 1})
+    changed = {
+        name for name, tensor in fitted.module.network.state_dict().items() if not torch.equal(tensor, states[0][name])
+    }
+    assert changed == {"backbone.classifier.weight", "backbone.classifier.bias"}
+    fitted = train(prepare, **{"training.frozen_epochs": 1, "training.max_epochs": 2})
+    assert (
+        not torch.equal(fitted.module.network.backbone.features[0].weight, states[1]["backbone.features.0.weight"])
+        or fitted.fit.epoch == 0
+    )
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(train):
+    fitted = train(**{"training.ema_decay": 0.5, "training.max_epochs": 2})
+    assert fitted.val_loss_of_weights() == pytest.approx(fitted.fit.val_loss, rel=1e-5)
+    one, other = (network.state_dict() for network in (fitted.module.network, fitted.module.kept))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "epochs"),
+    [
+        ({"training.fast_dev_run": True}, 1, 1),
+        ({"training.fast_dev_run": 2}, 2, 1),
+        ({"training.limit_train_batches": 3}, 3, 3),
+        ({"training.limit_train_batches": 0.4}, 2, 3),
+        ({"training.overfit_batches": 2}, 2, 3),
+    ],
+    ids=str,
+)
+def test_a_part_of_an_epoch_can_be_trained_on(train, seen, changes, steps, epochs):
+    fitted = train(**changes)
+    assert len(fitted.history) == epochs
+    assert len(seen) == steps * epochs
+    repeats = len({tuple(batch.images[:, 0, 0, 0].tolist()) for batch in seen}) < len(seen)
+    assert repeats == ("training.overfit_batches" in changes)
+
+
+@pytest.mark.parametrize(
+    ("interval", "validations"), [(0.5, [1, 3, 6, 8, 11, 13]), (2, [1, 3, 6, 8, 11, 13]), (1.0, [4, 9, 14])]
+)
+def test_validations_come_as_often_as_asked(train, tmp_path, interval, validations):
+    train(**{"training.val_check_interval": interval})
+    lines = (tmp_path / "metrics/plots/metrics/val/loss.tsv").read_text().splitlines()[1:]
+    assert [int(line.split()[0]) for line in lines] == validations
+
+
+def test_losses_and_rates_of_steps_are_logged_as_often_as_asked(train, tmp_path):
+    train(**{"training.log_every_n_steps": 4})
+    for name in ("step_loss", "step_learning_rate"):
+        lines = (tmp_path / f"metrics/plots/metrics/{name}.tsv").read_text().splitlines()[1:]
+        assert [int(line.split()[0]) for line in lines] == [3, 7, 11]
+
+
+@pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])
+def test_a_profile_lands_in_its_folder_and_nowhere_else(train, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    train(**{"training.profiler": name, "training.max_epochs": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "metrics", "profiles"}
+    assert any(path.stat().st_size > 100 for path in (tmp_path / "profiles").iterdir())
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said(train, monkeypatch, capsys, tmp_path):
+    losses = SkinLesionClassifier.losses
+
+    def run_out_of_memory(module, network, batch):
+        if len(batch.labels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(module, network, batch)
+
+    roomy = train(**{"training.max_epochs": 2})
+    monkeypatch.setattr(SkinLesionClassifier, "losses", run_out_of_memory)
+    cramped = train(**{"training.max_epochs": 2})
+    assert roomy.fit.parts == 1
+    assert cramped.fit.parts == 4
+    output = capsys.readouterr().out
+    assert "out of memory with 8 images at a time: going on with 4, 2 times a step" in output
+    assert "out of memory with 4 images at a time: going on with 2, 4 times a step" in output
+    assert list(cramped.history["learning_rate"]) == list(roomy.history["learning_rate"])
+    assert cramped.module.trainer.global_step == roomy.module.trainer.global_step == 10
+    curve = (tmp_path / "metrics/plots/metrics/parts_of_a_batch.tsv").read_text()
+    assert curve.splitlines()[-1].endswith("4.0")
+
+
+def test_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch):
+    def run_out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SkinLesionClassifier, "losses", run_out_of_memory)
+    with pytest.raises(InputError, match=r"too small for a single image: lower data\.image_size"):
+        train()
+
+
+def test_more_devices_than_there_are_is_refused(quick, monkeypatch):
+    monkeypatch.setattr(engine, "set_up_device", lambda *_: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"training\.devices is 4; this machine has 1 GPU"):
+        prepare_hardware(quick(**{"training.devices": 4}))
 
 
 def test_the_log_has_a_line_an_epoch_where_there_is_no_terminal(train, capsys):

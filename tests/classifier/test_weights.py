@@ -17,7 +17,7 @@ NAME = "baseline_cnn"
 
 def description(name=NAME, classes=2):
     mean, std = pixel_statistics(name)
-    return ModelDescription(name, list(class_names(classes)), 32, list(mean), list(std), 3, 0.25)
+    return ModelDescription(name, list(class_names(classes)), 32, list(mean), list(std), 3, 0.25, 32, 1)
 
 
 def network(name=NAME, classes=2, seed=0):

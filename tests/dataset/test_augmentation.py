@@ -1,10 +1,17 @@
+import numpy as np
 import pytest
 import torch
 
-from stages.dataset.augmentation import UNIFORMS_PER_IMAGE, as_float, augment
+from stages.config import DataConfig
+from stages.dataset import augmentation
+from stages.dataset.augmentation import UNIFORMS_PER_IMAGE, as_float, augment_batch, draw, parameters_of
 
 FLIP, TURN, SCALE, ASPECT, SHIFT_X, SHIFT_Y, STRETCH, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(UNIFORMS_PER_IMAGE)
 GREY_AND_COLOURS = {"grey": (128, 128, 128), "red": (170, 60, 50), "blue": (60, 70, 170), "skin": (200, 160, 140)}
+
+
+def augment(images, uniforms):
+    return augmentation.augment(images, torch.from_numpy(parameters_of(uniforms.numpy())))
 
 
 @pytest.fixture
@@ -149,3 +156,82 @@ def test_pixels_become_floats_with_the_channels_first():
     assert as_float(torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)).flatten().tolist() == pytest.approx(
         [0, 1, 0.2]
     )
+
+
+def test_the_grid_is_that_of_pytorch():
+    uniforms = torch.rand(5, UNIFORMS_PER_IMAGE, generator=torch.Generator().manual_seed(4))
+    matrices = torch.from_numpy(parameters_of(uniforms.numpy()))[:, :6].view(-1, 2, 3)
+    expected = torch.nn.functional.affine_grid(matrices, [5, 3, 24, 24], align_corners=False)
+    torch.testing.assert_close(augmentation._sampling_grid(matrices, 24), expected)
+
+
+def drawn(count, **switched_on):
+    config = DataConfig(**switched_on)
+    return config, torch.from_numpy(draw(np.random.default_rng(0), count, config))
+
+
+TARGETS = torch.eye(4)
+
+
+def unmoved(draws):
+    """Draws whose images stay where they are and as they are."""
+    neutral = torch.from_numpy(parameters_of(uniforms(len(draws)).numpy()))
+    return torch.cat([neutral, draws[:, neutral.shape[1] :]], dim=1)
+
+
+def test_switching_mixing_on_leaves_geometry_and_colour_as_they_were():
+    _, plain = drawn(6)
+    _, mixed = drawn(6, mixup=0.3, cutmix=1.0, cutout=0.2)
+    assert torch.equal(mixed[:, : plain.shape[1]], plain)
+
+
+def test_cutout_greys_a_square_of_its_size_wholly_inside_each_image(images):
+    config, draws = drawn(4, cutout=0.25)
+    result, targets = augment_batch(images, TARGETS, unmoved(draws), config)
+    changed = ((result - as_float(images)).abs() > 2e-3).any(dim=1)
+    for picture, mask in zip(result, changed):
+        rows, columns = (mask.any(dim=axis).nonzero() for axis in (1, 0))
+        assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == 8  # of 32
+        assert (picture[:, mask] == 0.5).all()
+    assert torch.equal(targets, TARGETS)
+    assert len({tuple(mask.nonzero()[0].tolist()) for mask in changed}) > 1
+
+
+def test_mixup_blends_an_image_and_its_target_with_another_in_the_same_share(images):
+    config, draws = drawn(4, mixup=1.0)
+    result, targets = augment_batch(images, TARGETS, unmoved(draws), config)
+    original = as_float(images)
+    for number in range(4):
+        share, other = targets[number, number].item(), (number - 1) % 4
+        assert targets[number, other].item() == pytest.approx(1 - share)
+        expected = share * original[number] + (1 - share) * original[other]
+        torch.testing.assert_close(result[number], expected, atol=3e-3, rtol=0)
+    assert len(targets.diagonal().unique()) == 4
+
+
+def test_cutmix_pastes_a_rectangle_whose_area_is_the_share_of_the_other_target(images):
+    config, draws = drawn(4, cutmix=1.0)
+    result, targets = augment_batch(images, TARGETS, unmoved(draws), config)
+    original = as_float(images)
+    for number in range(4):
+        other = original[number - 1]
+        of_other, own = (((result[number] - one).abs() < 3e-3).all(dim=0) for one in (other, original[number]))
+        assert (of_other | own).all()
+        pasted = of_other & ~own
+        assert pasted.float().mean().item() == pytest.approx(targets[number, number - 1].item(), abs=0.07)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
+
+
+def test_with_mixup_and_cutmix_each_image_gets_one_of_them():
+    _, draws = drawn(400, mixup=0.4, cutmix=1.0)
+    mixup = draws[:, augmentation.PARAMETERS_PER_IMAGE]
+    assert set(mixup.tolist()) == {0.0, 1.0}
+    assert 0.4 < mixup.mean() < 0.6
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
+def test_the_share_is_drawn_from_the_beta_distribution(alpha):
+    _, draws = drawn(4000, mixup=alpha)
+    share = draws[:, augmentation.PARAMETERS_PER_IMAGE + 1]
+    assert share.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert share.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)

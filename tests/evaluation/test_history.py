@@ -27,7 +27,7 @@ def logged(tmp_path):
     def log(losses, without=()):
         with Live(str(tmp_path), dvcyaml=None, save_dvc_exp=False, report=None) as live:
             for loss in losses:
-                for name, value in {"train/loss": 1.0, "val/loss": loss, "val/acc": 0.5, "lr-AdamW/pg1": 0.1}.items():
+                for name, value in {"train/loss": 1.0, "val/loss": loss, "val/acc": 0.5, "learning_rate": 0.1}.items():
                     if name not in without:
                         live.log_metric(name, value)
                 live.next_step()
@@ -42,11 +42,26 @@ def test_an_epoch_that_diverged_is_a_number_too(logged):
     assert list(history["val_loss"].isna()) == [False, True, False]
 
 
-@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/acc", "lr-AdamW/pg1"])
+def test_of_several_validations_in_an_epoch_the_last_counts(tmp_path):
+    with Live(str(tmp_path), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+        for step, values in {
+            4: {"val/loss": 0.9, "val/acc": 0.1},
+            9: {"val/loss": 0.8, "val/acc": 0.2, "train/loss": 1.0, "learning_rate": 0.1},
+            14: {"val/loss": 0.7, "val/acc": 0.3},
+            19: {"val/loss": 0.6, "val/acc": 0.4, "train/loss": 0.5, "learning_rate": 0.05},
+        }.items():
+            live.step = step
+            for name, value in values.items():
+                live.log_metric(name, value)
+    history = read_history(tmp_path)
+    assert list(history["val_loss"]) == [0.8, 0.6]
+    assert list(history["train_loss"]) == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/acc", "learning_rate"])
 def test_a_missing_curve_is_named(logged, name):
     folder = logged([0.5], without=[name])
-    place = "learning rate" if name.startswith("lr") else f"{name}.tsv"
-    with pytest.raises(InputError, match=f"{place}.*`dvc repro` makes it"):
+    with pytest.raises(InputError, match=f"{name}.tsv.*`dvc repro` makes it"):
         read_history(folder)
 
 

@@ -1,0 +1,56 @@
+"""Two processes on the CPU, as Lightning starts them and as torchrun does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from stages.classifier.weights import load_model
+from stages.dataset.augmentation import as_float
+from stages.dataset.loaders import Batches, SplitImages
+from stages.dataset.pixels import PixelStore
+from stages.evaluation.history import read_history
+from stages.files import MODELS, PREPARED, SPLIT, TRAINING_METRICS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "stages.train"],
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stages.train"],
+    ],
+    ids=["lightning", "torchrun"],
+)
+def test_two_processes_train_one_model_and_write_it_once(workspace, params, launcher):
+    changes = {"training.devices": "2", "training.batch_size": "4", "training.max_epochs": "2"}
+    quick = {"model.name": "baseline_cnn", "model.variant": "null", "model.pretrained": "false"}
+    params(quick | changes | {"data.image_size": "16", "training.learning_rate": "0.003", "training.cpu_threads": "1"})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "stages.train"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == done.stdout.count("best epoch") == 1
+
+    # Every image of the validation split counts once, though 14 cannot be shared evenly in batches of 4.
+    network, description = load_model(MODELS)
+    images = SplitImages(PixelStore(PREPARED), "val", SPLIT, 2)
+    with torch.inference_mode():
+        logits = torch.cat([network(as_float(batch.images)) for batch in Batches(images, 5, torch.device("cpu"))])
+    assert description.val_loss == pytest.approx(cross_entropy(logits, images.labels).item(), abs=2e-6)
+    history = read_history(TRAINING_METRICS)
+    best = history.iloc[description.epoch]
+    right = (logits.argmax(dim=1) == images.labels).float().mean().item()
+    assert (best["val_loss"], best["val_acc"]) == pytest.approx((description.val_loss, right), abs=2e-6)
+    assert len(history) == 2
+    # 42 images in steps of 2 × 4.
+    steps = (TRAINING_METRICS / "plots/metrics/train/loss.tsv").read_text().splitlines()[-1].split()[0]
+    assert int(steps) == 2 * 5 - 1
+    assert json.loads((MODELS / "model.json").read_text())["batch_size"] == 4
