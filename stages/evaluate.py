@@ -17,7 +17,7 @@ from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
-from stages.config import Config, EvaluationConfig, load_config
+from stages.config import Config, load_config
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run
