@@ -78,7 +78,12 @@ def draw_tables(predictions: Predictions, details: dict) -> dict[str, pd.DataFra
 
 
 def draw_pictures(
-    predictions: Predictions, details: dict, tables: dict[str, pd.DataFrame], store: PixelStore
+    predictions: Predictions,
+    details: dict,
+    tables: dict[str, pd.DataFrame],
+    store: PixelStore,
+    cases: pd.DataFrame,
+    heatmaps: np.ndarray,
 ) -> dict[str, Figure]:
     """The pictures of predictions, by the name of their file.
 
@@ -87,6 +92,8 @@ def draw_pictures(
         details: what metrics/details.json holds of them: confidence, bootstrap_replicates, calibration and test.
         tables: what `draw_tables` gives.
         store: that holds their pixels.
+        cases: the images that Grad-CAM explains, columns case and image_id.
+        heatmaps: theirs, uint8, shape (cases, size, size).
     """
     return {
         "roc": draw_roc(predictions, details, tables["roc"]),
@@ -98,6 +105,7 @@ def draw_pictures(
         "subgroups": draw_subgroups(predictions, details, tables["subgroups"]),
         "sample_predictions": draw_samples(predictions, store),
         "mistakes": draw_mistakes(predictions, store),
+        "gradcam": draw_gradcam(predictions, details, cases, heatmaps, store),
     }
 
 
@@ -132,10 +140,8 @@ def main() -> None:
     check_images(test, cases, heatmaps, store)
 
     tables = draw_tables(test, details) | {"training": history}
-    pictures = draw_pictures(test, details, tables, store) | {
-        "gradcam": draw_gradcam(test, details, cases, heatmaps, store),
-        "training_curves": draw_training_curves(history, details),
-    }
+    pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
+    pictures["training_curves"] = draw_training_curves(history, details)
     write_plots(PLOTS, tables, pictures)
     write_report(REPORT, details, PICTURES)
     split = read_csv(SPLIT, ["image_id", "split"])
