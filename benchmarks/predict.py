@@ -1,6 +1,9 @@
 """How much of a bare loop's speed `stages.commands.predict` keeps.
 
-    python -m benchmarks.predict
+    OMP_WAIT_POLICY=passive python -m benchmarks.predict
+
+So the threads of an operation do not wait actively for the next: where anything else computes on the machine, that
+slows both sides by turns, up to tenfold.
 
 The bare loop is what one would write for a single use: a pool of threads decodes all images ahead of the network,
 which takes them in batches, with the same decoder, threads, batches, views and temperature. It checks nothing, catches
@@ -136,7 +139,7 @@ def main() -> None:
     write_json(
         RESULT,
         {
-            "command": "python -m benchmarks.predict",
+            "command": "OMP_WAIT_POLICY=passive python -m benchmarks.predict",
             "images": args.images,
             "repeats": args.repeats,
             "batch_size": BATCH_SIZE,

@@ -214,7 +214,7 @@ class EvaluationConfig(Section):
     batch_size: int = setting(64, at_least=1)
     test_time_augmentation: bool = setting(True)
     target_sensitivity: float = setting(0.9, above=0, at_most=1)
-    prevalences: NUMBERS = setting((0.02, 0.1, 0.3), above=0, below=1)
+    prevalences: NUMBERS = setting((0.02, 0.1, 0.3), above=0, below=1)  # noqa: RUF009 (makes a field, as the others)
     gradcam_cases: int = setting(4, at_least=0, at_most=20)
     bootstrap_replicates: int = setting(2000, at_least=100)
     confidence: float = setting(0.95, at_least=0.5, below=1)

@@ -22,6 +22,8 @@ GRADCAM = Path("data/gradcam")
 AUGMENTED = Path("data/augmented.npy")
 MODELS = Path("models")
 MODEL_CARD = Path("models/README.md")
+MODEL_DESCRIPTION = Path("models/model.json")
+MODEL_WEIGHTS = Path("models/model.safetensors")
 SPLIT_METRICS = Path("metrics/split.json")
 TRAINING_METRICS = Path("metrics/training")
 # No DVC output either: the machine and its speed differ where all results are the same.

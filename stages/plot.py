@@ -1,7 +1,7 @@
-"""Plot: draw what training and evaluation found, as tables for `dvc plots` and as pictures.
+"""Plot: draw what training and evaluation found, as tables for `dvc plots`, pictures, a report page and a model card.
 
-Reads `data/predictions.csv`, `data/prepared/`, `data/gradcam/`, `metrics/details.json` and `metrics/training/`, writes
-`plots/`.
+Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/gradcam/`, `models/`, `metrics/details.json` and
+`metrics/training/`, writes `plots/` and `models/README.md`.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from stages.config import load_config
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run
 from stages.evaluation.cases import read_cases
@@ -24,7 +25,9 @@ from stages.evaluation.predictions import Predictions, read_predictions
 from stages.figures.attention import draw_gradcam
 from stages.figures.calibration import draw_reliability, reliability_table
 from stages.figures.decisions import draw_decision_curve, draw_thresholds
+from stages.figures.model_card import write_model_card
 from stages.figures.performance import draw_confusion_matrix, draw_precision_recall, draw_roc
+from stages.figures.report import write_report
 from stages.figures.samples import draw_mistakes, draw_samples
 from stages.figures.style import save
 from stages.figures.subgroups import draw_subgroups, flat_subgroups
@@ -32,11 +35,17 @@ from stages.figures.training import draw_training_curves
 from stages.files import (
     DETAILS,
     GRADCAM,
+    MODEL_CARD,
+    MODEL_DESCRIPTION,
+    MODEL_WEIGHTS,
     PICTURES,
     PLOTS,
     PREDICTIONS,
     PREPARED,
+    REPORT,
+    SPLIT,
     TRAINING_METRICS,
+    read_csv,
     read_json,
     replacing,
     write_csv,
@@ -69,7 +78,12 @@ def draw_tables(predictions: Predictions, details: dict) -> dict[str, pd.DataFra
 
 
 def draw_pictures(
-    predictions: Predictions, details: dict, tables: dict[str, pd.DataFrame], store: PixelStore
+    predictions: Predictions,
+    details: dict,
+    tables: dict[str, pd.DataFrame],
+    store: PixelStore,
+    cases: pd.DataFrame,
+    heatmaps: np.ndarray,
 ) -> dict[str, Figure]:
     """The pictures of predictions, by the name of their file.
 
@@ -78,6 +92,8 @@ def draw_pictures(
         details: what metrics/details.json holds of them: confidence, bootstrap_replicates, calibration and test.
         tables: what `draw_tables` gives.
         store: that holds their pixels.
+        cases: the images that Grad-CAM explains, columns case and image_id.
+        heatmaps: theirs, uint8, shape (cases, size, size).
     """
     return {
         "roc": draw_roc(predictions, details, tables["roc"]),
@@ -89,10 +105,11 @@ def draw_pictures(
         "subgroups": draw_subgroups(predictions, details, tables["subgroups"]),
         "sample_predictions": draw_samples(predictions, store),
         "mistakes": draw_mistakes(predictions, store),
+        "gradcam": draw_gradcam(predictions, details, cases, heatmaps, store),
     }
 
 
-def write_plots(tables: dict[str, pd.DataFrame], pictures: dict[str, Figure], folder: Path = PLOTS) -> None:
+def write_plots(folder: Path, tables: dict[str, pd.DataFrame], pictures: dict[str, Figure]) -> None:
     """Write each table as a CSV file into `folder` and all pictures as PNG files into `folder`/pictures."""
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
@@ -114,6 +131,7 @@ def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, s
 
 
 def main() -> None:
+    config = load_config()
     test = read_predictions(PREDICTIONS).of("test")
     details = read_json(DETAILS)
     history = read_history(TRAINING_METRICS)
@@ -122,13 +140,13 @@ def main() -> None:
     check_images(test, cases, heatmaps, store)
 
     tables = draw_tables(test, details) | {"training": history}
-    pictures = draw_pictures(test, details, tables, store) | {
-        "gradcam": draw_gradcam(test, details, cases, heatmaps, store),
-        "training_curves": draw_training_curves(history, details),
-    }
-    write_plots(tables, pictures)
-    # The report page and the model card are written here: both are made of what `write_plots` wrote.
-    print(f"drew {len(pictures)} pictures in {PICTURES}")
+    pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
+    pictures["training_curves"] = draw_training_curves(history, details)
+    write_plots(PLOTS, tables, pictures)
+    write_report(REPORT, details, PICTURES)
+    split = read_csv(SPLIT, ["image_id", "split"])
+    write_model_card(MODEL_CARD, details, read_json(MODEL_DESCRIPTION), MODEL_WEIGHTS, config, store.manifest, split)
+    print(f"drew {len(pictures)} pictures in {PICTURES}; {REPORT} shows them all, {MODEL_CARD} is the model card")
 
 
 if __name__ == "__main__":

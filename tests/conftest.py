@@ -22,7 +22,7 @@ from stages.config import Config
 from stages.dataset.pixels import MANIFEST, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES, class_names
 from stages.evaluation.predictions import Predictions, predictions_table
-from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, write_csv
+from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, SPLIT_METRICS, TRAINING_METRICS, write_csv, write_json
 
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 PARTS = ["HAM10000_images_part_1", "HAM10000_images_part_2"]
@@ -226,6 +226,13 @@ QUICK = {
 }
 
 
+NO_LEAKS = {
+    "lesions_in_more_than_one_split": 0,
+    "known_duplicates_apart": [],
+    "near_duplicates": {"hash": "phash, 24×24 bits", "largest_distance": 120, "pairs": []},
+}
+
+
 @pytest.fixture(scope="session")
 def quick():
     """A function that gives a configuration that trains in a second, except for some keys, as `training.seed`."""
@@ -253,6 +260,7 @@ def trained(tiny, quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(tiny.folder, folder / PREPARED)
     shutil.copy(tiny.split, folder / SPLIT)
+    write_json(folder / SPLIT_METRICS, {"leakage": NO_LEAKS})
     train_model(
         quick(**{"training.max_epochs": 6}),
         folder / PREPARED,

@@ -53,7 +53,7 @@ def test_the_schema_is_one_and_describes_every_key():
         undescribed.extend(f"{path}.{key}" for key, inner in keys.items() if not inner.get("description"))
         for key, inner in keys.items():
             visit(inner, f"{path}.{key}")
-        for inner in [schema.get("items", {}), *schema.get("anyOf", [])]:
+        for inner in [*filter(None, [schema.get("items")]), *schema.get("anyOf", [])]:
             visit(inner, path)
 
     visit(SCHEMA, "")

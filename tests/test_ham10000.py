@@ -1,6 +1,7 @@
 """The real dataset, where it is at hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages.config import DataConfig, SplitConfig
@@ -10,7 +11,7 @@ from stages.dataset.metadata import find_metadata, read_metadata
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.prepare import prepare_dataset
-from stages.split import count_split, split_dataset
+from stages.split import find_leaks, split_dataset
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,10 @@ def test_the_whole_table_passes_the_checks_and_each_row_has_its_image(ham10000, 
 
 def test_the_split_keeps_lesions_and_known_duplicates_together(table):
     split = split_dataset(table, SplitConfig())
-    assert count_split(table, split)["lesions_in_more_than_one_split"] == 0
+    no_pairs = pd.DataFrame(columns=["image_id_1", "image_id_2", "split_1", "split_2", "distance"])
+    leaks = find_leaks(split, no_pairs)
+    assert leaks["lesions_in_more_than_one_split"] == 0
+    assert leaks["known_duplicates_apart"] == []
     assert split.groupby("lesion_id")["split"].nunique().max() == 1
     of_image = split.set_index("image_id")["split"].to_dict()
     pairs = [(first, second) for first, second in KNOWN_DUPLICATES if first in of_image and second in of_image]

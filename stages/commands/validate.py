@@ -24,7 +24,7 @@ from stages.dataset.duplicates import near_duplicates_between
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run
-from stages.evaluate import print_metrics, values
+from stages.evaluate import explain_model, print_metrics, values
 from stages.evaluation.judgement import judge
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.figures.report import write_report
@@ -114,7 +114,8 @@ def audit(store: PixelStore, split: Path = SPLIT, prepared: Path = PREPARED) -> 
     images["lesion_id"] = images["image_id"].map(lesion_of).fillna(images["lesion_id"])
     pairs = near_duplicates_between(store, PixelStore(prepared))
     split_of_image = dict(zip(seen["image_id"], seen["split"]))
-    pairs = pairs[pairs["image_id_2"].isin(seen["image_id"])]
+    # An image that has the id of one that was seen is counted above, and no news as its copy.
+    pairs = pairs[pairs["image_id_2"].isin(seen["image_id"]) & (pairs["image_id_1"] != pairs["image_id_2"])]
     pairs = pairs.assign(split_1="test", split_2=pairs["image_id_2"].map(split_of_image))
     return find_leaks(pd.concat([seen, images], ignore_index=True), pairs)
 
@@ -131,16 +132,16 @@ def warn_of(leakage: dict | None, store: PixelStore, split: Path = SPLIT) -> Non
     splits = read_csv(split, ["image_id", "lesion_id", "split"])
     seen = splits[splits["split"] != "test"]
     for column, noun in (("image_id", "image"), ("lesion_id", "lesion")):
-        known = sorted(set(store.manifest[column]) & set(seen[column]))
-        _warn(f"{noun}s that the model was trained or calibrated on", noun, known)
+        _warn(noun, sorted(set(store.manifest[column]) & set(seen[column])))
     copies = [" = ".join(pair["image_ids"]) for pair in leakage["near_duplicates"]["pairs"]]
-    _warn("copies of images that the model was trained or calibrated on", "image", copies)
+    _warn("copy of an image", copies, "copies of images")
 
 
-def _warn(what: str, noun: str, found: list[str]) -> None:
+def _warn(noun: str, found: list[str], plural: str | None = None) -> None:
     if found:
+        what = noun if len(found) == 1 else plural or f"{noun}s"
         shown = ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
-        print(f"warning: {len(found)} {noun}{'s' * (len(found) != 1)}: {what}: {shown}", file=sys.stderr)
+        print(f"warning: {len(found)} {what} that the model was trained or calibrated on: {shown}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -165,8 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_csv(folder / PREDICTIONS.name, predictions.table)
         write_json(folder / DETAILS.name, details)
         write_json(folder / EVALUATION.name, values(details["test"]["metrics"]))
+        explained = explain_model(config, predictions, details["calibration"]["threshold"], options.models, scratch)
         tables = draw_tables(predictions, details)
-        write_plots(folder / "plots", tables, draw_pictures(predictions, details, tables, store))
+        pictures = draw_pictures(predictions, details, tables, store, *explained)
+        write_plots(folder / "plots", tables, pictures)
         title = f"External validation on {options.data_dir.name}"
         write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title)
         shutil.rmtree(scratch)

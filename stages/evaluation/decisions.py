@@ -29,7 +29,7 @@ def threshold_for_sensitivity(score: np.ndarray, is_positive: np.ndarray, sensit
 
 
 def youden_threshold(score: np.ndarray, is_positive: np.ndarray) -> float:
-    """The score with the largest sum of sensitivity and specificity (Youden, Cancer 3:32, 1950); of several the highest.
+    """The score with the largest sum of sensitivity and specificity (Youden, Cancer 3:32, 1950); of ties the highest.
 
     Arguments as for `threshold_for_sensitivity`.
 

@@ -1,5 +1,7 @@
 """Whether the classifier serves everyone alike: its numbers in groups of patients, sites, sources and diagnoses."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 
@@ -24,7 +26,7 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
         Columns age, sex, localization, dataset and dx_type, all text: ages in bands, `dx_type` as histopathology
         against the rest, whose reference standard is weaker.
     """
-    names = [f"{low}-{high - 1}" for low, high in zip(AGE_BANDS, AGE_BANDS[1:])]
+    names = [f"{low}-{high - 1}" for low, high in pairwise(AGE_BANDS)]
     names = [f"under {AGE_BANDS[1]}", *names[1:-1], f"{AGE_BANDS[-2]} and older"]
     age = pd.cut(images["age"].astype(float), AGE_BANDS, right=False, labels=names)
     return pd.DataFrame(

@@ -201,7 +201,7 @@ def _quartiles(age: pd.Series) -> str:
 
 def _reference_standards(images: pd.DataFrame) -> list[tuple[str, str, str]]:
     """How the diagnoses were made, the most frequent first: name, share of malignant and of benign images."""
-    malignant, benign = images[images["malignant"]], images
+    malignant, benign = images[images["malignant"]], images[~images["malignant"]]
     counts = images["dx_type"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     return [
         (REFERENCE_STANDARDS.get(name, name), _share(malignant["dx_type"] == name), _share(benign["dx_type"] == name))

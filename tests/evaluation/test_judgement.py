@@ -173,7 +173,7 @@ def test_calibration_is_told_before_and_after(classes):
 
 
 def test_subgroups_are_judged_at_the_decision_threshold():
-    test, section = judged(*random_outputs(2))
+    _, section = judged(*random_outputs(2))
     assert list(section["subgroups"]) == ["age", "sex", "localization", "dataset", "dx_type"]
     (everyone,) = section["subgroups"]["dataset"]["groups"]
     assert everyone["sensitivity"] == section["metrics"]["sensitivity_at_threshold"]

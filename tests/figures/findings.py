@@ -18,7 +18,8 @@ LEAKAGE = {
     "lesions_in_more_than_one_split": 0,
     "known_duplicates_apart": [],
     "near_duplicates": {
-        "threshold": 6,
+        "hash": "phash, 24×24 bits",
+        "largest_distance": 120,
         "pairs": [{"image_ids": ["I004", "I999"], "splits": ["test", "train"], "distance": 5}],
     },
 }

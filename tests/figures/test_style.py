@@ -12,7 +12,6 @@ from PIL import Image
 
 from stages.dataset.pixels import PixelStore
 from stages.evaluation.cases import choose_cases
-from stages.figures.attention import draw_gradcam
 from stages.figures.performance import draw_confusion_matrix
 from stages.figures.style import SMALL, WIDTH, describe, new_figure, save
 from stages.figures.training import draw_training_curves
@@ -40,10 +39,8 @@ def pictures(request, judged, tiny):
     history = pd.DataFrame(dict.fromkeys(("train_loss", "val_loss", "val_acc", "learning_rate"), epochs))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return draw_pictures(predictions, details, draw_tables(predictions, details), store) | {
-            "gradcam": draw_gradcam(predictions, details, cases, heatmaps, store),
-            "training_curves": draw_training_curves(history.assign(epoch=range(1, 9)), details),
-        }
+        drawn = draw_pictures(predictions, details, draw_tables(predictions, details), store, cases, heatmaps)
+        return drawn | {"training_curves": draw_training_curves(history.assign(epoch=range(1, 9)), details)}
 
 
 def test_pictures_of_any_predictions_can_be_read_on_a_phone(pictures, texts_of):
