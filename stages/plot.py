@@ -1,7 +1,7 @@
 """Plot: draw what training and evaluation found, as tables for `dvc plots`, pictures, a report page and a model card.
 
-Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/gradcam/`, `models/`, `metrics/details.json` and
-`metrics/training/`, writes `plots/` and `models/README.md`.
+Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/augmented.npy`, `data/gradcam/`, `models/`,
+`metrics/details.json` and `metrics/training/`, writes `plots/` and `models/README.md`.
 """
 
 from pathlib import Path
@@ -31,8 +31,9 @@ from stages.figures.report import write_report
 from stages.figures.samples import draw_mistakes, draw_samples
 from stages.figures.style import save
 from stages.figures.subgroups import draw_subgroups, flat_subgroups
-from stages.figures.training import draw_training_curves
+from stages.figures.training import draw_augmentation, draw_training_curves
 from stages.files import (
+    AUGMENTED,
     DETAILS,
     GRADCAM,
     MODEL_CARD,
@@ -45,6 +46,7 @@ from stages.files import (
     REPORT,
     SPLIT,
     TRAINING_METRICS,
+    read_array,
     read_csv,
     read_json,
     replacing,
@@ -142,6 +144,7 @@ def main() -> None:
     tables = draw_tables(test, details) | {"training": history}
     pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
     pictures["training_curves"] = draw_training_curves(history, details)
+    pictures["augmentation"] = draw_augmentation(read_array(AUGMENTED))
     write_plots(PLOTS, tables, pictures)
     write_report(REPORT, details, PICTURES)
     split = read_csv(SPLIT, ["image_id", "split"])

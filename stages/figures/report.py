@@ -52,6 +52,10 @@ WORDS = {
         "Loss, validation accuracy and learning rate against the epoch.",
         "The course of training; the epoch with the lowest validation loss was kept.",
     ),
+    "augmentation": Words(
+        "Training images beside what augmentation made of each.",
+        "What the network is trained on: some training images, each beside what augmentation made of it.",
+    ),
     "sample_predictions": Words(
         "Test images with their predicted and true class, from the most to the least confident prediction.",
         "A sample of the test images, from the most to the least confident prediction.",

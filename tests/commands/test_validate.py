@@ -53,7 +53,10 @@ def test_it_writes_what_evaluate_writes_with_nothing_fitted(external, workspace,
     plots = workspace / "external/plots"
     # Nothing was trained, so all but the course of training.
     assert {path.name for path in plots.glob("*.csv")} == {f"{name}.csv" for name in TABLES} - {"training.csv"}
-    assert {path.stem for path in (plots / "pictures").glob("*.png")} == set(WORDS) - {"training_curves"}
+    assert {path.stem for path in (plots / "pictures").glob("*.png")} == set(WORDS) - {
+        "training_curves",
+        "augmentation",
+    }
     assert "External validation" in (plots / "report.html").read_text(encoding="utf-8")
     assert sorted(path.name for path in (workspace / "external").iterdir()) == [
         "details.json",

@@ -10,7 +10,7 @@ from tests.figures.findings import details_of
 
 PICTURES = (
     "roc", "precision_recall", "reliability", "decision_curve", "confusion_matrix", "thresholds", "subgroups",
-    "training_curves", "sample_predictions", "mistakes", "gradcam",
+    "training_curves", "sample_predictions", "mistakes", "gradcam", "augmentation",
 )  # fmt: skip
 VOID = {"meta", "link", "img", "path", "circle"}
 
