@@ -25,10 +25,11 @@ import pandas as pd
 from scipy.special import softmax
 
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.evaluation.comparison import Pair, holm, lesions_behind, paired_replicates, paired_test
+from stages.evaluation.comparison import Pair, holm, paired_replicates, paired_test
 from stages.evaluation.decisions import threshold_for_sensitivity
 from stages.evaluation.headline import headline
 from stages.evaluation.predictions import Predictions, malignant_probability, predictions_table
+from stages.evaluation.uncertainty import count_lesions, lesions_behind
 from stages.files import write_json
 
 RESULT = Path("benchmarks/results/paired_test.json")
@@ -125,8 +126,7 @@ def p_values(scenario: Scenario, replicates: int, seed: tuple[int, int]) -> dict
     pairs = paired_replicates(
         *(headline(model, threshold) for model, threshold in zip(models, thresholds(scenario))), lesion_of, replicates
     )
-    is_malignant = models[0].is_malignant
-    counts = [len(np.unique(lesion_of[kind])) for kind in (slice(None), is_malignant, ~is_malignant)]
+    counts = count_lesions(lesion_of, models[0].is_malignant)
     p = [paired_test(pair, lesions_behind(name, *counts), 1 - LEVEL)["p"] for name, pair in pairs.items()]
     percentiles = map(percentile_p, pairs.values())
     return {name: list(values) for name, *values in zip(pairs, p, holm(p), percentiles)}

@@ -19,17 +19,14 @@ from stages.errors import InputError
 from stages.evaluation.headline import headline
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.subgroups import SMALLEST_JUDGED, subgroup_table
-from stages.evaluation.uncertainty import Statistic, replicate
+from stages.evaluation.uncertainty import DIGITS, Statistic, count_lesions, lesions_behind, replicate
 from stages.evaluation.weighted import weighted_areas
 
 BETTER, WORSE, MIXED = "better", "worse", "mixed"
 NO_EVIDENCE = "no evidence of a difference"
 LOWER_IS_BETTER = ("ece", "brier", "nll")
 AT_THRESHOLD = ("sensitivity_at_threshold", "specificity_at_threshold")
-_MEANS_OVER_IMAGES = ("accuracy", "ece", "brier", "nll")
 _EXAMPLES = 5
-# Digits of a difference that are more than rounding errors: two models that rank alike differ by 1e-16 of AUROC.
-_DIGITS = 12
 
 
 class Pair(NamedTuple):
@@ -93,10 +90,9 @@ def compare_predictions(
     not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
     not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
 
-    counts = _count_lesions(lesions, is_malignant)
+    counts = count_lesions(lesions, is_malignant)
     metrics = {
-        # At least 1: where all lesions are of one kind, some metrics have a value, but none that could be tested.
-        name: paired_test(pair, max(1, lesions_behind(name, *counts)), confidence)
+        name: paired_test(pair, lesions_behind(name, *counts), confidence)
         for name, pair in pairs.items()
         if name not in not_compared
     }
@@ -209,8 +205,8 @@ def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
         `base`, `new`, `difference` (`{"value", "interval"}`; the interval is None where so few lesions could not show
         any difference) and the two-sided `p`.
     """
-    difference = float(np.round(pair.new - pair.base, _DIGITS))
-    error = float(np.std(np.round(pair.drawn[np.isfinite(pair.drawn)], _DIGITS)))
+    difference = float(np.round(pair.new - pair.base, DIGITS))
+    error = float(np.std(np.round(pair.drawn[np.isfinite(pair.drawn)], DIGITS)))
     quantile = ndtri((1 + confidence) / 2)
     interval = None
     if lesions > quantile**2:
@@ -222,19 +218,6 @@ def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
         "difference": {"value": difference, "interval": interval},
         "p": float(2 * ndtr(-abs(difference) / np.sqrt(error**2 + difference**2 / lesions))) if difference else 1.0,
     }
-
-
-def lesions_behind(metric: str, everyone: int, malignant: int, benign: int) -> int:
-    """How many lesions a metric rests on: all for a mean over images, else those of the rarer kind."""
-    if metric.startswith("sensitivity"):
-        return malignant
-    if metric.startswith("specificity"):
-        return benign
-    return everyone if metric in _MEANS_OVER_IMAGES else min(malignant, benign)
-
-
-def _count_lesions(lesions: np.ndarray, is_malignant: np.ndarray) -> tuple[int, int, int]:
-    return tuple(len(np.unique(lesions[kind])) for kind in (slice(None), is_malignant, ~is_malignant))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -279,7 +262,7 @@ def _compare_subgroups(
     for attribute in table.columns:
         for name in sorted(table[attribute].unique()):
             members = (table[attribute] == name).to_numpy()
-            counts = _count_lesions(lesions[members], is_malignant[members])
+            counts = count_lesions(lesions[members], is_malignant[members])
             for metric in ("auroc",) if thresholds is None else ("sensitivity", "specificity", "auroc"):
                 behind = lesions_behind(metric, *counts)
                 if behind >= SMALLEST_JUDGED:
