@@ -16,6 +16,7 @@ from scipy.special import ndtr, ndtri
 
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
+from stages.evaluation.calibration import weighted_gaps
 from stages.evaluation.headline import headline
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.subgroups import SMALLEST_JUDGED, subgroup_table
@@ -81,12 +82,8 @@ def compare_predictions(
     base, new = _in_order(base), _in_order(new)
     lesions, is_malignant = base.lesions, base.is_malignant
     decided = None not in thresholds
-    pairs = paired_replicates(
-        # A threshold that is missing is replaced only to be left out below.
-        *(headline(model, 0.5 if own is None else own) for model, own in zip((base, new), thresholds)),
-        lesions,
-        replicates,
-    )
+    # A threshold that is missing is replaced only to be left out below.
+    pairs = paired_headline(base, new, [0.5 if own is None else own for own in thresholds], replicates)
     not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
     not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
 
@@ -181,6 +178,42 @@ def paired_replicates(base: Statistic, new: Statistic, lesions: np.ndarray, repl
     values = [statistic(once) for statistic in (base, new)]
     drawn = [replicate(statistic, lesions, replicates) for statistic in (base, new)]
     return {name: Pair(values[0][name][0], values[1][name][0], drawn[1][name] - drawn[0][name]) for name in values[0]}
+
+
+def paired_headline(
+    base: Predictions, new: Predictions, thresholds: Sequence[float], replicates: int
+) -> dict[str, Pair]:
+    """Every headline metric of two models, as `paired_replicates` gives it, but for the replicates of the ECE.
+
+    The ECE sums absolute gaps, and those of a test set are wider than those of the population. Replicates scatter about
+    them, so that far fewer of their gaps change sign than chance would make change it, and the difference of two ECEs
+    scatters too much: of equal models hardly any would differ. Therefore the replicates' gaps are moved, to scatter
+    about gaps whose squares are those of the test set less their variance, the unbiased estimate. They are estimated
+    for both models together, as the null hypothesis has it.
+
+    Args:
+        base: predictions of the first model.
+        new: those of the second, for the same images in the same order.
+        thresholds: the decision threshold of each.
+        replicates: of the bootstrap.
+    """
+    models = (base, new)
+    pairs = paired_replicates(
+        *(headline(model, own) for model, own in zip(models, thresholds)), base.lesions, replicates
+    )
+    once = np.ones((1, len(base.lesions)))
+    gaps, drawn = [], []
+    for model in models:
+
+        def statistic(weights: np.ndarray, model: Predictions = model) -> dict[str, np.ndarray]:
+            return {"gaps": weighted_gaps(model.probabilities, model.labels, weights)}
+
+        gaps.append(statistic(once)["gaps"][0])
+        drawn.append(replicate(statistic, base.lesions, replicates)["gaps"])
+    square = np.mean(np.square(gaps), axis=0) - np.mean(np.var(drawn, axis=1), axis=0)
+    expected = np.sign(gaps) * np.sqrt(np.maximum(0, square))
+    first, second = (np.abs(own - gap + true).sum(axis=1) for own, gap, true in zip(drawn, gaps, expected))
+    return pairs | {"ece": pairs["ece"]._replace(drawn=second - first)}
 
 
 def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
