@@ -187,9 +187,9 @@ def paired_headline(
 
     The ECE sums absolute gaps, and those of a test set are wider than those of the population. Replicates scatter about
     them, so that far fewer of their gaps change sign than chance would make change it, and the difference of two ECEs
-    scatters too much: of equal models hardly any would differ. Therefore the replicates' gaps are moved, to scatter
-    about gaps whose squares are those of the test set less their variance, the unbiased estimate. They are estimated
-    for both models together, as the null hypothesis has it.
+    scatters too much: of equal models too few would differ. Therefore the replicates' gaps are moved, to scatter about
+    gaps whose squares add up to those of the test set less their variances, an unbiased estimate. It is made of both
+    models together, as the null hypothesis has it.
 
     Args:
         base: predictions of the first model.
@@ -210,8 +210,9 @@ def paired_headline(
 
         gaps.append(statistic(once)["gaps"][0])
         drawn.append(replicate(statistic, base.lesions, replicates)["gaps"])
-    square = np.mean(np.square(gaps), axis=0) - np.mean(np.var(drawn, axis=1), axis=0)
-    expected = np.sign(gaps) * np.sqrt(np.maximum(0, square))
+    square, by_chance = np.mean(np.square(gaps), axis=0), np.mean(np.var(drawn, axis=1), axis=0)
+    real = max(0.0, 1 - by_chance.sum() / square.sum()) if square.any() else 0.0
+    expected = np.sign(gaps) * np.sqrt(real * square)
     first, second = (np.abs(own - gap + true).sum(axis=1) for own, gap, true in zip(drawn, gaps, expected))
     return pairs | {"ece": pairs["ece"]._replace(drawn=second - first)}
 
