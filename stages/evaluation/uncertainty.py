@@ -201,8 +201,11 @@ def score_interval(
     own = np.where(others == 0, 0, own)
     middle = own * share + (1 - own) / 2
     half = np.sqrt(own * (1 - own) * share * (1 - share) + (1 - own) ** 2 / 4)
-    bounds = (np.clip(middle + sign * half, 0, 1) for sign in (-1, 1))
-    return tuple(np.where(known.any(axis=0), least + (largest - least) * bound, np.nan) for bound in bounds)
+    low, high = (
+        np.where(known.any(axis=0), least + (largest - least) * np.clip(middle + sign * half, 0, 1), np.nan)
+        for sign in (-1, 1)
+    )
+    return np.minimum(low, value), np.maximum(high, value)  # not even a rounding error leaves the value outside
 
 
 def _tails(confidence: float) -> list[float]:

@@ -7,6 +7,7 @@ from stages.evaluation import uncertainty
 from stages.evaluation.calibration import weighted_calibration, weighted_gaps
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.uncertainty import (
+    _interval_of_gaps,
     count_lesions,
     describe,
     estimate,
@@ -155,8 +156,8 @@ def test_an_interval_stays_in_its_range():
         for lesions in (1, 2, 3, 10, random.integers(1, 50, 200)):
             low, high = score_interval(values, drawn, 0.95, lesions, span)
             assert (span[0] <= low).all()
-            assert (low <= values + 1e-9).all()
-            assert (values <= high + 1e-9).all()
+            assert (low <= values).all()
+            assert (values <= high).all()
             assert (high <= span[1]).all()
 
 
@@ -279,3 +280,12 @@ def test_a_calibration_error_that_chance_explains_may_be_0_and_one_that_it_does_
             bounds.append(low)
     assert np.mean(np.array(lowest[1]) == 0) >= 0.9
     assert np.mean(np.array(lowest[3]) > 0) == 1
+
+
+def test_a_hand_worked_interval_of_gaps():
+    # Sums of the replicates: 0.2, 0.5, 0.6 and 0.7, their mean 0.5; of their distances to the value's gaps: 0, 0.3, 0.4
+    # and 0.5. At a confidence of 0 both percentiles are the median: 0.55 and 0.35.
+    gaps, drawn = np.array([0.1, -0.1]), np.array([[0.1, -0.1], [0.3, -0.2], [0.3, -0.3], [0.5, -0.2]])
+    assert _interval_of_gaps(gaps, drawn, 0.0) == pytest.approx([0, 0.2 + 0.55 - 0.5])
+    # Gaps that chance does not make: as far below the value as the percentile lies above it.
+    assert _interval_of_gaps(5 * gaps, drawn + 4 * gaps, 0.0) == pytest.approx([1 - (1.35 - 1), 1 + 1.35 - 1.3])
