@@ -126,6 +126,7 @@ def test_net_benefit_is_between_treating_all_benign_and_finding_all_malignant(sc
     assert (table["lower"] <= table["model"] + 1e-9).all()
     assert (table["model"] <= table["upper"] + 1e-9).all()
     assert (table["upper"] <= 1).all()
+    assert (table["lower"] < table["model"])[table["model"] < 0].all(), "it may be worse than nothing"
     assert (table["lower"] >= -DECISION_THRESHOLDS / (1 - DECISION_THRESHOLDS)).all()
     for row in table.iloc[::10].itertuples():
         truth, score = scored
