@@ -6,9 +6,9 @@
 Coverage: test sets are simulated whose population is known. A lesion is malignant with the chance 0.2; each of its one
 to four images has a normally distributed score, correlated within the lesion, with an AUROC of 0.9. Probabilities are
 the score's true ones with their logits multiplied by a sharpness: 1 is perfectly calibrated, above 1 is overconfident.
-The truth of every metric is an integral over the two normal distributions. Beside the bootstrap over lesions stands the
-one over images, which takes images of one lesion for independent, and for the ECE the percentiles and the mirrored
-(basic) interval.
+The truth of every metric is an integral over the two normal distributions. Beside the intervals that the pipeline
+gives stand the percentiles of the same replicates, the usual interval of a bootstrap, and the score intervals of a
+bootstrap over images, which takes images of one lesion for independent.
 
 Timing: all headline metrics with their intervals, in a process of its own, for its memory.
 
@@ -38,11 +38,12 @@ from stages.dataset.taxonomy import class_names
 from stages.evaluation.calibration import CONFIDENCE_BINS, weighted_calibration, weighted_gaps
 from stages.evaluation.headline import headline
 from stages.evaluation.predictions import Predictions, predictions_table
-from stages.evaluation.uncertainty import estimate
+from stages.evaluation.uncertainty import count_lesions, estimate, lesions_behind, range_of, replicate, score_interval
 from stages.files import read_json, write_json
 
 RESULT = Path("benchmarks/results/bootstrap.json")
 CONFIDENCE, GOAL = 0.95, (0.93, 0.97)
+KINDS = ("lesions", "percentiles", "images")  # of intervals; the first is what the pipeline gives
 
 PREVALENCE, AUROC = 0.2, 0.9
 SEPARATION = np.sqrt(2) * norm.ppf(AUROC)  # of the scores of malignant and benign images, in standard deviations
@@ -69,6 +70,7 @@ SCENARIOS = {
     "300 lesions, very overconfident": Scenario(300, 1.6),
     "1200 lesions, calibrated": Scenario(1200, 1.0),
     "1200 lesions, overconfident": Scenario(1200, 1.3),
+    "60 lesions, calibrated": Scenario(60, 1.0),
 }
 
 
@@ -119,51 +121,49 @@ def draw(scenario: Scenario, random: np.random.Generator) -> tuple[np.ndarray, n
     return lesion_of, labels, np.stack([1 - malignant, malignant], axis=1)
 
 
-def intervals(scenario: Scenario, replicates: int, seed: tuple[int, int]) -> dict[str, tuple[float, list, list]]:
-    """The value of each metric in one test set, and its intervals from the bootstrap over lesions and over images."""
+def intervals(scenario: Scenario, replicates: int, seed: tuple[int, int]) -> dict[str, tuple[float, dict]]:
+    """The value of each metric in one test set, and its interval by each of `KINDS`."""
     lesion_of, labels, probabilities = draw(scenario, np.random.default_rng(seed))
     statistic = headline(_predictions(lesion_of, labels, probabilities), probability(DECIDED_AT, scenario.sharpness))
-    of_lesions, of_images = (
-        estimate(statistic, drawn, replicates, CONFIDENCE) for drawn in (lesion_of, np.arange(len(lesion_of)))
-    )
+    value = {name: number[0] for name, number in statistic(np.ones((1, len(labels)))).items()}
+    counts, image_counts = (count_lesions(drawn, labels == 1) for drawn in (lesion_of, np.arange(len(labels))))
+    of_lesions, of_images = (replicate(statistic, drawn, replicates) for drawn in (lesion_of, np.arange(len(labels))))
+    found = {
+        name: {
+            "lesions": score_interval(
+                number, of_lesions[name], CONFIDENCE, lesions_behind(name, *counts), range_of(name)
+            ),
+            "percentiles": np.nanpercentile(of_lesions[name], [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]),
+            "images": score_interval(
+                number, of_images[name], CONFIDENCE, lesions_behind(name, *image_counts), range_of(name)
+            ),
+        }
+        for name, number in value.items()
+    }
     errors, gaps = (partial(kind, probabilities, labels) for kind in (weighted_calibration, weighted_gaps))
-    ece = estimate(errors, lesion_of, replicates, CONFIDENCE, {"ece": gaps})["ece"]
-    value, percentiles = of_lesions["ece"]["value"], of_lesions["ece"]["interval"]
-    mirrored = [max(0.0, 2 * value - bound) for bound in percentiles[::-1]]
-    result = {
-        name: (of_lesions[name]["value"], of_lesions[name]["interval"], of_images[name]["interval"])
-        for name in of_lesions
-    }
-    return result | {
-        "ece": (value, ece["interval"], of_images["ece"]["interval"]),
-        "ece, percentiles": (value, percentiles, of_images["ece"]["interval"]),
-        "ece, mirrored": (value, mirrored, of_images["ece"]["interval"]),
-    }
+    ece = estimate(errors, lesion_of, replicates, CONFIDENCE, lambda _: scenario.lesions, {"ece": gaps})["ece"]
+    found["ece"]["lesions"] = ece["interval"]
+    return {name: (value[name], found[name]) for name in value}
 
 
 def measure_coverage(number: int, scenario: Scenario, datasets: int, replicates: int, pool: Pool) -> dict:
-    """By metric the truth, the mean of its values and, of either bootstrap, the share of intervals that hold it."""
+    """By metric the truth, the mean of its values and, of each of `KINDS`, the share of intervals that hold it."""
     true = truth(scenario.sharpness)
     drawn = pool.map(
         partial(intervals, scenario, replicates), [(number, seed) for seed in range(datasets)], chunksize=5
     )
     metrics = {}
-    for name in drawn[0]:
-        expected = true[name.split(",")[0]]
-        low, high = np.moveaxis(np.array([each[name][1:] for each in drawn]), -1, 0)  # of shape (datasets, 2)
-        metrics[name] = {
-            "truth": float(expected),
-            "mean_value": float(np.mean([each[name][0] for each in drawn])),
-            **{
-                kind: {
-                    "coverage": float(((low <= expected + 1e-9) & (expected <= high))[:, column].mean()),
-                    "too_high": float((low > expected + 1e-9)[:, column].mean()),
-                    "too_low": float((high < expected)[:, column].mean()),
-                    "mean_width": float((high - low)[:, column].mean()),
-                }
-                for column, kind in enumerate(("lesions", "images"))
-            },
-        }
+    for name, expected in true.items():
+        metrics[name] = {"truth": float(expected), "mean_value": float(np.mean([each[name][0] for each in drawn]))}
+        for kind in KINDS:
+            low, high = np.array([each[name][1][kind] for each in drawn]).T
+            too_high, too_low = low > expected + 1e-9, high < expected - 1e-9
+            metrics[name][kind] = {
+                "coverage": float((~too_high & ~too_low).mean()),
+                "too_high": float(too_high.mean()),
+                "too_low": float(too_low.mean()),
+                "mean_width": float((high - low).mean()),
+            }
     return {**scenario._asdict(), "metrics": metrics}
 
 
@@ -184,7 +184,12 @@ def measure_time(images: int, classes: int) -> dict:
     memory = _peak_memory()
     start, start_of_work = time.perf_counter(), time.process_time()
     gaps = {"ece": partial(weighted_gaps, test.probabilities, labels)}
-    numbers = estimate(headline(test, 0.3), test.lesions, TIMED_REPLICATES, CONFIDENCE, gaps)
+    counts = count_lesions(test.lesions, test.is_malignant)
+
+    def behind(name: str) -> int:
+        return lesions_behind(name, *counts)
+
+    numbers = estimate(headline(test, 0.3), test.lesions, TIMED_REPLICATES, CONFIDENCE, behind, gaps)
     return {
         "seconds": time.perf_counter() - start,
         "seconds_of_work": time.process_time() - start_of_work,
@@ -209,12 +214,15 @@ def coverage(datasets: int, replicates: int, processes: int) -> dict:
             start = time.perf_counter()
             results[name] = measure_coverage(number, scenario, datasets, replicates, pool)
             print(f"{name} ({time.perf_counter() - start:.0f} s): {CONFIDENCE:.0%} intervals that hold the truth")
-            print(f"  {'':26}{'truth':>8}{'mean':>8}{'lesions':>9}{'too high':>10}{'too low':>9}{'images':>8}")
+            heads = (
+                f"{'truth':>8}{'mean':>8}{'lesions':>9}{'too high':>10}{'too low':>9}{'percentiles':>13}{'images':>8}"
+            )
+            print(f"  {'':26}{heads}")
             for metric, found in results[name]["metrics"].items():
                 held = found["lesions"]
                 print(
                     f"  {metric:26}{found['truth']:8.3f}{found['mean_value']:8.3f}{held['coverage']:9.1%}"
-                    f"{held['too_high']:10.1%}{held['too_low']:9.1%}{found['images']['coverage']:8.1%}",
+                    f"{held['too_high']:10.1%}{held['too_low']:9.1%}{found['percentiles']['coverage']:13.1%}{found['images']['coverage']:8.1%}",
                     flush=True,
                 )
             share = results[name]["metrics"]["auroc"]["lesions"]["coverage"]

@@ -25,10 +25,10 @@ import pandas as pd
 from scipy.special import softmax
 
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.evaluation.comparison import Pair, holm, lesions_behind, paired_replicates, paired_test
+from stages.evaluation.comparison import Pair, holm, paired_headline, paired_test
 from stages.evaluation.decisions import threshold_for_sensitivity
-from stages.evaluation.headline import headline
 from stages.evaluation.predictions import Predictions, malignant_probability, predictions_table
+from stages.evaluation.uncertainty import count_lesions, lesions_behind
 from stages.files import write_json
 
 RESULT = Path("benchmarks/results/paired_test.json")
@@ -67,6 +67,8 @@ class Scenario(NamedTuple):
 
 SCENARIOS = {
     "two classes": Scenario(300, (0.8, 0.2), band=True),
+    "two classes, models that agree less": Scenario(300, (0.8, 0.2), shared=0.3, band=True),
+    "two classes, models that agree more": Scenario(300, (0.8, 0.2), shared=0.9, band=True),
     "two classes, as many lesions as data/sample holds out": Scenario(57, (0.65, 0.35)),
     "seven classes, as many lesions as a fold of HAM10000": Scenario(1067, HAM10000_MIX, separation=2.0, part=0.5),
     "seven classes, three lesions of the rarest": Scenario(300, HAM10000_MIX, separation=2.0, part=0.25),
@@ -122,11 +124,8 @@ def p_values(scenario: Scenario, replicates: int, seed: tuple[int, int]) -> dict
         Predictions(predictions_table(images, "test", [names[label] for label in labels], own), names)
         for own in probabilities
     ]
-    pairs = paired_replicates(
-        *(headline(model, threshold) for model, threshold in zip(models, thresholds(scenario))), lesion_of, replicates
-    )
-    is_malignant = models[0].is_malignant
-    counts = [len(np.unique(lesion_of[kind])) for kind in (slice(None), is_malignant, ~is_malignant)]
+    pairs = paired_headline(*models, thresholds(scenario), replicates)
+    counts = count_lesions(lesion_of, models[0].is_malignant)
     p = [paired_test(pair, lesions_behind(name, *counts), 1 - LEVEL)["p"] for name, pair in pairs.items()]
     percentiles = map(percentile_p, pairs.values())
     return {name: list(values) for name, *values in zip(pairs, p, holm(p), percentiles)}

@@ -9,7 +9,7 @@ from sklearn.preprocessing import OneHotEncoder
 from stages.dataset.taxonomy import class_names, class_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import subgroup_table
-from stages.evaluation.uncertainty import estimate
+from stages.evaluation.uncertainty import DIFFERENCE, count_lesions, estimate, lesions_behind
 from stages.evaluation.weighted import weighted_metrics
 
 # Never dx_type: a lesion is sent to histopathology because it looks malignant.
@@ -52,12 +52,13 @@ def judge_baselines(
         ours, theirs = metrics(test.probabilities)(weights), metrics(guessed)(weights)
         return {name: ours[name] - theirs[name] for name in ours}
 
-    settings = (test.lesions, replicates, confidence)
+    counts = count_lesions(test.lesions, test.is_malignant)
+    settings = (test.lesions, replicates, confidence, lambda name: lesions_behind(name, *counts))
     return {
         "majority_class": {"class": classes[majority], "metrics": estimate(metrics(always), *settings)},
         "metadata": {
             "columns": COLUMNS,
             "metrics": estimate(metrics(guessed), *settings),
-            "image_adds": estimate(image_adds, *settings),
+            "image_adds": estimate(image_adds, *settings, span=DIFFERENCE),
         },
     }

@@ -8,6 +8,7 @@ from stages.files import DECIMALS
 
 CONFIDENCE_BINS = 15  # Guo et al. 2017
 RELIABILITY_BINS = 10
+LARGEST_NLL = DECIMALS * np.log(10)  # of an image: its own class has at least the probability of the last digit kept
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -36,7 +37,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def negative_log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """−log of the probability of each image's own class in nats, shape (n,); at most that of the last digit kept."""
     own = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.maximum(own, 10.0**-DECIMALS))
+    return -np.log(np.maximum(own, np.exp(-LARGEST_NLL)))
 
 
 def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

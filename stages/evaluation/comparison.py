@@ -16,20 +16,18 @@ from scipy.special import ndtr, ndtri
 
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
+from stages.evaluation.calibration import weighted_gaps
 from stages.evaluation.headline import headline
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.subgroups import SMALLEST_JUDGED, subgroup_table
-from stages.evaluation.uncertainty import Statistic, replicate
+from stages.evaluation.uncertainty import DIGITS, Statistic, count_lesions, lesions_behind, replicate
 from stages.evaluation.weighted import weighted_areas
 
 BETTER, WORSE, MIXED = "better", "worse", "mixed"
 NO_EVIDENCE = "no evidence of a difference"
 LOWER_IS_BETTER = ("ece", "brier", "nll")
 AT_THRESHOLD = ("sensitivity_at_threshold", "specificity_at_threshold")
-_MEANS_OVER_IMAGES = ("accuracy", "ece", "brier", "nll")
 _EXAMPLES = 5
-# Digits of a difference that are more than rounding errors: two models that rank alike differ by 1e-16 of AUROC.
-_DIGITS = 12
 
 
 class Pair(NamedTuple):
@@ -84,19 +82,14 @@ def compare_predictions(
     base, new = _in_order(base), _in_order(new)
     lesions, is_malignant = base.lesions, base.is_malignant
     decided = None not in thresholds
-    pairs = paired_replicates(
-        # A threshold that is missing is replaced only to be left out below.
-        *(headline(model, 0.5 if own is None else own) for model, own in zip((base, new), thresholds)),
-        lesions,
-        replicates,
-    )
+    # A threshold that is missing is replaced only to be left out below.
+    pairs = paired_headline(base, new, [0.5 if own is None else own for own in thresholds], replicates)
     not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
     not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
 
-    counts = _count_lesions(lesions, is_malignant)
+    counts = count_lesions(lesions, is_malignant)
     metrics = {
-        # At least 1: where all lesions are of one kind, some metrics have a value, but none that could be tested.
-        name: paired_test(pair, max(1, lesions_behind(name, *counts)), confidence)
+        name: paired_test(pair, lesions_behind(name, *counts), confidence)
         for name, pair in pairs.items()
         if name not in not_compared
     }
@@ -187,6 +180,43 @@ def paired_replicates(base: Statistic, new: Statistic, lesions: np.ndarray, repl
     return {name: Pair(values[0][name][0], values[1][name][0], drawn[1][name] - drawn[0][name]) for name in values[0]}
 
 
+def paired_headline(
+    base: Predictions, new: Predictions, thresholds: Sequence[float], replicates: int
+) -> dict[str, Pair]:
+    """Every headline metric of two models, as `paired_replicates` gives it, but for the replicates of the ECE.
+
+    The ECE sums absolute gaps, and those of a test set are wider than those of the population. Replicates scatter about
+    them, so that far fewer of their gaps change sign than chance would make change it, and the difference of two ECEs
+    scatters too much: of equal models too few would differ. Therefore the replicates' gaps are moved, to scatter about
+    gaps whose squares add up to those of the test set less their variances, an unbiased estimate. It is made of both
+    models together, as the null hypothesis has it.
+
+    Args:
+        base: predictions of the first model.
+        new: those of the second, for the same images in the same order.
+        thresholds: the decision threshold of each.
+        replicates: of the bootstrap.
+    """
+    models = (base, new)
+    pairs = paired_replicates(
+        *(headline(model, own) for model, own in zip(models, thresholds)), base.lesions, replicates
+    )
+    once = np.ones((1, len(base.lesions)))
+    gaps, drawn = [], []
+    for model in models:
+
+        def statistic(weights: np.ndarray, model: Predictions = model) -> dict[str, np.ndarray]:
+            return {"gaps": weighted_gaps(model.probabilities, model.labels, weights)}
+
+        gaps.append(statistic(once)["gaps"][0])
+        drawn.append(replicate(statistic, base.lesions, replicates)["gaps"])
+    square, by_chance = np.mean(np.square(gaps), axis=0), np.mean(np.var(drawn, axis=1), axis=0)
+    real = max(0.0, 1 - by_chance.sum() / square.sum()) if square.any() else 0.0
+    expected = np.sign(gaps) * np.sqrt(real * square)
+    first, second = (np.abs(own - gap + true).sum(axis=1) for own, gap, true in zip(drawn, gaps, expected))
+    return pairs | {"ece": pairs["ece"]._replace(drawn=second - first)}
+
+
 def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
     """The difference of two models with its interval and p-value, which always agree.
 
@@ -209,8 +239,8 @@ def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
         `base`, `new`, `difference` (`{"value", "interval"}`; the interval is None where so few lesions could not show
         any difference) and the two-sided `p`.
     """
-    difference = float(np.round(pair.new - pair.base, _DIGITS))
-    error = float(np.std(np.round(pair.drawn[np.isfinite(pair.drawn)], _DIGITS)))
+    difference = float(np.round(pair.new - pair.base, DIGITS))
+    error = float(np.std(np.round(pair.drawn[np.isfinite(pair.drawn)], DIGITS)))
     quantile = ndtri((1 + confidence) / 2)
     interval = None
     if lesions > quantile**2:
@@ -222,19 +252,6 @@ def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
         "difference": {"value": difference, "interval": interval},
         "p": float(2 * ndtr(-abs(difference) / np.sqrt(error**2 + difference**2 / lesions))) if difference else 1.0,
     }
-
-
-def lesions_behind(metric: str, everyone: int, malignant: int, benign: int) -> int:
-    """How many lesions a metric rests on: all for a mean over images, else those of the rarer kind."""
-    if metric.startswith("sensitivity"):
-        return malignant
-    if metric.startswith("specificity"):
-        return benign
-    return everyone if metric in _MEANS_OVER_IMAGES else min(malignant, benign)
-
-
-def _count_lesions(lesions: np.ndarray, is_malignant: np.ndarray) -> tuple[int, int, int]:
-    return tuple(len(np.unique(lesions[kind])) for kind in (slice(None), is_malignant, ~is_malignant))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -279,7 +296,7 @@ def _compare_subgroups(
     for attribute in table.columns:
         for name in sorted(table[attribute].unique()):
             members = (table[attribute] == name).to_numpy()
-            counts = _count_lesions(lesions[members], is_malignant[members])
+            counts = count_lesions(lesions[members], is_malignant[members])
             for metric in ("auroc",) if thresholds is None else ("sensitivity", "specificity", "auroc"):
                 behind = lesions_behind(metric, *counts)
                 if behind >= SMALLEST_JUDGED:

@@ -8,7 +8,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from stages.evaluation.decisions import net_benefit
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import replicate
+from stages.evaluation.uncertainty import SHARE, Statistic, count_lesions, lesions_behind, replicate, score_interval
 from stages.evaluation.weighted import weighted_rates, weighted_steps
 
 DECISION_THRESHOLDS = np.linspace(0.01, 0.8, 80)  # nobody waits for more than 80 % before a biopsy
@@ -67,7 +67,7 @@ def roc_with_band(test: Predictions, replicates: int, confidence: float) -> pd.D
         reached = np.searchsorted(alarms, _GRID * alarms[-1] + 1e-6, side="right")
         return np.r_[0, hits][reached] / hits[-1]
 
-    return curve.assign(**_band(test, curve["fpr"], sensitivity, replicates, confidence))
+    return curve.assign(**_band(test, curve["fpr"], sensitivity, "sensitivity", replicates, confidence))
 
 
 def precision_recall_with_band(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
@@ -83,11 +83,13 @@ def precision_recall_with_band(test: Predictions, replicates: int, confidence: f
         reached = np.searchsorted(hits, np.maximum(_GRID * hits[-1], 1) - 1e-6, side="left")
         return hits[reached] / called[reached]
 
-    return curve.assign(**_band(test, curve["recall"], precision, replicates, confidence))
+    return curve.assign(**_band(test, curve["recall"], precision, "precision", replicates, confidence))
 
 
-def _band(test: Predictions, at: pd.Series, curve: Callable, replicates: int, confidence: float) -> dict:
-    """The percentiles of a curve's height over the replicates, at the places `at` of the horizontal axis."""
+def _band(
+    test: Predictions, at: pd.Series, curve: Callable, metric: str, replicates: int, confidence: float
+) -> dict[str, np.ndarray]:
+    """The intervals of a curve's height, which is the metric, at the places `at` of the horizontal axis."""
     if at.empty:
         return {"lower": at, "upper": at}
 
@@ -99,16 +101,26 @@ def _band(test: Predictions, at: pd.Series, curve: Callable, replicates: int, co
                 heights[row] = curve(positives, negatives)
         return {"height": heights}
 
-    bounds = _percentiles(replicate(statistic, test.lesions, replicates)["height"], confidence)
+    bounds = _intervals(statistic, test, metric, replicates, confidence)["height"][1:]
     return {name: np.interp(at, _GRID, bound) for name, bound in zip(("lower", "upper"), bounds)}
 
 
-def _percentiles(drawn: np.ndarray, confidence: float) -> np.ndarray:
-    """Lower and upper bound, shape (2, k), over the replicates that have a value; NaN where none has."""
-    bounds = np.full((2, drawn.shape[1]), np.nan)
-    known = np.isfinite(drawn).any(axis=0)
-    bounds[:, known] = np.nanpercentile(drawn[:, known], [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
-    return bounds
+def _intervals(
+    statistic: Statistic,
+    test: Predictions,
+    metric: str,
+    replicates: int,
+    confidence: float,
+    span: tuple[float | np.ndarray, float] = SHARE,
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Value, lower and upper bound of k numbers by name, each of shape (k,) and on as many lesions as the metric."""
+    behind = lesions_behind(metric, *count_lesions(test.lesions, test.is_malignant))
+    values = statistic(np.ones((1, len(test.table))))
+    drawn = replicate(statistic, test.lesions, replicates)
+    return {
+        name: (value, *score_interval(value, drawn[name], confidence, behind, span))
+        for name, (value,) in values.items()
+    }
 
 
 def decision_curve_table(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
@@ -125,15 +137,16 @@ def decision_curve_table(test: Predictions, replicates: int, confidence: float) 
         total = weights.sum(axis=1, keepdims=True)
         return net_benefit(rates["true_positives"], rates["false_positives"], total, DECISION_THRESHOLDS)
 
+    # An image counts 1 if it is a true positive, and the rate of exchange less than 0 if it is a false one.
+    span = (-DECISION_THRESHOLDS / (1 - DECISION_THRESHOLDS), 1.0)
+    model = _intervals(
+        lambda weights: {"model": benefit(score, weights)}, test, "accuracy", replicates, confidence, span
+    )["model"]
     once = np.ones((1, len(score)))
-    drawn = replicate(lambda weights: {"model": benefit(score, weights)}, test.lesions, replicates)["model"]
-    lower, upper = _percentiles(drawn, confidence)
     return pd.DataFrame(
         {
             "threshold": DECISION_THRESHOLDS,
-            "model": benefit(score, once)[0],
-            "lower": lower,
-            "upper": upper,
+            **dict(zip(("model", "lower", "upper"), model)),
             "treat_all": benefit(np.ones_like(score), once)[0],
             "treat_none": 0.0,
         }
@@ -152,10 +165,8 @@ def threshold_table(test: Predictions, replicates: int, confidence: float) -> pd
         rates = weighted_rates(test.malignant_probability, test.is_malignant, THRESHOLDS, weights)
         return {name: rates[name] for name in ("sensitivity", "specificity")}
 
-    values = statistic(np.ones((1, len(test.table))))
-    drawn = replicate(statistic, test.lesions, replicates)
     columns = {"threshold": THRESHOLDS}
-    for name in values:
-        lower, upper = _percentiles(drawn[name], confidence)
-        columns |= {name: values[name][0], f"{name}_lower": lower, f"{name}_upper": upper}
+    for name in ("sensitivity", "specificity"):
+        value, lower, upper = _intervals(statistic, test, name, replicates, confidence)[name]
+        columns |= {name: value, f"{name}_lower": lower, f"{name}_upper": upper}
     return pd.DataFrame(columns)

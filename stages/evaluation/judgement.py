@@ -18,7 +18,7 @@ from stages.evaluation.headline import headline
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, malignant_probability
 from stages.evaluation.subgroups import NOT_ASSESSABLE, judge_subgroups, subgroup_table
-from stages.evaluation.uncertainty import Statistic, estimate
+from stages.evaluation.uncertainty import Statistic, count_lesions, estimate, lesions_behind
 from stages.evaluation.weighted import weighted_rates, weighted_sensitivity_at
 from stages.files import DECIMALS
 
@@ -76,15 +76,20 @@ def judge(
     labels, lesions = predictions.labels, predictions.lesions
     measured = compute_metrics(predictions.probabilities, labels)
 
-    def estimated(statistic: Statistic, gaps: dict | None = None) -> dict:
-        return estimate(statistic, lesions, config.bootstrap_replicates, config.confidence, gaps)
+    counts = count_lesions(lesions, is_malignant)
+
+    def estimated(statistic: Statistic, gaps: dict | None = None, behind: dict | None = None) -> dict:
+        def of(name: str) -> int | np.ndarray:
+            return (behind or {}).get(name, lesions_behind(name, *counts))
+
+        return estimate(statistic, lesions, config.bootstrap_replicates, config.confidence, of, gaps)
 
     per_class = {"classes": measured["classes"]} if "classes" in measured else {}
     return {
         "images": len(lesions),
-        "lesions": len(np.unique(lesions)),
+        "lesions": counts[0],
         "malignant_images": int(is_malignant.sum()),
-        "malignant_lesions": len(np.unique(lesions[is_malignant])),
+        "malignant_lesions": counts[1],
         "metrics": estimated(headline(predictions, calibration.threshold), _gaps(predictions.probabilities, labels)),
         **per_class,
         "confusion_matrix": measured["confusion_matrix"],
@@ -97,8 +102,8 @@ def judge(
             "before": _calibration_of(uncalibrated, labels, estimated),
             "after": _calibration_of(predictions.probabilities, labels, estimated),
             "reliability": {
-                "before": _reliability(malignant_probability(uncalibrated), is_malignant, estimated),
-                "after": _reliability(score, is_malignant, estimated),
+                "before": _reliability(malignant_probability(uncalibrated), is_malignant, lesions, estimated),
+                "after": _reliability(score, is_malignant, lesions, estimated),
             },
         },
         "subgroups": judge_subgroups(
@@ -123,7 +128,18 @@ def _operating_point(predictions: Predictions, threshold: float, prevalences: tu
         here = {name: rates[name][:, 0] for name in ("sensitivity", "specificity", "ppv", "npv")}
         return here | dict(zip(("ppv elsewhere", "npv elsewhere"), expected))
 
-    numbers = estimated(statistic)
+    called = score >= threshold
+    behind = {
+        name: max(1, len(np.unique(predictions.lesions[kind]))) for name, kind in (("ppv", called), ("npv", ~called))
+    }
+    numbers = estimated(statistic, behind=behind)
+    # Where no replicate has a false alarm, or no miss, how rare they might be is known from these two only.
+    rates = np.array([numbers[name]["interval"] or [np.nan] * 2 for name in ("sensitivity", "specificity")])
+    bounds = [predictive_values(*rate, np.array(prevalences)) for rate in rates.T]
+    for name, low, high in zip(("ppv elsewhere", "npv elsewhere"), *bounds):
+        for number, *interval in zip(numbers[name], low.tolist(), high.tolist()):
+            if number["value"] in (0, 1):
+                number["interval"] = interval
     elsewhere = zip(prevalences, numbers.pop("ppv elsewhere"), numbers.pop("npv elsewhere"))
     at_prevalence = [{"prevalence": prevalence, "ppv": ppv, "npv": npv} for prevalence, ppv, npv in elsewhere]
     return {"threshold": threshold, **numbers, "at_prevalence": at_prevalence}
@@ -151,9 +167,12 @@ def _gaps(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     return {"ece": lambda weights: weighted_gaps(probabilities, labels, weights)}
 
 
-def _reliability(score: np.ndarray, is_malignant: np.ndarray, estimated) -> list[dict]:
+def _reliability(score: np.ndarray, is_malignant: np.ndarray, lesions: np.ndarray, estimated) -> list[dict]:
     bins = reliability_bins(score)
-    observed = estimated(lambda weights: {"observed": weighted_observed(bins, is_malignant, weights)})["observed"]
+    in_bin = np.array([len(np.unique(lesions[bins == number])) for number in range(bins.max() + 1)])
+    observed = estimated(
+        lambda weights: {"observed": weighted_observed(bins, is_malignant, weights)}, behind={"observed": in_bin}
+    )["observed"]
     return [
         {"predicted": float(score[bins == number].mean()), "observed": fraction, "images": int((bins == number).sum())}
         for number, fraction in enumerate(observed)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from stages.evaluation.uncertainty import describe, replicate
+from stages.evaluation.uncertainty import DIFFERENCE, count_lesions, describe, lesions_behind, replicate
 from stages.evaluation.weighted import weighted_areas, weighted_rates
 
 # Fewer lesions say nothing: of 10 that are all found, 3 in 10 others might still be missed (95 %, the rule of three).
@@ -80,10 +80,11 @@ def judge_subgroups(
         described = [_count(name, lesions[mine], is_malignant[mine]) for name, mine in zip(counts.index, members)]
         gaps = {}
         for metric in METRICS:
-            for group, number in zip(described, describe(values[metric], drawn[metric], confidence)):
+            behind = np.array([_lesions_behind(metric, group) for group in described])
+            for group, number in zip(described, describe(values[metric], drawn[metric], confidence, behind)):
                 group[metric] = number
             judged = np.array([group["judged"][metric] for group in described])
-            gaps[metric] = _worst_gap(list(counts.index), judged, values[metric], drawn[metric], confidence)
+            gaps[metric] = _worst_gap(list(counts.index), judged, values[metric], drawn[metric], confidence, behind)
         result[attribute] = {"groups": described, "worst_gap": gaps}
     return result
 
@@ -95,25 +96,36 @@ def _rates(score: np.ndarray, is_malignant: np.ndarray, threshold: float, weight
 
 
 def _count(name: str, lesions: np.ndarray, is_malignant: np.ndarray) -> dict:
-    malignant, benign = (len(np.unique(lesions[kind])) for kind in (is_malignant, ~is_malignant))
+    everyone, malignant, benign = count_lesions(lesions, is_malignant)
     enough = {"sensitivity": malignant >= SMALLEST_JUDGED, "specificity": benign >= SMALLEST_JUDGED}
     return {
         "name": name,
         "images": len(lesions),
-        "lesions": len(np.unique(lesions)),
+        "lesions": everyone,
         "malignant_lesions": malignant,
         "benign_lesions": benign,
         "judged": {**enough, "auroc": all(enough.values())},
     }
 
 
+def _lesions_behind(metric: str, group: dict) -> int:
+    return lesions_behind(metric, group["lesions"], group["malignant_lesions"], group["benign_lesions"])
+
+
 def _worst_gap(
-    names: list[str], judged: np.ndarray, values: np.ndarray, drawn: np.ndarray, confidence: float
+    names: list[str],
+    judged: np.ndarray,
+    values: np.ndarray,
+    drawn: np.ndarray,
+    confidence: float,
+    lesions: np.ndarray,
 ) -> dict | None:
     if judged.sum() < 2:
         return None
     highest = int(np.where(judged, values, -np.inf).argmax())
     # Of equal ones the last: where all groups are alike, the two are still two.
     lowest = len(names) - 1 - int(np.where(judged, values, np.inf)[::-1].argmin())
-    difference = describe(values[highest] - values[lowest], drawn[:, highest] - drawn[:, lowest], confidence)
+    behind = min(lesions[highest], lesions[lowest])
+    gap, gaps = values[highest] - values[lowest], drawn[:, highest] - drawn[:, lowest]
+    difference = describe(gap, gaps, confidence, behind, DIFFERENCE)
     return {"highest": names[highest], "lowest": names[lowest], "difference": difference}

@@ -175,3 +175,10 @@ def test_equal_scores_share_a_reliability_bin_and_none_is_empty(score, sizes):
 def test_a_bin_that_a_replicate_lacks_has_no_observed_fraction():
     observed = weighted_observed(np.array([0, 0, 1]), np.array([True, False, True]), np.array([[3.0, 1, 1], [1, 1, 0]]))
     np.testing.assert_array_equal(observed, [[0.75, 1], [0.5, np.nan]])
+
+
+def test_a_bin_holds_its_upper_end():
+    # 0.8 is the upper end of the 12th of 15 bins, which holds 0.75 too: (0.75 − 0.2) / 2 and not (0.75 + 0.2) / 2.
+    confidence = np.array([0.8, 0.75])
+    told = np.stack([confidence, 1 - confidence], axis=1)
+    assert weighted_calibration(told, np.array([0, 1]), np.ones((1, 2)))["ece"] == pytest.approx([0.275])

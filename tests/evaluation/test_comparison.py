@@ -15,6 +15,7 @@ from stages.evaluation.comparison import (
     compare_predictions,
     differences_of_test_sets,
     holm,
+    paired_headline,
     paired_test,
 )
 from stages.evaluation.metrics import compute_metrics
@@ -336,3 +337,16 @@ def test_a_manifest_that_lacks_test_images_is_refused(noisy):
     base = noisy(0.5)
     with pytest.raises(InputError, match=r"the manifest lacks 3 of the test images \(I000, I001, I002\)"):
         compare(base, base, manifest(base)[3:])
+
+
+def test_the_difference_of_two_eces_scatters_as_its_replicates_do():
+    random, differences, variances = np.random.default_rng(4), [], []
+    for _ in range(300):
+        labels = random.integers(2, size=200)
+        # Calibrated: evidence of one standard deviation whose mean is half a unit up or down.
+        base, new = (model(labels, 1 / (1 + np.exp(0.5 - labels - random.normal(size=200)))) for _ in range(2))
+        pair = paired_headline(base, new, (0.5, 0.5), 100)["ece"]
+        differences.append(pair.new - pair.base)
+        variances.append(pair.drawn.var())
+    # Plain replicates scatter 1.3 times as much: of absolute gaps that chance made, too few change sign.
+    assert np.sqrt(np.mean(variances)) == pytest.approx(np.std(differences), rel=0.13)

@@ -1,8 +1,21 @@
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import t
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-from stages.evaluation.curves import precision_recall_table, roc_table
+from stages.dataset.taxonomy import class_names
+from stages.evaluation.curves import (
+    DECISION_THRESHOLDS,
+    decision_curve_table,
+    precision_recall_table,
+    precision_recall_with_band,
+    roc_table,
+    roc_with_band,
+    threshold_table,
+)
+from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.uncertainty import replicate, score_interval
 
 
 @pytest.fixture(params=["distinct scores", "ties", "all scores the same", "perfect", "inverted"])
@@ -64,3 +77,59 @@ def test_no_positives_have_no_precision_recall_curve():
     table = precision_recall_table(np.zeros(5, bool), np.linspace(0, 1, 5))
     assert table.empty
     assert list(table.columns) == ["recall", "precision"]
+
+
+def predictions(truth: np.ndarray, score: np.ndarray) -> Predictions:
+    """One image a lesion."""
+    ids = pd.DataFrame({name: np.arange(len(truth)).astype(str) for name in ("image_id", "lesion_id")})
+    labels = [class_names(2)[malignant] for malignant in truth.astype(int)]
+    return Predictions(predictions_table(ids, "test", labels, np.stack([1 - score, score], axis=1)), class_names(2))
+
+
+@pytest.mark.parametrize("with_band", [roc_with_band, precision_recall_with_band])
+def test_a_band_stays_in_the_picture_and_is_nowhere_certain(scored, with_band):
+    table = with_band(predictions(*scored), 100, 0.95)
+    assert table["lower"].between(0, 1).all()
+    assert table["upper"].between(0, 1).all()
+    # All scores alike have the corners of every ROC curve only; its first and last heights are no measurement.
+    inner = table[1:-1] if with_band is roc_with_band else table
+    assert (inner["lower"] < inner["upper"]).all()
+
+
+def test_the_band_of_a_perfect_curve_is_as_wide_as_its_lesions_are_few():
+    truth = np.arange(60) % 3 == 0
+    table = roc_with_band(predictions(truth, truth * 0.9 + 0.05), 100, 0.95)
+    assert table["lower"].iloc[-1] == pytest.approx(19 / (19 + t.ppf(0.975, 19) ** 2))
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "specificity"])
+def test_a_rate_at_a_threshold_has_the_interval_of_its_own_lesions(scored, name):
+    truth, score = scored
+    table = threshold_table(predictions(truth, score), 100, 0.95)
+    kind = truth if name == "sensitivity" else ~truth
+    for row in table.iloc[::10].itertuples():
+        right = (score >= row.threshold) == truth
+
+        def rate(weights, right=right):
+            with np.errstate(invalid="ignore"):
+                return {"rate": weights[:, kind & right].sum(axis=1) / weights[:, kind].sum(axis=1)}
+
+        drawn = replicate(rate, np.arange(60).astype(str), 100)["rate"]
+        expected = score_interval(right[kind].mean(), drawn, 0.95, kind.sum())
+        assert getattr(row, name) == pytest.approx(right[kind].mean())
+        bounds = [getattr(row, f"{name}_{end}") for end in ("lower", "upper")]
+        assert bounds == pytest.approx([float(bound) for bound in expected])
+
+
+def test_net_benefit_is_between_treating_all_benign_and_finding_all_malignant(scored):
+    table = decision_curve_table(predictions(*scored), 100, 0.95)
+    assert (table["lower"] <= table["model"] + 1e-9).all()
+    assert (table["model"] <= table["upper"] + 1e-9).all()
+    assert (table["upper"] <= 1).all()
+    assert (table["lower"] < table["model"])[table["model"] < 0].all(), "it may be worse than nothing"
+    assert (table["lower"] >= -DECISION_THRESHOLDS / (1 - DECISION_THRESHOLDS)).all()
+    for row in table.iloc[::10].itertuples():
+        truth, score = scored
+        called = score >= row.threshold
+        odds = row.threshold / (1 - row.threshold)
+        assert row.model == pytest.approx(((called & truth).sum() - odds * (called & ~truth).sum()) / 60)

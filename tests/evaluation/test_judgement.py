@@ -6,6 +6,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 from sklearn import metrics as reference
 
 from stages.classifier.calibration import Calibration, apply_temperature
@@ -276,3 +277,29 @@ def test_what_was_fitted_is_kept_with_how_it_was_fitted():
         score = predictions(apply_temperature(raw, calibration.temperature), labels).malignant_probability
         fpr, tpr, thresholds = reference.roc_curve(labels, score, drop_intermediate=False)
         assert calibration.youden_threshold == pytest.approx(thresholds[(tpr - fpr).argmax()], abs=1e-6)
+
+
+def test_without_a_false_alarm_the_predictive_value_elsewhere_is_as_uncertain_as_the_rates():
+    labels = np.arange(60) % 2
+    malignant = np.where(labels == 1, 0.9, 0.1)
+    malignant[1] = 0.1  # one malignant image is missed
+    _, section = judged(np.stack([1 - malignant, malignant], axis=1), labels)
+    point = section["operating_points"]["target_sensitivity"]
+    for here in point["at_prevalence"]:
+        low, high = here["ppv"]["interval"]
+        sensitivity, specificity = (point[name]["interval"][0] for name in ("sensitivity", "specificity"))
+        found, alarms = sensitivity * here["prevalence"], (1 - specificity) * (1 - here["prevalence"])
+        assert here["ppv"]["value"] == high == 1
+        assert low == pytest.approx(found / (found + alarms))
+        assert here["npv"]["value"] < 1
+
+
+def test_a_predictive_value_rests_on_the_lesions_that_are_called_so():
+    labels = np.arange(60) % 2
+    malignant = np.where(labels == 1, 0.2, 0.1)
+    malignant[1:13:2] = 0.9  # 6 malignant images of 6 lesions are found, and nothing else is called malignant
+    _, section = judged(np.stack([1 - malignant, malignant], axis=1), labels, lesions=np.arange(60))
+    point = section["operating_points"]["target_sensitivity"]
+    assert point["ppv"]["value"] == point["specificity"]["value"] == 1
+    assert point["ppv"]["interval"] == pytest.approx([5 / (5 + t.ppf(0.975, 5) ** 2), 1])
+    assert point["specificity"]["interval"] == pytest.approx([29 / (29 + t.ppf(0.975, 29) ** 2), 1])

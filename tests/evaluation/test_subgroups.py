@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
 from stages.evaluation.subgroups import METRICS, judge_subgroups, subgroup_table
@@ -79,6 +80,16 @@ def test_groups_with_fewer_than_ten_lesions_of_a_kind_are_shown_but_not_judged()
     assert site["worst_gap"]["auroc"] is None, "only one group can be judged"
     alone = site["groups"][-1]
     assert alone["specificity"] == alone["auroc"] == {"value": None, "interval": None}
+
+
+def test_the_interval_of_a_group_rests_on_its_own_lesions(images):
+    _, truth, lesions, groups = images
+    for group in judge(truth.astype(float), truth, lesions, groups)["site"]["groups"]:
+        # All are right: the interval is that of its number of lesions.
+        behind = {"sensitivity": group["malignant_lesions"], "specificity": group["benign_lesions"]}
+        for metric, count in (behind | {"auroc": min(behind.values())}).items():
+            low = (count - 1) / (count - 1 + t.ppf(0.975, count - 1) ** 2)
+            assert group[metric] == {"value": 1, "interval": pytest.approx([low, 1])}
 
 
 def test_ten_images_of_one_lesion_are_one_lesion():
