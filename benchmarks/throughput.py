@@ -12,8 +12,8 @@ Of each row, in one run on this machine:
 - usual: a DataLoader whose worker processes, one a core, decode JPEG files and augment them with torchvision,
   automatic mixed precision, every kernel launched from Python.
 
-A row is network/variant/image size/batch size/precision and, if not the defaults, options: nondeterministic, and a value
-of `training.compile`. Images are those of `--data-dir`, repeated up to `--images`. Writes
+A row is network/variant/image size/batch size/precision and, if not the defaults, options: nondeterministic, and a
+value of `training.compile`. Images are those of `--data-dir`, repeated up to `--images`. Writes
 benchmarks/results/throughput-gpu.json or -cpu.json.
 """
 

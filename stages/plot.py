@@ -132,6 +132,13 @@ def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, s
         )
 
 
+def _read_examples() -> np.ndarray:
+    examples = read_array(AUGMENTED)
+    if examples.dtype != np.uint8 or examples.ndim != 5 or examples.shape[4] != 3 or not examples.size:
+        raise InputError(f"{AUGMENTED} holds {examples.dtype} {examples.shape}, no images; `dvc repro` makes it again")
+    return examples
+
+
 def main() -> None:
     config = load_config()
     test = read_predictions(PREDICTIONS).of("test")
@@ -144,7 +151,7 @@ def main() -> None:
     tables = draw_tables(test, details) | {"training": history}
     pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
     pictures["training_curves"] = draw_training_curves(history, details)
-    pictures["augmentation"] = draw_augmentation(read_array(AUGMENTED))
+    pictures["augmentation"] = draw_augmentation(_read_examples())
     write_plots(PLOTS, tables, pictures)
     write_report(REPORT, details, PICTURES)
     split = read_csv(SPLIT, ["image_id", "split"])

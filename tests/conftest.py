@@ -19,10 +19,22 @@ import torch
 from PIL import Image
 
 from stages.config import Config
-from stages.dataset.pixels import MANIFEST, add_places, shard_path
+from stages.dataset.loaders import SplitImages
+from stages.dataset.pixels import MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES, class_names
 from stages.evaluation.predictions import Predictions, predictions_table
-from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, SPLIT_METRICS, TRAINING_METRICS, write_csv, write_json
+from stages.files import (
+    AUGMENTED,
+    CHECKPOINTS,
+    MODELS,
+    PREPARED,
+    SPLIT,
+    SPLIT_METRICS,
+    TRAINING_METRICS,
+    write_array,
+    write_csv,
+    write_json,
+)
 
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 PARTS = ["HAM10000_images_part_1", "HAM10000_images_part_2"]
@@ -255,20 +267,17 @@ def quick():
 @pytest.fixture(scope="session")
 def trained(tiny, quick, tmp_path_factory):
     """A folder laid out as the repository, after `prepare`, `split` and `train`; not to be changed."""
-    from stages.train import train_model  # takes seconds to import
+    from stages.train import augmented_examples, train_model  # takes seconds to import
 
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(tiny.folder, folder / PREPARED)
     shutil.copy(tiny.split, folder / SPLIT)
     write_json(folder / SPLIT_METRICS, {"leakage": NO_LEAKS})
-    train_model(
-        quick(**{"training.max_epochs": 6}),
-        folder / PREPARED,
-        folder / SPLIT,
-        folder / MODELS,
-        folder / TRAINING_METRICS,
-        folder / CHECKPOINTS,
-    )
+    config = quick(**{"training.max_epochs": 6})
+    places = (PREPARED, SPLIT, MODELS, TRAINING_METRICS, CHECKPOINTS)
+    train_model(config, *(folder / place for place in places))
+    images = SplitImages(PixelStore(folder / PREPARED), "train", folder / SPLIT, 2)
+    write_array(folder / AUGMENTED, augmented_examples(images, config))
     return folder
 
 

@@ -8,6 +8,7 @@ from stages.errors import InputError
 from stages.evaluation.cases import read_cases, write_cases
 from stages.evaluation.history import read_history
 from stages.files import (
+    AUGMENTED,
     DETAILS,
     EVALUATION,
     GRADCAM,
@@ -22,6 +23,7 @@ from stages.files import (
 )
 
 PNGS = {
+    "augmentation",
     "confusion_matrix",
     "decision_curve",
     "gradcam",
@@ -91,7 +93,7 @@ def test_the_tables_are_of_the_test_images_and_agree_with_the_metrics(evaluated,
 
 
 def test_a_missing_input_is_named(evaluated, without_pictures):
-    for place in (PREDICTIONS, TRAINING_METRICS, PREPARED, DETAILS, GRADCAM):
+    for place in (PREDICTIONS, TRAINING_METRICS, PREPARED, DETAILS, GRADCAM, AUGMENTED):
         hidden = place.rename(place.with_name("hidden"))
         with pytest.raises(InputError, match=f"{place}.*`dvc repro` makes it"):
             plot.main()

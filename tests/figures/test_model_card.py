@@ -212,7 +212,8 @@ def test_the_parameters_are_all_there_as_yaml(card, quick):
     written = YAML(typ="safe", pure=True).load(text.split("```yaml\n")[1].split("```")[0])
     expected = asdict(quick())
     del expected["data"]["num_workers"]  # changes nothing but the speed
-    expected["evaluation"]["prevalences"] = list(expected["evaluation"]["prevalences"])
+    for section, name in (("evaluation", "prevalences"), ("training", "loggers")):
+        expected[section][name] = list(expected[section][name])
     assert written == expected
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from stages.figures.report import MOST_PAIRS, write_report
+from stages.figures.report import MOST_PAIRS, WORDS, write_report
 from tests.figures.findings import details_of
 
 PICTURES = (
@@ -67,12 +67,12 @@ def report(pictures, tmp_path):
 def test_every_picture_is_inside_the_page_once_with_a_text_that_says_what_it_shows(report, pictures):
     shown = report().all("img")
     expected = {path.read_bytes() for path in pictures.iterdir()}
-    assert len(shown) == len(expected) == 11
+    assert len(shown) == len(expected) == len(WORDS)
     assert {base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in shown} == expected
     assert all(len(image["alt"]) > 30 for image in shown)
-    assert len({image["alt"] for image in shown}) == 11
+    assert len({image["alt"] for image in shown}) == len(WORDS)
     assert {image["width"] for image in shown} == {"90"}
-    assert sorted(int(image["height"]) for image in shown) == list(range(60, 71))
+    assert sorted(int(image["height"]) for image in shown) == list(range(60, 60 + len(PICTURES)))
 
 
 def test_pictures_that_are_not_there_are_left_out_and_others_come_last(report, pictures):
@@ -80,7 +80,7 @@ def test_pictures_that_are_not_there_are_left_out_and_others_come_last(report, p
     Image.new("RGB", (5, 5)).save(pictures / "one_more.png")
     (pictures / "notes.txt").touch()
     page = report()
-    assert len(page.all("img")) == 11
+    assert len(page.all("img")) == len(WORDS)
     assert page.all("img")[-1]["alt"] == "Picture: one more."
     assert "Grad-CAM" not in page.text
     for picture in pictures.glob("*.png"):
@@ -200,7 +200,7 @@ def test_names_that_look_like_html_are_text(report):
     details["baselines"]["majority_class"]["class"] = hostile
     page = report(details, title=hostile)
     assert page.all("script") == []
-    assert len(page.all("img")) == 11
+    assert len(page.all("img")) == len(WORDS)
     assert page.text.count(hostile) == 8
 
 
