@@ -215,7 +215,7 @@ def test_an_experiment_reads_the_exponent_that_dvc_writes(experiment):
 
 
 def test_an_experiment_keeps_the_comments_of_params_yaml(experiment):
-    assert "# images of one step" in (experiment.folder / "params.yaml").read_text(encoding="utf-8")
+    assert "# images of one batch" in (experiment.folder / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_diffs_between_two_commits(experiment):

@@ -21,11 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        ["-m", "stages.train"],
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stages.train"],
-    ],
+    "launcher",
+    [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]],
     ids=["lightning", "torchrun"],
 )
 def test_two_processes_train_one_model_and_write_it_once(workspace, params, launcher):
