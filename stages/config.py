@@ -190,6 +190,8 @@ class TrainingConfig(Section):
     overfit_batches: int | float = setting(0, at_least=0)
     fast_dev_run: bool | int = setting(0, at_least=0)
     log_every_n_steps: int = setting(50, at_least=1)
+    resume: bool = setting(True)
+    checkpoint_minutes: float = setting(10.0, above=0)
     loggers: NAMES = setting(("dvclive",), choices=("dvclive", "wandb"))  # noqa: RUF009 (makes a field)
     profiler: str | None = setting(None, choices=("simple", "advanced", "pytorch"))
     detect_anomaly: bool = setting(False)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.classifier.checkpoints import checkpoint_folder, fingerprint, prune
 from stages.classifier.data import SkinLesionData
 from stages.classifier.engine import fit, prepare_hardware
 from stages.classifier.hardware import describe_hardware
@@ -71,7 +72,7 @@ def train_model(
         split: table of the splits.
         models: folder for `model.safetensors` and `model.json`.
         metrics: folder for DVCLive's curves.
-        checkpoints: folder for Lightning's checkpoints, emptied first.
+        checkpoints: folder for the checkpoints of trainings that did not end; below DVC's root, where there is one.
 
     Returns:
         The best epoch and the speed; None in the processes that only help the first (`training.devices`).
@@ -85,7 +86,9 @@ def train_model(
     data = SkinLesionData(train, val, config)
     module = SkinLesionClassifier(config, store.image_size, data.class_counts)
     start = time.perf_counter()
-    fitted = fit(module, data, config, checkpoints, metrics)
+    folder = checkpoint_folder(checkpoints) / fingerprint(config, (prepared, split))
+    prune(folder.parent)
+    fitted = fit(module, data, config, folder, metrics)
     if fitted is None:
         return None
     name = architecture(config.model)
@@ -102,6 +105,7 @@ def train_model(
         accumulate_grad_batches=config.training.accumulate_grad_batches * fitted.parts,
     )
     save_model(module.kept, description, models)
+    prune(folder.parent, finished=folder)
     training = Training(description, time.perf_counter() - start, fitted.throughput.images_per_second)
     log_results(
         module,

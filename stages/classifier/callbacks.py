@@ -27,7 +27,8 @@ class Throughput(Callback):
         self._seconds, self._start, self._images = 0.0, time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        self._images += len(batch.labels) * trainer.world_size
+        if batch is not None:  # a resumed training passes over those that it has seen
+            self._images += len(batch.labels) * trainer.world_size
         if trainer.is_last_batch:
             self._pause(module)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import NamedTuple
 
 import torch
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stages.classifier.callbacks import EpochLog, TerminalProgress, Throughput
+from stages.classifier.checkpoints import Checkpoints
 from stages.classifier.data import SkinLesionData
 from stages.classifier.distributed import AveragedGradients
 from stages.classifier.hardware import set_up_device
@@ -73,7 +74,7 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
 
     Args:
         config: as `prepare_hardware` gave it.
-        checkpoints: folder for the best checkpoint; emptied first.
+        checkpoints: folder for this training's checkpoint, from which it goes on if it was killed.
         metrics: folder for DVCLive.
 
     Returns:
@@ -84,10 +85,13 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
     """
     _silence_what_is_meant()
     training = config.training
-    best = ModelCheckpoint(dirpath=checkpoints, filename="{epoch:03d}-{val_loss:.3f}", monitor="val_loss")
+    saved = Checkpoints(checkpoints, metrics, training.checkpoint_minutes, training.resume)
+    if saved.resumed is not None:
+        epoch, batch = saved.resumed
+        print(f"resuming from {saved.path}: epoch {epoch + 1}, batch {batch + 1}", flush=True)
     throughput = Throughput()
     progress = TerminalProgress() if sys.stdout.isatty() else EpochLog(throughput)
-    loggers = create_loggers(config, metrics)
+    loggers = create_loggers(config, metrics, resume=saved.restore_metrics())
     few = int(training.fast_dev_run)
     distributed = training.strategy == "ddp" or training.devices * training.num_nodes > 1
     trainer = Trainer(
@@ -104,17 +108,17 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         deterministic=training.deterministic,
         benchmark=False,
         profiler=_profiler(training.profiler),
-        callbacks=[throughput, best, EarlyStopping("val_loss", patience=training.early_stopping_patience), progress],
+        callbacks=[throughput, saved, EarlyStopping("val_loss", patience=training.early_stopping_patience), progress],
         logger=loggers,
         enable_progress_bar=isinstance(progress, TerminalProgress),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    if trainer.is_global_zero:
-        shutil.rmtree(checkpoints, ignore_errors=True)
     try:
         trainer.fit(module, data)
+    except SIGTERMException:
+        raise InputError(f"terminated; {saved.path} holds everything: the same command goes on from there") from None
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             raise InputError(
@@ -126,15 +130,8 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         raise KeyboardInterrupt
     if not trainer.is_global_zero:
         return None
-    checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
-    return Fit(
-        checkpoint["epoch"],
-        best.best_model_score.item(),
-        data.batch_size,
-        module.take_step.parts,
-        throughput,
-    )
+    module.kept.load_state_dict(saved.best.weights)
+    return Fit(saved.best.epoch, saved.best.val_loss, data.batch_size, module.take_step.parts, throughput)
 
 
 def _profiler(name: str | None) -> Profiler | None:
@@ -144,3 +141,4 @@ def _profiler(name: str | None) -> Profiler | None:
 def _silence_what_is_meant() -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # a small dataset has few batches
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning of itself
+    warnings.filterwarnings("ignore", ".*yielded None.*")  # batches that a resumed training passes over

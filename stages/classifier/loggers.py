@@ -21,7 +21,7 @@ from stages.files import WANDB
 SAMPLES = 16  # validation images that Weights & Biases shows
 
 
-def create_loggers(config: Config, metrics: Path) -> list[Logger]:
+def create_loggers(config: Config, metrics: Path, resume: bool = False) -> list[Logger]:
     """DVCLive's logger, and Weights & Biases' where `training.loggers` lists it.
 
     DVCLive always logs: its files are outputs of the stage.
@@ -29,12 +29,15 @@ def create_loggers(config: Config, metrics: Path) -> list[Logger]:
     Args:
         config: the parameters, which Weights & Biases records.
         metrics: folder for DVCLive.
+        resume: go on from the files in that folder.
 
     Raises:
         InputError: wandb is not installed.
     """
     # dvc.yaml is written by hand and experiments are saved by `dvc exp run`: DVCLive does neither.
-    loggers: list[Logger] = [DVCLiveLogger(dir=str(metrics), dvcyaml=None, save_dvc_exp=False, report=None)]
+    loggers: list[Logger] = [
+        DVCLiveLogger(dir=str(metrics), resume=resume, dvcyaml=None, save_dvc_exp=False, report=None)
+    ]
     if "wandb" in config.training.loggers:
         if importlib.util.find_spec("wandb") is None:
             raise InputError(

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
+from stages.classifier.checkpoints import Checkpoints
 from stages.classifier.diagnosis import name_the_first_layer_that_is_not_finite
 from stages.classifier.networks import create_network, last_layers
 from stages.classifier.optimization import LearningRate, WeightAverage, check_optimizer, create_optimizer
@@ -57,8 +58,9 @@ class SkinLesionClassifier(LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.take_step: TrainingStep | None = None
         self._learning_rate: LearningRate | None = None
-        self._restored_rate: dict | None = None
         self._reader = LossReader()
+        self._loss_sum, self._steps, self._first_rate = 0.0, 0, 0.0
+        self._restored = False
 
     @property
     def kept(self) -> nn.Module:
@@ -104,12 +106,30 @@ class SkinLesionClassifier(LightningModule):
         if training.detect_anomaly:
             name_the_first_layer_that_is_not_finite(self.network)
         self._learning_rate = LearningRate(optimizer, training, self.trainer.num_training_batches)
-        if self._restored_rate is not None:
-            self._learning_rate.load_state_dict(self._restored_rate)
+
+    def progress(self) -> dict:
+        """What `restore` needs besides the weights and the optimizer, as numbers; waits for the GPU."""
+        self._note(self._reader.drain())
+        return {
+            "loss_sum": self._loss_sum,
+            "steps": self._steps,
+            "first_rate": self._first_rate,
+            "learning_rate": self._learning_rate.state_dict(),
+            "parts": self.take_step.parts,
+        }
+
+    def restore(self, progress: dict, in_epoch: bool) -> None:
+        """Go on from what `progress` gave, in the middle of an epoch or at its start."""
+        self._loss_sum, self._steps, self._first_rate = (progress[name] for name in ("loss_sum", "steps", "first_rate"))
+        self._learning_rate.load_state_dict(progress["learning_rate"])
+        self.take_step.parts = progress["parts"]
+        self._restored = in_epoch
 
     def on_train_epoch_start(self) -> None:
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
-        self._loss_sum, self._steps = 0.0, 0
+        if not self._restored:
+            self._loss_sum, self._steps = 0.0, 0
+        self._restored = False
         self._freeze(self.current_epoch < self.config.training.frozen_epochs)
 
     def _freeze(self, frozen: bool) -> None:
@@ -168,9 +188,9 @@ class SkinLesionClassifier(LightningModule):
         )
 
     def _last_good(self) -> str:
-        checkpoint = self.trainer.checkpoint_callback
-        path = checkpoint.best_model_path if checkpoint is not None else ""
-        return f"{path} holds the best epoch before it;" if path else "no epoch was completed before it;"
+        saved = next(callback for callback in self.trainer.callbacks if isinstance(callback, Checkpoints))
+        exists = saved.path.exists()
+        return f"{saved.path} holds the last epoch before it;" if exists else "no epoch was completed before it;"
 
     def on_validation_start(self) -> None:
         # Before anything is validated or saved: weights that are not finite are not worth it.
@@ -199,9 +219,3 @@ class SkinLesionClassifier(LightningModule):
                 "lower training.learning_rate"
             )
         self._learning_rate.after_validation(val_loss)
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["learning_rate"] = self._learning_rate.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self._restored_rate = checkpoint["learning_rate"]

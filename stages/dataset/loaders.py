@@ -108,6 +108,10 @@ class Batches:
         rank: which of the processes that share the images this is, from 0.
         world_size: how many of them there are. Each gets its part of every step's images.
         threads: that read ahead; they change nothing in what is read.
+
+    Attributes:
+        epoch: of the next iteration.
+        skip: batches at the start of the next iteration that come as None: a resumed training has seen them.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class Batches:
         self.shuffle = shuffle
         self.rank, self.world_size, self.threads = rank, world_size, threads
         self.epoch = 0
+        self.skip = 0
         self._labels = images.labels.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
 
@@ -146,11 +151,14 @@ class Batches:
             return len(self.images) // of_all
         return -(-len(range(self.rank, len(self.images), self.world_size)) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | None]:
         rows, draws = self._order()
         on_device = torch.from_numpy(rows).to(self.device)
         draws = None if draws is None else torch.from_numpy(draws).to(self.device)
         parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)]
+        for _ in range(self.skip):
+            yield None
+        parts = parts[self.skip :]
         pixels = self._pixels(rows, on_device, parts)
         for part, images in zip(parts, pixels):
             yield Batch(images, self._labels[on_device[part]], None if draws is None else draws[part])

@@ -1,0 +1,267 @@
+"""Checkpoints from which a training that was killed goes on to the same bits.
+
+They lie in a folder that Git ignores and DVC does not know: DVC deletes a stage's outputs before it runs. The folder's
+name is a fingerprint of all that the result depends on, so that a training never goes on from another one's.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from stages.classifier.hardware import describe_hardware
+from stages.config import Config
+from stages.files import replacing
+
+CHECKPOINT = "last.ckpt"
+# Of trainings that did not end: there may be a queue of them.
+UNFINISHED_KEPT = 10
+# What changes nothing in the result.
+_WITHOUT_EFFECT = ("resume", "checkpoint_minutes")
+
+
+def checkpoint_folder(root: Path) -> Path:
+    """Where checkpoints lie: in the main repository, for a queued experiment's own copy is deleted when it fails."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / root
+
+
+def fingerprint(config: Config, inputs: Iterable[Path]) -> str:
+    """A name for all that a training's result depends on: parameters, data, code, versions and hardware.
+
+    Args:
+        config: the parameters.
+        inputs: the files that training reads, and folders of such files.
+    """
+    training = {name: value for name, value in asdict(config.training).items() if name not in _WITHOUT_EFFECT}
+    augmentation = {name: getattr(config.data, name) for name in ("augment", "cutout", "mixup", "cutmix")}
+    settings = {"training": training, "model": asdict(config.model), "data": augmentation, "on": describe_hardware()}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    modules = sorted((name, module.__file__) for name, module in sys.modules.items() if name.startswith("stages."))
+    code = [Path(file) for _, file in modules if file]
+    files = [file for path in inputs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        for content in pool.map(_hash_of, code + files):
+            digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _hash_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+class Best(NamedTuple):
+    """The epoch with the lowest validation loss so far.
+
+    Attributes:
+        epoch: from 0.
+        val_loss: its validation loss.
+        weights: of the network that is kept.
+    """
+
+    epoch: int
+    val_loss: float
+    weights: dict[str, torch.Tensor]
+
+
+class Checkpoints(Callback):
+    """Keeps the best weights, and all that is needed to go on, at the end of each epoch and every few minutes.
+
+    A checkpoint holds the weights and their average, the optimizer, the learning rate, the random numbers of every
+    library and process, the place in the epoch, the best weights, early stopping, and DVCLive's files. It is written
+    aside, while training goes on, and put in its place when it is whole.
+
+    Args:
+        folder: of this training's fingerprint.
+        metrics: folder of DVCLive.
+        minutes: between two checkpoints inside an epoch.
+        resume: go on from the folder's checkpoint, if it has one.
+
+    Attributes:
+        best: None before the first validation.
+        resumed: the epoch, from 0, and the batch that training went on with; None if it started anew.
+    """
+
+    def __init__(self, folder: Path, metrics: Path, minutes: float, resume: bool = True) -> None:
+        self.path = folder / CHECKPOINT
+        self.best: Best | None = None
+        self.resumed: tuple[int, int] | None = None
+        self._metrics, self._minutes = metrics, minutes
+        self._written = time.monotonic()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future | None = None
+        self._state: dict | None = None
+        if resume and self.path.exists():
+            # No code: tensors, numbers and text only.
+            self._state = torch.load(self.path, map_location="cpu", weights_only=True)
+            self.resumed = (self._state["epoch"], self._state["batch"])
+
+    def restore_metrics(self) -> bool:
+        """Put DVCLive's files back as they were; whether there is anything to go on from."""
+        if self._state is None:
+            return False
+        for name, text in self._state["metrics"].items():
+            with replacing(self._metrics / name) as partial:
+                partial.write_text(text, encoding="utf-8", newline="")
+        return True
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Make the interrupted epoch the next one that Lightning starts."""
+        if self._state is None:
+            return
+        epoch, batch = self.resumed
+        loop = trainer.fit_loop
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(loop.epoch_progress.current, name, epoch)
+        loop.epoch_loop._batches_that_stepped = epoch * trainer.num_training_batches
+        steps = loop.epoch_loop.manual_optimization.optim_step_progress.total
+        steps.ready = steps.completed = self._state["steps"]
+        # The batches that were trained on come as None, which Lightning passes over; nor are they validated again.
+        trainer.train_dataloader.skip = batch
+        self._val_check_batch = trainer.val_check_batch
+        trainer.val_check_batch = float("inf") if batch else self._val_check_batch
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._state is None:
+            if trainer.current_epoch:  # now, since the last epoch's metrics are logged behind its end
+                self.save(trainer, module, trainer.current_epoch, 0)
+            return
+        self._restore(trainer, module, self._state)
+        if self._state["batch"] == 0:
+            self._state = None
+
+    def _restore(self, trainer: Trainer, module: LightningModule, state: dict) -> None:
+        module.load_state_dict(state["module"])
+        optimizer = module.optimizers(use_pl_optimizer=False)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate  # the tensor that a captured step reads
+        module.restore(state["progress"], in_epoch=state["batch"] > 0)
+        self.best = None if state["best"] is None else Best(*state["best"])
+        _early_stopping(trainer).load_state_dict(state["early_stopping"])
+        _set_random_state(state["random"][trainer.global_rank], module.device)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
+        if self._state is not None:
+            trainer.val_check_batch = self._val_check_batch
+            trainer.train_dataloader.skip = 0
+            self._state = None
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        due = time.monotonic() - self._written > 60 * self._minutes
+        # A batch with a validation behind it is not over yet.
+        if due and batch is not None and (batch_idx + 1) % trainer.val_check_batch and not trainer.is_last_batch:
+            self.save(trainer, module, trainer.current_epoch, batch_idx + 1)
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        val_loss = trainer.callback_metrics["val_loss"].item()
+        if self.best is None or val_loss < self.best.val_loss:
+            weights = {name: tensor.clone() for name, tensor in module.kept.state_dict().items()}
+            self.best = Best(trainer.current_epoch, val_loss, weights)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException):
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            ended = done >= trainer.num_training_batches
+            self.save(trainer, module, trainer.current_epoch, 0 if ended else done)
+        self._wait()
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._wait()
+
+    def save(self, trainer: Trainer, module: LightningModule, epoch: int, batch: int) -> None:
+        """Write a checkpoint from which training goes on at a batch of an epoch, both from 0."""
+        states = [_random_state(module.device)]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, _random_state(module.device))
+        self._written = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        self._wait()
+        files = (path for path in self._metrics.rglob("*") if path.is_file())
+        state = {
+            "epoch": epoch,
+            "batch": batch,
+            "steps": trainer.global_step,
+            "module": module.state_dict(),
+            "optimizer": module.optimizers(use_pl_optimizer=False).state_dict(),
+            "progress": module.progress(),
+            "best": None if self.best is None else tuple(self.best),
+            "early_stopping": _early_stopping(trainer).state_dict(),
+            "random": states,
+            "metrics": {path.relative_to(self._metrics).as_posix(): path.read_text("utf-8") for path in files},
+        }
+        self._writing = self._writer.submit(_write, _on_cpu(state), self.path)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+
+def _early_stopping(trainer: Trainer) -> EarlyStopping:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping))
+
+
+def _write(state: dict, path: Path) -> None:
+    with replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def _on_cpu(state):
+    """A copy of nested dictionaries, lists and tuples, their tensors on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_on_cpu(value) for value in state)
+    return state
+
+
+def _random_state(device: torch.device) -> dict:
+    kind, words, position, has_gauss, gauss = np.random.get_state()
+    version, numbers, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": (kind, [int(word) for word in words], position, has_gauss, gauss),
+        "python": (version, list(numbers), gauss_next),
+    }
+
+
+def _set_random_state(state: dict, device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    kind, words, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(words, np.uint32), *rest))
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))
+
+
+def prune(root: Path, finished: Path | None = None) -> None:
+    """Delete the checkpoints of a training that ended, and of those that did not all but the latest."""
+    if finished is not None:
+        shutil.rmtree(finished, ignore_errors=True)
+    if root.is_dir():
+        folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+        for folder in folders[:-UNFINISHED_KEPT]:
+            shutil.rmtree(folder, ignore_errors=True)
