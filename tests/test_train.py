@@ -35,7 +35,7 @@ def train_below(tiny, quick):
 def test_training_writes_the_model_its_description_its_curves_and_checkpoints(trained):
     assert {path.name for path in (trained / MODELS).iterdir()} == {"model.safetensors", "model.json"}
     assert (trained / TRAINING_METRICS / "metrics.json").is_file()
-    assert len(list((trained / CHECKPOINTS).glob("epoch=*.ckpt"))) == 1
+    assert list((trained / CHECKPOINTS).iterdir()) == []  # training has ended
     description = json.loads((trained / MODELS / "model.json").read_text())
     assert description["architecture"] == "baseline_cnn"
     assert description["classes"] == ["benign", "malignant"]
@@ -95,7 +95,7 @@ def test_training_starts_from_weights_of_an_earlier_one(train_below, trained, tm
 def test_the_stage_leaves_nothing_but_its_outputs(workspace, capsys):
     """In a DVC repository, where DVCLive would save experiments and write dvc.yaml."""
     for name in (MODELS, TRAINING_METRICS, CHECKPOINTS):
-        shutil.rmtree(name)
+        shutil.rmtree(name, ignore_errors=True)
     Repo.init(".", no_scm=True).close()
     shutil.copy(REPOSITORY / "dvc.yaml", "dvc.yaml")
     before = {path.name for path in workspace.iterdir()}

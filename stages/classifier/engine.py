@@ -111,6 +111,7 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         callbacks=[throughput, saved, EarlyStopping("val_loss", patience=training.early_stopping_patience), progress],
         logger=loggers,
         enable_progress_bar=isinstance(progress, TerminalProgress),
+        enable_checkpointing=False,  # `Checkpoints` does it
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from stages.classifier import engine
+from stages.classifier.checkpoints import CHECKPOINT
 from stages.classifier.data import SkinLesionData
 from stages.classifier.engine import Fit, fit, prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
@@ -120,14 +121,6 @@ def test_the_weights_of_the_epoch_with_the_lowest_val_loss_are_kept_not_the_last
     assert fitted.fit.val_loss == pytest.approx(losses.min())
     assert fitted.val_loss_of_weights() == pytest.approx(losses.min(), rel=1e-5)
     assert losses.iloc[-1] > 1.2 * losses.min()
-
-
-def test_the_best_checkpoint_is_kept_and_old_ones_removed(train, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "epoch=099-val_loss=0.001.ckpt").touch()
-    fitted = train(mislead, **{"training.max_epochs": 4})
-    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert names == [f"epoch={fitted.fit.epoch:03d}-val_loss={fitted.fit.val_loss:.3f}.ckpt"]
 
 
 def test_training_stops_after_epochs_without_a_lower_val_loss(train):
@@ -289,9 +282,9 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypa
     message = str(error.value)
     assert "the training loss is nan in epoch 2, step 1 (learning rate 0.00256)" in message
     assert f"of the images {', '.join(ids)};" in message
-    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    assert f"{checkpoint} holds the best epoch before it" in message
-    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    checkpoint = tmp_path / "checkpoints" / CHECKPOINT
+    assert f"{checkpoint} holds the last epoch before it" in message
+    weights = torch.load(checkpoint, weights_only=True)["module"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
@@ -380,7 +373,7 @@ def test_losses_and_rates_of_steps_are_logged_as_often_as_asked(train, tmp_path)
 def test_a_profile_lands_in_its_folder_and_nowhere_else(train, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     train(**{"training.profiler": name, "training.max_epochs": 1})
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "metrics", "profiles"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "profiles"}
     assert any(path.stat().st_size > 100 for path in (tmp_path / "profiles").iterdir())
 
 

@@ -1,0 +1,178 @@
+"""A training that was stopped goes on to the bits of one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.classifier import checkpoints
+from stages.classifier.checkpoints import CHECKPOINT, fingerprint, prune
+from stages.classifier.module import SkinLesionClassifier
+from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
+from stages.train import train_model
+
+ROOT = Path(__file__).parents[2]
+EVERYTHING = {
+    "model.dropout_rate": 0.5,
+    "data.mixup": 0.3,
+    "training.ema_decay": 0.9,
+    "training.val_check_interval": 0.4,
+    "training.lr_scheduler": "reduce_on_plateau",
+    "training.lr_plateau_patience": 0,
+    "training.log_every_n_steps": 2,
+    "training.class_balance": "sampling",
+    "training.frozen_epochs": 1,
+    "training.accumulate_grad_batches": 2,
+    "training.batch_size": 4,
+}
+EVERY_STEP = 1e-9  # minutes
+
+
+class Killed(BaseException):
+    """What a process does not survive."""
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def train(tiny, quick, tmp_path, monkeypatch):
+    """A function that trains into a folder of a name, killed before a step if one is given."""
+
+    def run(name, killed_before=None, **changes):
+        folder = tmp_path / name
+        step = SkinLesionClassifier.training_step
+
+        def step_or_die(module, batch, batch_idx):
+            if module.global_step == killed_before:
+                raise Killed
+            return step(module, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SkinLesionClassifier, "training_step", step_or_die)
+            places = (folder / place for place in (MODELS, TRAINING_METRICS, CHECKPOINTS))
+            return train_model(quick(**changes), *tiny, *places)
+
+    return run
+
+
+@pytest.fixture
+def outputs(tmp_path, bytes_below):
+    """A function that gives the bytes of a training's outputs."""
+    return lambda name: {place: bytes_below(tmp_path / name / place) for place in (MODELS, TRAINING_METRICS)}
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("minutes", [EVERY_STEP, 60], ids=["every step", "every epoch"])
+def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(train, outputs, capsys, changes, minutes):
+    changes = changes | {"training.checkpoint_minutes": minutes}
+    train("whole", **changes)
+    for step in (7, 12):  # 5 steps an epoch: in the second epoch, and in the third
+        with pytest.raises(Killed):
+            train("killed", step, **changes)
+    capsys.readouterr()
+    train("killed", **changes)
+    assert "resuming from" in capsys.readouterr().out
+    assert outputs("killed") == outputs("whole")
+
+
+def test_a_training_killed_in_its_first_epoch_goes_on_where_a_checkpoint_was_due(train, outputs, capsys):
+    changes = {"training.checkpoint_minutes": EVERY_STEP}
+    train("whole", **changes)
+    with pytest.raises(Killed):
+        train("killed", 3, **changes)
+    train("killed", **changes)
+    assert "epoch 1, batch 4" in capsys.readouterr().out
+    assert outputs("killed") == outputs("whole")
+
+
+@pytest.mark.parametrize(
+    "change", [{"training.seed": 1}, {"training.resume": False}, {"model.dropout_rate": 0.3}], ids=str
+)
+def test_another_training_never_goes_on_from_it(train, capsys, change):
+    with pytest.raises(Killed):
+        train("killed", 7)
+    train("killed", **change)
+    assert "resuming" not in capsys.readouterr().out
+
+
+def test_a_parameter_without_effect_does_not_stop_the_resumption(train, capsys):
+    with pytest.raises(Killed):
+        train("killed", 7)
+    train("killed", **{"training.checkpoint_minutes": 3})
+    assert "resuming" in capsys.readouterr().out
+
+
+def test_data_and_code_are_part_of_the_fingerprint(quick, tmp_path, monkeypatch):
+    folder, table = tmp_path / "prepared", tmp_path / "split.csv"
+    folder.mkdir()
+    (folder / "pixels").write_bytes(b"1")
+    table.write_text("a")
+    names = {fingerprint(quick(), (folder, table))}
+    assert names == {fingerprint(quick(), (folder, table))}
+    table.write_text("b")
+    names.add(fingerprint(quick(), (folder, table)))
+    (folder / "pixels").write_bytes(b"2")
+    names.add(fingerprint(quick(), (folder, table)))
+    monkeypatch.setattr(checkpoints, "_hash_of", lambda path: b"other code" if path.suffix == ".py" else b"")
+    names.add(fingerprint(quick(), (folder, table)))
+    assert len(names) == 4
+
+
+def test_a_training_that_ended_leaves_no_checkpoint(train, tmp_path):
+    with pytest.raises(Killed):
+        train("killed", 7)
+    (folder,) = (tmp_path / "killed" / CHECKPOINTS).iterdir()
+    assert [path.name for path in folder.iterdir()] == [CHECKPOINT]
+    train("killed")
+    assert list((tmp_path / "killed" / CHECKPOINTS).iterdir()) == []
+
+
+def test_of_trainings_that_did_not_end_the_latest_are_kept(tmp_path):
+    for number in range(15):
+        (tmp_path / f"{number:02d}").mkdir()
+        os.utime(tmp_path / f"{number:02d}", (number, number))
+    prune(tmp_path, finished=tmp_path / "14")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number:02d}" for number in range(4, 14)]
+
+
+def test_a_checkpoint_holds_no_code(train, tmp_path):
+    with pytest.raises(Killed):
+        train("killed", 12, **EVERYTHING)
+    (path,) = (tmp_path / "killed" / CHECKPOINTS).glob(f"*/{CHECKPOINT}")
+    assert torch.load(path, weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stage_that_gets_a_signal_goes_on_when_it_is_run_again(workspace, bytes_below, sent):
+    """The process that `dvc repro` starts; a queued experiment would run in a folder of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    params = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(params.replace("max_epochs: 3", "max_epochs: 12"))
+    command = [sys.executable, "-m", "stages.train"]
+
+    def run():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout, [bytes_below(place) for place in (MODELS, TRAINING_METRICS)]
+
+    _, whole = run()
+    stage = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    seen = iter(stage.stdout.readline, "")
+    next(line for line in seen if line.startswith("epoch 5/12"))
+    time.sleep(0.05)
+    stage.send_signal(sent)
+    rest = stage.communicate(timeout=60)[0]
+    assert stage.returncode == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
+    if sent == signal.SIGTERM:
+        assert "error: terminated; " in rest
+    assert "Traceback" not in rest
+    output, resumed = run()
+    assert "resuming from" in output
+    assert resumed == whole
