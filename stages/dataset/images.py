@@ -141,7 +141,8 @@ def decode_square(data: bytes, size: int) -> np.ndarray:
                 )
             # Lets the JPEG decoder skip detail that the resize would average away; never below the size asked for.
             image.draft("RGB", (size, size))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)  # without a copy of those that are upright
+            upright = image.convert("RGB")
     except UnidentifiedImageError:
         raise ImageProblem("is not a JPEG or PNG image") from None
     except Image.DecompressionBombError as error:
