@@ -14,7 +14,8 @@ Of 1, 4 and 16 times the data, in one run on this machine:
 The data are images of `--data-dir`, repeated under other ids of images and lesions, in zip archives as HAM10000 is
 published, one for each repetition. Each measurement has a process of its own, for its peak memory to be its own; what
 starting Python and importing packages takes is not part of the seconds. Kinds take turns within a round: other work on
-the machine slows all of them. Writes benchmarks/results/prepare.json.
+the machine slows all of them. It hardly changes the seconds of CPU time, of all threads together, whose ratio is given
+too. Writes benchmarks/results/prepare.json.
 """
 
 import argparse
@@ -107,19 +108,19 @@ def measure(kind: str, data_dir: Path, base: Path, times: int, size: int) -> dic
         size: pixels of a side of the results.
 
     Returns:
-        seconds, and peak_mib, the largest resident memory of the process until then.
+        seconds, cpu_seconds of all threads together, and peak_mib, the most memory that was resident until then.
     """
     if kind == "prepare":
         with tempfile.TemporaryDirectory(dir=data_dir.parent) as output:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             prepare_dataset(DataConfig(data_dir=str(data_dir), image_size=size), Path(output) / "prepared")
-            seconds = time.perf_counter() - start
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     else:
         files = [path.read_bytes() for path in sorted(base.iterdir())]
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         decode_bare(files, times, size, 1 if kind == "one thread" else os.cpu_count())
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_mib": _peak_mib()}
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": _peak_mib()}
 
 
 def _peak_mib() -> float:
@@ -144,17 +145,20 @@ def compare(table: pd.DataFrame, files: list[bytes], size: int, rounds: int, scr
                 with spawn.Pool(1) as process:
                     measured.append(process.apply(measure, (kind, data_dir, base, times, size)))
         seconds = {kind: np.array([each["seconds"] for each in measured]) for kind, measured in found.items()}
+        cpu = {kind: np.array([each["cpu_seconds"] for each in measured]) for kind, measured in found.items()}
         count = len(files) * times
         results.append(
             {
                 "times": times,
                 "images": count,
                 "prepare_over_all_threads": statistics.median(seconds["all threads"] / seconds["prepare"]),
+                "prepare_over_all_threads_cpu": statistics.median(cpu["all threads"] / cpu["prepare"]),
                 **{
                     kind.replace(" ", "_"): {
                         "images_per_second": count / statistics.median(taken),
                         "seconds": statistics.median(taken),
                         "seconds_of_rounds": taken.tolist(),
+                        "cpu_seconds_of_rounds": cpu[kind].tolist(),
                         "peak_mib": max(each["peak_mib"] for each in found[kind]),
                     }
                     for kind, taken in seconds.items()
@@ -169,13 +173,13 @@ def markdown(results: list[dict]) -> str:
     """The results as a table."""
     lines = [
         "| data | images | bare, one thread, images/s | bare, all threads, images/s | `prepare`, images/s "
-        "| `prepare` / bare, all threads | `prepare`, s | its peak memory, MiB |",
-        "| --- " + "| ---: " * 7 + "|",
+        "| `prepare` / bare, all threads | of CPU time | `prepare`, s | its peak memory, MiB |",
+        "| --- " + "| ---: " * 8 + "|",
     ]
     for row in results:
         speeds = [f"{row[kind]['images_per_second']:,.0f}" for kind in ("one_thread", "all_threads", "prepare")]
-        ratio, prepare = f"{row['prepare_over_all_threads']:.2f}", row["prepare"]
-        cells = [f"{row['times']}×", f"{row['images']:,}", *speeds, ratio]
+        ratios = [f"{row[f'prepare_over_all_threads{kind}']:.2f}" for kind in ("", "_cpu")]
+        cells, prepare = [f"{row['times']}×", f"{row['images']:,}", *speeds, *ratios], row["prepare"]
         lines.append("| " + " | ".join([*cells, f"{prepare['seconds']:.1f}", f"{prepare['peak_mib']:,.0f}"]) + " |")
     return "\n".join(lines)
 
