@@ -4,7 +4,8 @@ Reads `data.data_dir`, writes `data/prepared/`.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.progress import Progress
 from stages.config import DataConfig, load_config
 from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
-from stages.dataset.pixels import MANIFEST, add_places, shard_path
+from stages.dataset.pixels import MANIFEST, add_places, shard_path, write_shard
 from stages.errors import InputError, run
 from stages.files import PREPARED, replacing, write_csv
 
@@ -54,21 +55,30 @@ def _write_shards(folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFi
     with ThreadPoolExecutor(workers) as pool, ImageReader() as reader, Progress() as progress:
         task = progress.add_task("decoding", total=len(manifest))
 
-        def decode(image_id: str) -> np.ndarray | str:
+        def decode(image_id: str, out: np.ndarray) -> str | None:
             try:
-                return decode_square(reader.read(files[image_id]), size)
+                out[:] = decode_square(reader.read(files[image_id]), size)
             except ImageProblem as problem:
                 return f"{files[image_id]}: {problem}"
+            return None
 
+        def finish(shard: int, pixels: np.ndarray, decoded: list[Future]) -> None:
+            for image in decoded:
+                if (problem := image.result()) is not None:
+                    problems.append(problem)
+                progress.advance(task)
+            write_shard(shard_path(folder, shard), pixels)
+
+        # The next shard is being decoded while one is written: on many cores, writing takes as long as decoding.
+        started: deque[tuple[int, np.ndarray, list[Future]]] = deque()
         for shard, rows in manifest.groupby("shard"):
             pixels = np.empty((len(rows), size, size, 3), np.uint8)
-            for row, image in enumerate(pool.map(decode, rows["image_id"])):
-                if isinstance(image, str):
-                    problems.append(image)
-                else:
-                    pixels[row] = image
-                progress.advance(task)
-            np.save(shard_path(folder, shard), pixels, allow_pickle=False)
+            decoded = [pool.submit(decode, image_id, out) for image_id, out in zip(rows["image_id"], pixels)]
+            started.append((shard, pixels, decoded))
+            if len(started) > 1:
+                finish(*started.popleft())
+        while started:
+            finish(*started.popleft())
     return problems
 
 

@@ -1,6 +1,7 @@
 """Where the course of a training and its results are written."""
 
 import importlib.util
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
-from stages.files import WANDB
+from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
 
 SAMPLES = 16  # validation images that Weights & Biases shows
 
@@ -32,20 +33,39 @@ def create_loggers(config: Config, metrics: Path, resume: bool = False) -> list[
         resume: go on from the files in that folder.
 
     Raises:
-        InputError: wandb is not installed.
+        InputError: wandb is not installed, or cannot start a run.
     """
     # dvc.yaml is written by hand and experiments are saved by `dvc exp run`: DVCLive does neither.
     loggers: list[Logger] = [
         DVCLiveLogger(dir=str(metrics), resume=resume, dvcyaml=None, save_dvc_exp=False, report=None)
     ]
     if "wandb" in config.training.loggers:
-        if importlib.util.find_spec("wandb") is None:
-            raise InputError(
-                "training.loggers lists wandb, which is not installed: `pip install wandb`, or take it off the list"
-            )
-        WANDB.mkdir(exist_ok=True)
-        loggers.append(WandbLogger(project="skin-lesions", save_dir=WANDB, config=asdict(config), log_model=False))
+        loggers.append(_weights_and_biases(config))
     return loggers
+
+
+def _weights_and_biases(config: Config) -> WandbLogger:
+    package = importlib.util.find_spec("wandb")
+    # Python takes the folder of earlier runs for a package of that name, one without an origin.
+    if package is None or package.origin is None:
+        raise InputError(
+            "training.loggers lists wandb, which is not installed: `pip install wandb`, or take it off the list"
+        )
+    import wandb
+
+    # By default it keeps artifacts in the user's home until they are uploaded: a run that was logged offline could not
+    # be taken to another machine.
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        os.environ.setdefault(name, str(WANDB.absolute()))
+    logger = WandbLogger(project="skin-lesions", save_dir=WANDB.parent, config=asdict(config), log_model=False)
+    try:
+        logger.experiment  # noqa: B018  # starts the run, in the first process
+    except wandb.Error as error:
+        raise InputError(
+            f"Weights & Biases cannot start a run ({error}); `wandb login`, or WANDB_MODE=offline, or take wandb off "
+            "training.loggers"
+        ) from None
+    return logger
 
 
 def log_results(module: SkinLesionClassifier, data: SkinLesionData, models: Path, metrics: dict) -> None:
@@ -81,7 +101,9 @@ def log_results(module: SkinLesionClassifier, data: SkinLesionData, models: Path
         }
     )
     artifact = wandb.Artifact("classifier", type="model", metadata=asdict(module.config))
-    artifact.add_dir(str(models))
+    # By name: what evaluation wrote for an earlier model may still lie beside them.
+    for file in (MODEL_WEIGHTS, MODEL_DESCRIPTION):
+        artifact.add_file(str(models / file.name))
     run.log_artifact(artifact)
     run.finish()
 

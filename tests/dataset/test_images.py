@@ -1,5 +1,6 @@
 import io
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -160,6 +161,17 @@ def test_archives_are_searched_but_not_what_macos_adds_to_them(tmp_path):
     }
     with ImageReader() as reader:
         assert reader.read(found["a"]) == b"images/a.jpg"
+
+
+def test_threads_read_each_its_own_member_of_one_archive(tmp_path):
+    content = {f"I{number}": np.random.default_rng(number).bytes(20_000) for number in range(64)}
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for image_id, data in content.items():
+            archive.writestr(f"{image_id}.jpg", data)
+    found, _ = find_images(tmp_path)
+    with ImageReader() as reader, ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(lambda image_id: reader.read(found[image_id]), content)) == list(content.values())
 
 
 def test_two_files_of_one_image_id_are_named(tmp_path):

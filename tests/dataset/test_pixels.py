@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from stages.dataset import pixels
-from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS, PixelStore, add_places, shard_path
+from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS, PixelStore, add_places, shard_path, write_shard
 from stages.errors import InputError
 from stages.files import write_csv
 
@@ -26,6 +26,14 @@ def test_places_fill_one_shard_after_the_other_in_the_table_s_order(folder):
     store = PixelStore(folder)
     assert list(store.manifest["shard"]) == [0] * 4 + [1] * 4 + [2] * 3
     assert list(store.manifest["row"]) == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [1, 256])
+def test_a_shard_is_the_file_that_numpy_would_write(tmp_path, count):
+    content = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
+    write_shard(tmp_path / "one.npy", content)
+    np.save(tmp_path / "other.npy", content)
+    assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "other.npy").read_bytes()
 
 
 @pytest.mark.parametrize("indices", [[0], [10, 0, 5], [3, 4], [7, 7, 1, 7], list(range(10, -1, -1)), []])
