@@ -20,7 +20,7 @@ from stages.classifier.weights import load_model
 from stages.config import Config, load_config
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, run
+from stages.errors import InputError, run_stage
 from stages.evaluation.baselines import judge_baselines
 from stages.evaluation.cases import choose_cases, write_cases
 from stages.evaluation.judgement import fit_calibration, judge
@@ -174,4 +174,4 @@ def print_metrics(metrics: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from stages.config import load_config
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, run
+from stages.errors import InputError, run_stage
 from stages.evaluation.cases import read_cases
 from stages.evaluation.curves import (
     decision_curve_table,
@@ -160,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

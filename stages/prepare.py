@@ -16,7 +16,7 @@ from stages.config import DataConfig, load_config
 from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
 from stages.dataset.pixels import MANIFEST, add_places, shard_path, write_shard
-from stages.errors import InputError, run
+from stages.errors import InputError, run_stage
 from stages.files import PREPARED, replacing, write_csv
 
 MAX_PROBLEMS_SHOWN = 200
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -26,7 +26,7 @@ from stages.dataset.augmentation import augment_batch, draw
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names
-from stages.errors import run
+from stages.errors import run_stage
 from stages.files import (
     AUGMENTED,
     CHECKPOINTS,
@@ -158,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

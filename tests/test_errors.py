@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from stages.errors import LOCK, InputError, run, run_stage
+
+ROOT = Path(__file__).parents[1]
+STAGE = "from stages.errors import run_stage; run_stage(lambda: print('ran'))"
+
+
+def start(code=STAGE, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder that DVC knows, as the working directory."""
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_mistake_ends_a_command_with_its_message_and_status_1():
+    def mistake():
+        raise InputError("params.yaml: wrong")
+
+    with pytest.raises(SystemExit, match=r"^error: params\.yaml: wrong$"):
+        run(mistake)
+
+
+def test_a_stage_waits_until_another_in_its_folder_has_ended(repository):
+    LOCK.parent.mkdir()
+    with FileLock(LOCK):
+        waiting = start()
+        assert "another stage is running in this folder" in waiting.stdout.readline()
+        assert waiting.poll() is None
+    assert waiting.communicate(timeout=60)[0] == "ran\n"
+
+
+def test_a_stage_that_was_killed_does_not_block_the_next(repository):
+    killed = start(
+        "import time; from stages.errors import *; run_stage(lambda: (print('on', flush=True), time.sleep(60)))"
+    )
+    assert killed.stdout.readline() == "on\n"
+    killed.kill()
+    killed.communicate()
+    assert start().communicate(timeout=60)[0] == "ran\n"
+
+
+def test_processes_that_train_together_do_not_wait_for_each_other(repository):
+    LOCK.parent.mkdir()
+    with FileLock(LOCK):
+        assert start(LOCAL_RANK="1").communicate(timeout=60)[0] == "ran\n"
+
+
+def test_without_a_repository_there_is_nothing_to_lock(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_stage(lambda: print("ran"))
+    assert capsys.readouterr().out == "ran\n"
+    assert list(tmp_path.iterdir()) == []
