@@ -22,7 +22,7 @@ def table_of(lesions):
 
 def test_a_table_without_a_mistake_is_read_in_its_order(dataset):
     dataset.rows.reverse()
-    table, problems = read_metadata(dataset.write_table())
+    table, problems, _ = read_metadata(dataset.write_table())
     assert problems == []
     assert list(table["image_id"]) == dataset.ids
     assert list(table["age"]) == [55.0] * 12
@@ -31,7 +31,7 @@ def test_a_table_without_a_mistake_is_read_in_its_order(dataset):
 
 def test_empty_cells_are_unknown(dataset):
     dataset.rows[0] |= {"age": "", "sex": "", "dataset": ""}
-    table, problems = read_metadata(dataset.write_table())
+    table, problems, _ = read_metadata(dataset.write_table())
     assert problems == []
     assert math.isnan(table["age"][0])
     assert table["sex"][0] == table["dataset"][0] == "unknown"
@@ -39,7 +39,7 @@ def test_empty_cells_are_unknown(dataset):
 
 def test_the_dataset_column_may_be_missing_and_the_order_of_the_columns_is_free(dataset):
     columns = ["dx", "image_id", "lesion_id", "localization", "sex", "age", "dx_type"]
-    table, problems = read_metadata(dataset.write_table(columns=columns))
+    table, problems, _ = read_metadata(dataset.write_table(columns=columns))
     assert problems == []
     pd.testing.assert_frame_equal(table, read_metadata(dataset.write_table())[0])
 
@@ -77,7 +77,7 @@ def test_other_tables_beside_ham10000_s_do_not_matter(dataset):
 )
 def test_a_bad_cell_is_named_with_its_row_and_leaves_the_other_rows_usable(dataset, change, expected):
     dataset.rows[5] |= change
-    table, problems = read_metadata(dataset.write_table())
+    table, problems, _ = read_metadata(dataset.write_table())
     assert len(problems) == 1
     assert problems[0].startswith(f"HAM10000_metadata.csv row 7: {expected}")
     assert set(dataset.ids[:5] + dataset.ids[6:]) <= set(table["image_id"])
@@ -87,7 +87,7 @@ def test_a_bad_cell_is_named_with_its_row_and_leaves_the_other_rows_usable(datas
 def test_a_row_with_another_number_of_fields_is_named(dataset, cells):
     path = dataset.write_table()
     path.write_text(path.read_text() + cells + "\n")
-    table, problems = read_metadata(path)
+    table, problems, _ = read_metadata(path)
     assert problems == [f"HAM10000_metadata.csv row 14: {cells.count(',') + 1} fields; the header has 8"]
     assert len(table) == 12
 
