@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from stages.errors import InputError
 
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 16  # bytes; of a connection that drops, those of the last chunk are lost
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 WAITS = (1, 2, 4, 8)  # seconds before each further attempt of those that bring nothing new
 LONGEST_WAIT = 30  # seconds, whatever the server asks for
