@@ -87,6 +87,30 @@ def test_whole_numbers_in_a_list_are_refused_where_they_lie_outside_the_bounds(p
     assert "evaluation.prevalences is [1]" in refusal(params({"evaluation.prevalences": "[1]"}))
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", {}),
+        (
+            "{basal cell carcinoma: bcc, SCC: null, 0: nv, '1': mel}",
+            {"basal cell carcinoma": "bcc", "SCC": None, "0": "nv", "1": "mel"},
+        ),
+        ("\n    head/neck: nv\n    UNK:", {"head/neck": "nv", "UNK": None}),  # as DVC writes what `-S` sets
+    ],
+)
+def test_a_mapping_is_read_in_every_notation(params, text, expected):
+    assert load_config(params({"data.classes": text})).data.classes == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[a]", "nv", "{a: 1}", "{a: ''}", "{1.5: nv}", "{true: nv}", "{null: nv}", "{a: [b]}"]
+)
+def test_a_mapping_of_anything_else_is_refused(params, text):
+    message = refusal(params({"data.classes": text}))
+    assert "; it must be a mapping of text to text or null, as {a: b}" in message
+    assert message.count("data.classes") == 1
+
+
 @pytest.mark.parametrize("variant", ["lite0", 18, None])
 def test_a_variant_is_text_or_a_number_or_null(params, variant):
     assert load_config(params({"model.variant": json.dumps(variant)})).model.variant == variant

@@ -108,7 +108,8 @@ def read_metadata(
     problems += [f"{path.name} {_unknown_label(label, numbers)}" for label, numbers in unknown.items()]
     if left_out:
         counts = ", ".join(f"{label!r} {count}" for label, count in sorted(left_out.items()))
-        notes.append(f"{path.name}: left out {left_out.total()} images, as data.classes says: {counts}")
+        images = f"{left_out.total()} image{'s' * (left_out.total() != 1)}"
+        notes.append(f"{path.name}: left out {images} that data.classes maps to null: {counts}")
     table = pd.DataFrame(kept, columns=["row", *COLUMNS, *OPTIONAL_COLUMNS])
     problems += [f"{path.name} {problem}" for problem in _table_problems(table, by_patient)]
     return table.drop(columns="row"), problems, notes

@@ -29,6 +29,7 @@ ISIC_COLUMNS = {
 ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK")
 GROUND_TRUTH = "_GroundTruth.csv"
 MISSING = {"", "na", "n/a", "nan", "none", "null", UNKNOWN}  # how tables of others say that a cell is empty
+MOST_SHOWN = 30  # columns in a message
 
 Rows = list[tuple[int, dict[str, str]]]  # a row's number, as a spreadsheet counts, and its cells by column
 
@@ -135,9 +136,15 @@ def _column_names(path: Path, header: list[str], columns: Mapping[str, str | Non
     if "image_id" not in found:
         problems.append("no column is known to hold image_id; name it in data.columns, as {image_id: file}")
     if problems:
-        commas = "" if len(header) > 1 else " (the fields of a row must be separated by commas)"
-        raise InputError(f"{path}: {'; '.join(problems)}; its columns are {', '.join(header)}{commas}")
+        raise InputError(f"{path}: {'; '.join(problems)}; {_shown(header)}")
     return {ours: names[0] for ours, names in found.items()}
+
+
+def _shown(header: list[str]) -> str:
+    if len(header) < 2:
+        return f"its header is {','.join(header)!r}, where commas must separate the columns"
+    names = [name if name.isprintable() else repr(name) for name in header[:MOST_SHOWN]]
+    return f"its columns are {', '.join(names)}{', …' if len(header) > MOST_SHOWN else ''}"
 
 
 def _image_id(row: dict[str, str], theirs: dict[str, str]) -> str:
@@ -162,7 +169,7 @@ def _labels(path: Path, header: list[str], rows: Rows, theirs: dict[str, str]) -
     if not one_hot:
         raise InputError(
             f"{path}: no column is known to hold the diagnosis; name it in data.columns, as {{dx: label}}; "
-            f"its columns are {', '.join(header)}"
+            f"{_shown(header)}"
         )
     labels, problems = {}, []
     for number, row in rows:
@@ -171,8 +178,8 @@ def _labels(path: Path, header: list[str], rows: Rows, theirs: dict[str, str]) -
         if wrong:
             problems.append(f"{path.name} row {number}: {', '.join(wrong)}; it must be 0 or 1")
         elif len(ones) != 1:
-            found = " and ".join(ones) or f"none of {', '.join(one_hot)}"
-            problems.append(f"{path.name} row {number}: {found} is 1; exactly one diagnosis must be")
+            found = f"{' and '.join(ones)} are 1" if ones else f"none of {', '.join(one_hot)} is 1"
+            problems.append(f"{path.name} row {number}: {found}; exactly one must be")
         else:
             labels[number] = ones[0]
     return labels, problems
@@ -188,7 +195,7 @@ def _labels_from(truth: Path, path: Path, rows: Rows, image_column: str) -> tupl
     for number, row in truth_rows:
         image_id = row[theirs["image_id"]]
         if image_id in row_of:
-            problems.append(f"{truth.name} row {number}: {image_id} stands in row {row_of[image_id]} already")
+            problems.append(f"{truth.name} row {number}: {image_id!r} stands in row {row_of[image_id]} already")
         row_of.setdefault(image_id, number)
     found = {number: row_of.get(row[image_column]) for number, row in rows}
     problems += [
@@ -221,11 +228,11 @@ def fill_lesion_ids(path: Path, rows: Rows) -> tuple[bool, list[str]]:
     for _, row in rows:
         row["lesion_id"] = (by_patient and row[PATIENT]) or row["lesion_id"] or row["image_id"]
     consequence = (
-        f"so all are grouped by {PATIENT}, and a patient counts as a lesion"
+        f", so all are grouped by {PATIENT}: a patient counts as a lesion"
         if by_patient
-        else "each counts as a lesion"
+        else "; each counts as a lesion of its own"
     )
-    return by_patient, [f"{path.name}: {missing} of {len(rows)} images have no lesion_id; {consequence}"]
+    return by_patient, [f"{path.name}: {missing} of {len(rows)} images have no lesion_id{consequence}"]
 
 
 def diagnosis_of(label: str, foreign: bool) -> str | None:
