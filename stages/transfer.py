@@ -60,9 +60,9 @@ def fetch(url: str, partial: Path, size: int | None, advice: str) -> None:
             failures = 0 if _size(partial) > farthest else failures + 1
             farthest = max(farthest, _size(partial))
             if failures > len(WAITS):
+                kept = f", it goes on after the {_size(partial)} bytes that are there" if partial.exists() else ""
                 raise InputError(
-                    f"{url} cannot be had now ({reason}); check the connection and run this again, "
-                    f"it goes on after the {_size(partial)} bytes that are there; or {advice}"
+                    f"{url} cannot be had now ({reason}); check the connection and run this again{kept}; or {advice}"
                 )
             time.sleep(min(LONGEST_WAIT, max(wait, WAITS[max(failures, 1) - 1])))
 

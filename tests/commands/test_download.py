@@ -18,7 +18,9 @@ import pytest
 from stages import transfer
 from stages.commands import download
 from stages.commands.download import DATASETS, Dataset, RemoteFile, download_dataset
+from stages.config import DataConfig
 from stages.errors import InputError
+from stages.prepare import prepare_dataset
 
 ROOT = Path(__file__).parents[2]
 TABLE = b"image_id,dx\n" + b"I000,nv\n" * 400
@@ -488,3 +490,58 @@ def test_the_list_names_every_file_with_its_address(name, capsys):
 def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
     (tmp_path / "file").write_text("")
     assert f"{tmp_path}/file/data cannot be written or read" in refusal(published(server), tmp_path / "file/data")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A function that runs DVC in a repository of its own."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def dvc(*arguments):
+        done = subprocess.run(
+            ["dvc", *arguments], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    dvc("init", "--quiet")
+    dvc("config", "core.analytics", "false")
+    dvc("config", "core.check_update", "false")
+    return dvc
+
+
+@pytest.mark.parametrize("etag", [ETAG, ""], ids=["with an ETag", "without"])
+def test_dvc_import_url_brings_an_archive_and_updates_it(server, repository, tmp_path, etag):
+    server.etag = etag
+    (tmp_path / "imported").mkdir()
+    repository("import-url", f"{server.url}/images.zip?format=original", "imported/images.zip")
+    assert (tmp_path / "imported/images.zip").read_bytes() == ARCHIVE
+    assert f"{server.url}/images.zip" in (tmp_path / "imported/images.zip.dvc").read_text()
+    server.files["images.zip"] = newer = archive(3) + b"x"
+    server.etag = etag and '"two"'
+    repository("update", "imported/images.zip.dvc")
+    assert (tmp_path / "imported/images.zip").read_bytes() == newer
+
+
+def test_the_files_of_a_download_are_a_dataset(server, dataset, tmp_path, monkeypatch, capsys):
+    """Tables as ISIC 2019 publishes them, and images in an archive."""
+    dataset.write_zips()
+    zips = sorted(dataset.folder.glob("*.zip"))
+    with zipfile.ZipFile(zips[0], "a") as members, zipfile.ZipFile(zips[1]) as others:
+        for name in others.namelist():
+            members.writestr(name, others.read(name))
+    metadata = "".join(f"{row['image_id']},{row['lesion_id']}\n" for row in dataset.rows)
+    truth = "".join(
+        f"{row['image_id']},{','.join(str(float(row['dx'] == dx)) for dx in ('nv', 'mel', 'bkl'))}\n"
+        for row in dataset.rows
+    )
+    server.files = {
+        "ISIC_2019_Training_Metadata.csv": b"image,lesion_id\n" + metadata.encode(),
+        "ISIC_2019_Training_GroundTruth.csv": b"image,NV,MEL,BKL\n" + truth.encode(),
+        "ISIC_2019_Training_Input.zip": zips[0].read_bytes(),
+    }
+    monkeypatch.chdir(tmp_path)
+    download.main(["isic2019", "--url", server.url])
+    manifest = prepare_dataset(DataConfig(data_dir="data/isic2019", image_size=16), tmp_path / "prepared")
+    assert list(manifest["dx"]) == [row["dx"] for row in dataset.rows]
+    assert list(manifest["lesion_id"]) == [row["lesion_id"] for row in dataset.rows]
