@@ -1,9 +1,11 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from stages.config import Config, DataConfig, ModelConfig, SplitConfig, TrainingConfig, load_config
 from stages.errors import InputError
@@ -100,6 +102,16 @@ def test_whole_numbers_in_a_list_are_refused_where_they_lie_outside_the_bounds(p
 )
 def test_a_mapping_is_read_in_every_notation(params, text, expected):
     assert load_config(params({"data.classes": text})).data.classes == expected
+
+
+def test_dvc_sets_a_mapping(tmp_path):
+    """As `dvc exp run -S '+data.classes={…}'` does."""
+    path = shutil.copy(PARAMS, tmp_path / "params.yaml")
+    apply_overrides(path, ["+data.columns={image_id: file, lesion_id: null}"])
+    apply_overrides(path, ["+data.classes={basal cell carcinoma: bcc, head/neck: null, 0: nv}"])
+    data = load_config(path).data
+    assert data.columns == {"image_id": "file", "lesion_id": None}
+    assert data.classes == {"basal cell carcinoma": "bcc", "head/neck": None, "0": "nv"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Validate: judge the trained model on a dataset that it has never seen.
 
-    python -m stages.commands.validate data/hospital --output validation/hospital
+    python -m stages.commands.validate data/hospital --output hospital-results
 
 The dataset is a folder with a metadata table and images, loose or zipped, as `prepare` reads it; `--columns` and
 `--classes` stand for data.columns and data.classes, which describe the training data. Nothing is fitted: temperature

@@ -258,6 +258,16 @@ def test_a_label_may_be_mapped_in_ham10000_s_table_too_and_the_rest_stays_strict
     assert notes == ["HAM10000_metadata.csv: left out 2 images that data.classes maps to null: 'scar' 2"]
 
 
+def test_a_column_of_ham10000_that_is_not_there_can_be_said_to_be_missing(dataset):
+    path = dataset.write_table(columns=["image_id", "dx", "dx_type", "age", "sex", "localization"])
+    with pytest.raises(InputError, match=r"column lesion_id is missing; .* or data.columns must name yours"):
+        read_metadata(path)
+    table, problems, notes = read_metadata(path, {"lesion_id": None})
+    assert problems == []
+    assert list(table["lesion_id"]) == dataset.ids
+    assert len(notes) == 1
+
+
 def test_a_mapping_comes_before_what_is_known(tmp_path):
     path = write(tmp_path, "isic.csv", ISIC_2020)
     columns = {"dx": "benign_malignant", "lesion_id": None, "patient_id": None, "localization": None}
