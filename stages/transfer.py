@@ -99,7 +99,7 @@ def _attempt(
         if status == 200:
             discard(partial)
             length = response.headers.get("Content-Length", "")
-            start, total = 0, int(length) if length.isdigit() else None
+            start, version, total = 0, "", int(length) if length.isdigit() else None
         total = _checked_size(url, total, size, advice)
         free = shutil.disk_usage(partial.parent).free
         if total - start > free:

@@ -251,6 +251,16 @@ def test_a_file_without_a_version_is_not_continued_blindly(server, folder, waits
     assert server.requests == [None, None, None]
 
 
+def test_the_version_of_an_older_part_is_not_taken_for_that_of_a_file_without_one(server, folder, waits):
+    folder.mkdir()
+    (folder / "images.zip.partial").write_bytes(b"x" * 100)
+    (folder / "images.zip.version.partial").write_text(ETAG)
+    server.etag, server.ranges, server.drop_after = "", False, [None, 10_000]
+    download_dataset(published(server, checksums=False), folder)
+    assert is_complete(folder)
+    assert server.requests == [None, "bytes=100-", None]
+
+
 @pytest.mark.parametrize("if_range", [True, False])
 def test_a_file_that_changed_on_the_server_is_not_joined_to_the_old_one(server, folder, waits, if_range):
     server.files["images.zip"] = archive(7)
