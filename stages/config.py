@@ -17,6 +17,7 @@ PARAMS = Path("params.yaml")
 NUMBERS = tuple[float, ...]
 NAMES = tuple[str, ...]
 LISTS = {NUMBERS: float, NAMES: str}
+MAPPING = dict[str, str | None]
 
 
 def setting(default: Any, *, above=None, at_least=None, below=None, at_most=None, choices=None) -> Any:
@@ -24,6 +25,11 @@ def setting(default: Any, *, above=None, at_least=None, below=None, at_most=None
     limits = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     return dataclasses.field(default=default, metadata={"limits": limits, "choices": choices})
+
+
+def mapping() -> Any:
+    """A dataclass field of the type `MAPPING`, empty by default."""
+    return dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Section:
                 problems.append(f"{self.section}.{field.name} is {value!r}; it must be {_expected(field)}")
             elif field.type in LISTS:
                 object.__setattr__(self, field.name, tuple(LISTS[field.type](entry) for entry in value))
+            elif field.type == MAPPING:
+                # YAML reads the label 1 as a number; tables hold text.
+                object.__setattr__(self, field.name, {str(key): entry for key, entry in value.items()})
             elif type(value) is int and float in _types(field) and int not in _types(field):
                 object.__setattr__(self, field.name, float(value))
         if problems:
@@ -57,6 +66,12 @@ def _types(field: dataclasses.Field) -> tuple[type, ...]:
 
 
 def _allowed(value: Any, field: dataclasses.Field) -> bool:
+    if field.type == MAPPING:
+        # Other keys have no certain spelling: `True` may stand as true in the table, and 1.0 as 1.
+        return isinstance(value, dict) and all(
+            type(key) in (str, int) and (entry is None or (isinstance(entry, str) and entry.strip()))
+            for key, entry in value.items()
+        )
     if field.type in LISTS:
         return isinstance(value, list | tuple) and all(_one_allowed(entry, field) for entry in value)
     return _one_allowed(value, field)
@@ -83,6 +98,8 @@ def _one_allowed(value: Any, field: dataclasses.Field) -> bool:
 
 
 def _expected(field: dataclasses.Field) -> str:
+    if field.type == MAPPING:
+        return "a mapping of text to text or null, as {a: b}, numbers in quotes; empty: {}"
     choices = field.metadata["choices"]
     if choices is not None:
         kind = "a list of " if field.type in LISTS else "one of "
@@ -100,6 +117,8 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
 
     data_dir: str = setting("data/ham10000")
+    columns: MAPPING = mapping()  # noqa: RUF009 (makes a field, as the others)
+    classes: MAPPING = mapping()  # noqa: RUF009
     image_size: int = setting(224, at_least=16, at_most=2048)
     subsample_percentage: float = setting(1.0, above=0, at_most=1)
     num_workers: int | None = setting(None, at_least=1, at_most=256)

@@ -32,7 +32,9 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame
         InputError: naming every problem of the table and the images; `output` is then as it was before.
     """
     data_dir = Path(config.data_dir)
-    table, problems = read_metadata(find_metadata(data_dir))
+    table, problems, notes = read_metadata(find_metadata(data_dir), config.columns, config.classes)
+    for note in notes:
+        print(note)
     table = subsample_lesions(table, config.subsample_percentage)
     files, file_problems = find_images(data_dir)
     problems += file_problems

@@ -151,11 +151,11 @@ def params(tmp_path):
         lines = []
         for section in dataclasses.fields(Config):
             name = section.name
-            keys = {f"{name}.{field.name}": field for field in dataclasses.fields(section.default_factory)}
-            kept = [key for key in keys if key not in without]
+            defaults = {f"{name}.{key}": value for key, value in vars(section.default_factory()).items()}
+            kept = [key for key in defaults if key not in without]
             lines.append(f"{name}:" if kept else f"{name}: {{}}")
             for key in kept:
-                lines.append(f"  {keys[key].name}: {dict(changes).get(key, json.dumps(keys[key].default))}")
+                lines.append(f"  {key.split('.')[1]}: {dict(changes).get(key, json.dumps(defaults[key]))}")
         path = tmp_path / "params.yaml"
         path.write_text("\n".join([*lines, more]), encoding="utf-8")
         return path

@@ -1,9 +1,11 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from stages.config import Config, DataConfig, ModelConfig, SplitConfig, TrainingConfig, load_config
 from stages.errors import InputError
@@ -85,6 +87,40 @@ def test_a_list_of_numbers_is_read_in_every_notation(params, text, expected):
 
 def test_whole_numbers_in_a_list_are_refused_where_they_lie_outside_the_bounds(params):
     assert "evaluation.prevalences is [1]" in refusal(params({"evaluation.prevalences": "[1]"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", {}),
+        (
+            "{basal cell carcinoma: bcc, SCC: null, 0: nv, '1': mel}",
+            {"basal cell carcinoma": "bcc", "SCC": None, "0": "nv", "1": "mel"},
+        ),
+        ("\n    head/neck: nv\n    UNK:", {"head/neck": "nv", "UNK": None}),  # as DVC writes what `-S` sets
+    ],
+)
+def test_a_mapping_is_read_in_every_notation(params, text, expected):
+    assert load_config(params({"data.classes": text})).data.classes == expected
+
+
+def test_dvc_sets_a_mapping(tmp_path):
+    """As `dvc exp run -S '+data.classes={…}'` does."""
+    path = shutil.copy(PARAMS, tmp_path / "params.yaml")
+    apply_overrides(path, ["+data.columns={image_id: file, lesion_id: null}"])
+    apply_overrides(path, ["+data.classes={basal cell carcinoma: bcc, head/neck: null, 0: nv}"])
+    data = load_config(path).data
+    assert data.columns == {"image_id": "file", "lesion_id": None}
+    assert data.classes == {"basal cell carcinoma": "bcc", "head/neck": None, "0": "nv"}
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[a]", "nv", "{a: 1}", "{a: ''}", "{1.5: nv}", "{true: nv}", "{null: nv}", "{a: [b]}"]
+)
+def test_a_mapping_of_anything_else_is_refused(params, text):
+    message = refusal(params({"data.classes": text}))
+    assert "; it must be a mapping of text to text or null, as {a: b}" in message
+    assert message.count("data.classes") == 1
 
 
 @pytest.mark.parametrize("variant", ["lite0", 18, None])

@@ -16,7 +16,7 @@ from stages.split import find_leaks, split_dataset
 
 @pytest.fixture(scope="module")
 def table(ham10000):
-    table, problems = read_metadata(find_metadata(ham10000))
+    table, problems, _ = read_metadata(find_metadata(ham10000))
     assert problems == []
     return table
 

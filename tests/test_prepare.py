@@ -325,3 +325,68 @@ def test_the_command_prepares_the_folder_that_the_parameters_name(
     assert "prepared 12 images of 6 lesions" in capsys.readouterr().out
     with (tmp_path / PREPARED / "manifest.csv").open(encoding="utf-8", newline="") as file:
         assert [row["image_id"] for row in csv.DictReader(file)] == written_dataset.ids
+
+
+def hospital(dataset):
+    """Write the dataset under column names and labels of its own, with two images of something else."""
+    dataset.rows[4]["dx"] = dataset.rows[5]["dx"] = "scar"
+    lines = ["file,label,years,gender,remarks"]
+    names = {"nv": "Naevus", "mel": "malignant melanoma", "bkl": "0", "scar": "scar"}
+    lines += [f'{row["image_id"]}.jpg,{names[row["dx"]]},{row["age"]},{row["sex"]},"a, b"' for row in dataset.rows]
+    (dataset.folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    dataset.write_images()
+    return {
+        "columns": {"image_id": "file", "dx": "label", "age": "years", "sex": "gender"},
+        "classes": {"Naevus": "nv", "malignant melanoma": "mel", "0": "bkl", "scar": None},
+    }
+
+
+def test_a_dataset_with_columns_and_labels_of_its_own_is_prepared(dataset, output, capsys):
+    manifest = prepared(dataset, output, **hospital(dataset))
+    expected = [row for row in dataset.rows if row["dx"] != "scar"]
+    assert list(manifest["image_id"]) == [row["image_id"] for row in expected]
+    assert list(manifest["lesion_id"]) == list(manifest["image_id"])
+    assert list(manifest["dx"]) == [row["dx"] for row in expected]
+    assert set(manifest["age"]) == {55.0}
+    assert set(manifest["sex"]) == {"female"}
+    assert (
+        (output / "manifest.csv").read_text().startswith("image_id,lesion_id,dx,dx_type,age,sex,localization,dataset,")
+    )
+    printed = capsys.readouterr().out
+    assert "table.csv: 12 of 12 images have no lesion_id; each counts as a lesion of its own" in printed
+    assert "table.csv: left out 2 images that data.classes maps to null: 'scar' 2" in printed
+
+
+def test_the_labels_that_are_not_mapped_are_listed_together(dataset, output):
+    settings = hospital(dataset)
+    with pytest.raises(InputError) as caught:
+        prepared(dataset, output, columns=settings["columns"])
+    message = str(caught.value)
+    assert "has 4 problems:" in message
+    for label in ("{Naevus: nv}", "{malignant melanoma: nv}", "{0: nv}", "{scar: null} to leave out the images so"):
+        assert label in message
+    assert not output.exists()
+
+
+def test_isic_2019_s_archive_and_tables_are_prepared_as_they_are_published(dataset, output):
+    dataset.write_zips()
+    labels = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
+    metadata, truth = ["image,age_approx,anatom_site_general,lesion_id,sex"], [",".join(["image", *labels])]
+    for row in dataset.rows:
+        metadata.append(f"{row['image_id']},{row['age']},{row['localization']},{row['lesion_id']},{row['sex']}")
+        truth.append(",".join([row["image_id"], *(str(float(label.lower() == row["dx"])) for label in labels)]))
+    for name, lines in (("Metadata", metadata), ("GroundTruth", truth)):
+        (dataset.folder / f"ISIC_2019_Training_{name}.csv").write_text("\n".join(lines) + "\n")
+    manifest = prepared(dataset, output)
+    for column in ("image_id", "lesion_id", "dx", "sex", "localization"):
+        assert list(manifest[column]) == [row[column] for row in dataset.rows]
+
+
+def test_patients_of_several_diagnoses_stay_whole_in_a_subsample(dataset, output):
+    lines = ["image_name,patient_id,diagnosis"]
+    lines += [f"{row['image_id']},P{number // 4},{row['dx']}" for number, row in enumerate(dataset.rows)]
+    (dataset.folder / "table.csv").write_text("\n".join(lines) + "\n")
+    dataset.write_images()
+    manifest = prepared(dataset, output, subsample_percentage=0.4)
+    assert set(manifest.groupby("lesion_id").size()) == {4}
+    assert set(manifest["dx"]) == {"nv", "mel", "bkl"}

@@ -169,7 +169,8 @@ def compare_revisions(base: Revision, new: Revision, settings: EvaluationConfig)
 
 
 def _why_test_sets_differ(base: dict[str, Any], new: dict[str, Any]) -> str:
-    choosing = sorted(key for key in base | new if key.startswith(("split.", "data.data_dir", "data.subsample")))
+    prefixes = ("split.", "data.data_dir", "data.subsample", "data.columns", "data.classes")
+    choosing = sorted(key for key in base | new if key.startswith(prefixes))
     differing = [f"{key} ({base.get(key)}, {new.get(key)})" for key in choosing if base.get(key) != new.get(key)]
     if differing:
         return f"their params.yaml differ in {', '.join(differing)}: give both the same"

@@ -1,9 +1,10 @@
 """Validate: judge the trained model on a dataset that it has never seen.
 
-    python -m stages.commands.validate data/hospital --output validation/hospital
+    python -m stages.commands.validate data/hospital --output hospital-results
 
-The dataset is a folder in HAM10000's layout: a metadata table and images, loose or zipped. Nothing is fitted:
-temperature and thresholds are those in models/calibration.json. Run from the root of the repository.
+The dataset is a folder with a metadata table and images, loose or zipped, as `prepare` reads it; `--columns` and
+`--classes` stand for data.columns and data.classes, which describe the training data. Nothing is fitted: temperature
+and thresholds are those in models/calibration.json. Run from the root of the repository.
 """
 
 import argparse
@@ -48,15 +49,22 @@ SHOWN = 5  # ids in a warning
 
 
 def validate_model(
-    config: Config, data_dir: Path, prepared: Path, models: Path = MODELS
+    config: Config,
+    data_dir: Path,
+    prepared: Path,
+    models: Path = MODELS,
+    columns: dict[str, str | None] | None = None,
+    classes: dict[str, str | None] | None = None,
 ) -> tuple[Predictions, dict, PixelStore]:
     """Judge the model in `models` on the dataset in `data_dir`.
 
     Args:
         config: the parameters; of `data` only the threads are used.
-        data_dir: the dataset, in HAM10000's layout.
+        data_dir: the dataset.
         prepared: a folder for its prepared images.
         models: folder of the trained model.
+        columns: what `data.columns` would say of this dataset.
+        classes: what `data.classes` would say of it.
 
     Returns:
         The predictions, what docs/details.schema.json describes, and the prepared images.
@@ -67,7 +75,14 @@ def validate_model(
     device = set_up_device(config.training.cpu_threads)
     network, description = load_model(models)
     calibration = load_calibration(models)
-    data = replace(config.data, data_dir=str(data_dir), image_size=description.image_size, subsample_percentage=1.0)
+    data = replace(
+        config.data,
+        data_dir=str(data_dir),
+        columns=columns or {},
+        classes=classes or {},
+        image_size=description.image_size,
+        subsample_percentage=1.0,
+    )
     table = prepare_dataset(data, prepared)
     split_file = prepared / "split.csv"
     write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
@@ -144,6 +159,14 @@ def _warn(noun: str, found: list[str], plural: str | None = None) -> None:
         print(f"warning: {len(found)} {what} that the model was trained or calibrated on: {shown}", file=sys.stderr)
 
 
+def _pair(text: str) -> tuple[str, str | None]:
+    """`a=b` as (a, b), `a=` as (a, None)."""
+    name, sign, value = text.rpartition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pair NAME=VALUE")
+    return name, value or None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.commands.validate",
@@ -152,6 +175,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data_dir", type=Path, help="folder with the metadata table and the images")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the model (default: %(default)s)")
+    for option, pair, purpose in (
+        (
+            "--columns",
+            "OURS=YOURS",
+            "your table's name of each of our columns, as dx=label; nothing after =: it has none",
+        ),
+        (
+            "--classes",
+            "LABEL=DIAGNOSIS",
+            "diagnosis of each of your labels, as naevus=nv; nothing after =: leave it out",
+        ),
+    ):
+        parser.add_argument(option, type=_pair, nargs="+", default=[], metavar=pair, help=purpose)
     options = parser.parse_args(arguments)
     if options.output.exists():
         raise InputError(f"--output is {str(options.output)!r}, which exists; name a folder that does not")
@@ -161,7 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with replacing(options.output) as folder:
         folder.mkdir()
         scratch = folder / "prepared"
-        predictions, details, store = validate_model(config, options.data_dir, scratch, options.models)
+        predictions, details, store = validate_model(
+            config, options.data_dir, scratch, options.models, dict(options.columns), dict(options.classes)
+        )
         details["leakage"] = audit(store)
         write_csv(folder / PREDICTIONS.name, predictions.table)
         write_json(folder / DETAILS.name, details)

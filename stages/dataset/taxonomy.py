@@ -24,6 +24,20 @@ DIAGNOSES = {
     "nv": Diagnosis("melanocytic nevus", False),
     "vasc": Diagnosis("vascular lesion", False),
 }
+# What the ISIC challenges of 2019 and 2020 call them, in lower case. HAM10000's bkl are seborrheic keratoses, solar
+# lentigines and lichen-planus like keratoses. A squamous cell carcinoma is none of the seven: its user must say.
+ISIC_DIAGNOSES = {
+    "ak": "akiec",
+    "actinic keratosis": "akiec",
+    "basal cell carcinoma": "bcc",
+    "dermatofibroma": "df",
+    "lichenoid keratosis": "bkl",
+    "melanoma": "mel",
+    "nevus": "nv",
+    "seborrheic keratosis": "bkl",
+    "solar lentigo": "bkl",
+    "vascular lesion": "vasc",
+}
 MALIGNANT = tuple(code for code, diagnosis in DIAGNOSES.items() if diagnosis.malignant)
 
 

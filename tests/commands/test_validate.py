@@ -12,6 +12,7 @@ from stages.errors import InputError
 from stages.evaluation.predictions import read_predictions
 from stages.figures.report import WORDS
 from stages.files import MODELS, PREPARED, SPLIT, read_csv
+from tests.conftest import QUICK
 from tests.test_plot import TABLES
 
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.4)
@@ -106,6 +107,24 @@ def test_it_says_so_where_it_cannot_know_what_the_model_was_trained_on(external,
     SPLIT.unlink()
     validated(external)
     assert "cannot be checked" in capsys.readouterr().err
+
+
+def test_columns_and_labels_of_another_table_are_named_by_options(external, params, capsys):
+    """What params.yaml says of the training data does not count here."""
+    text = (external.folder / "HAM10000_metadata.csv").read_text()
+    (external.folder / "HAM10000_metadata.csv").unlink()
+    header, *rows = text.replace(",nv,", ",Naevus = nv,").replace(",akiec,", ",scar,").splitlines()
+    (external.folder / "own.csv").write_text("\n".join([header.replace("dx,", "label,"), *rows]) + "\n")
+    params({key: json.dumps(value) for key, value in QUICK.items()} | {"data.columns": "{dx: diagnosis}"})
+    predictions = validated(external, "--columns", "dx=label", "--classes", "Naevus = nv=nv", "scar=")
+    assert len(predictions.table) == 12 - sum(row["dx"] == "akiec" for row in external.rows)
+    assert "'scar'" in capsys.readouterr().out
+
+
+def test_an_option_without_a_value_is_refused(external, capsys):
+    with pytest.raises(SystemExit):
+        validated(external, "--classes", "scar")
+    assert "'scar' is no pair NAME=VALUE" in capsys.readouterr().err
 
 
 def test_a_result_is_never_overwritten(external, workspace):
