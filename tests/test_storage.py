@@ -69,7 +69,7 @@ def pushed(server, tmp_path_factory):
     """A clone in which the pipeline ran; all that it made is committed and pushed."""
     clone = Clone(tmp_path_factory.mktemp("clone"))
     add_remote(clone, server, "pipeline")
-    clone.dvc("exp", "run", *overrides())
+    clone.dvc("exp", "run", *overrides(evaluation__bootstrap_replicates="100", evaluation__gradcam_cases="2"))
     clone.commit("a quick run")
     clone.dvc("push")
     return clone
@@ -94,14 +94,15 @@ def test_a_changed_parameter_pushes_only_what_changed(pushed, server, tmp_path):
     clone = fresh_clone(pushed, tmp_path / "clone")
     clone.dvc("pull")
     before = cached(clone)
-    clone.dvc("exp", "run", "-S", "evaluation.gradcam_cases=1")
-    clone.dvc("push")
+    # Not plot as well, which takes as long as the rest.
+    clone.dvc("exp", "run", "-S", "evaluation.gradcam_cases=1", "evaluate")
+    clone.dvc("push", "evaluate")
     new = stored(server, "pipeline") - before
     assert new == cached(clone) - before
     # The probabilities are the same, and so is all that came before them.
     same = ["models/model.safetensors", "data/split.csv", "data/predictions.csv", "data/prepared/pixels-00000.npy"]
     assert before >= {hash_of(clone, path) for path in same}
-    assert hash_of(clone, "plots/report.html") in new
+    assert new
 
 
 def write_archive(path, numbers) -> None:
@@ -124,10 +125,17 @@ def test_images_added_to_a_dataset_push_only_the_shards_that_they_touch(server, 
     data = clone.folder / "data/ham10000"
     data.mkdir()
 
-    def prepare_and_push(*parameters: str) -> set[str]:
+    params = clone.folder / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    text = text.replace("data_dir: data/sample ", "data_dir: data/ham10000 ").replace(
+        "image_size: 64 ", "image_size: 16 "
+    )
+    params.write_text(text, encoding="utf-8")
+
+    def prepare_and_push() -> set[str]:
         before = stored(server, "growth")
         clone.dvc("add", "data/ham10000")
-        clone.dvc("exp", "run", *parameters, "prepare")
+        clone.dvc("repro", "prepare")
         clone.dvc("push", "data/ham10000", "prepare")
         return stored(server, "growth") - before
 
@@ -135,8 +143,7 @@ def test_images_added_to_a_dataset_push_only_the_shards_that_they_touch(server, 
     write_table(data / "HAM10000_metadata.csv", 8000)
     shards = -(-8000 // IMAGES_PER_SHARD)
     # And for each of the two folders its list of files, and its table.
-    parameters = ("-S", "data.data_dir=data/ham10000", "-S", "data.image_size=16")
-    assert len(prepare_and_push(*parameters)) == shards + 1 + 4
+    assert len(prepare_and_push()) == shards + 1 + 4
 
     write_archive(data / "HAM10000_images_part_2.zip", range(8000, 8100))
     write_table(data / "HAM10000_metadata.csv", 8100)
@@ -151,75 +158,84 @@ def test_images_added_to_a_dataset_push_only_the_shards_that_they_touch(server, 
     assert len(new) == len(touched) + 3 + 2
 
 
+FILES = 500
+
+
 @pytest.fixture(scope="module")
 def images(server, tmp_path_factory):
-    """A clone with a dataset of 1,000 loose files, which are not pushed yet."""
+    """A clone with a dataset of `FILES` loose files, which are not pushed yet."""
     clone = Clone(tmp_path_factory.mktemp("images"))
+    add_remote(clone, server, "images")
     data = clone.folder / "data/ham10000"
     data.mkdir()
-    contents = np.random.default_rng(0).integers(0, 256, (1000, 2000), np.uint8)
-    for number, content in enumerate(contents):
+    for number, content in enumerate(np.random.default_rng(0).integers(0, 256, (FILES, 2000), np.uint8)):
         (data / f"I{number:05d}.jpg").write_bytes(content.tobytes())
     clone.dvc("add", "data/ham10000")
+    clone.commit("a dataset and where it is stored")
     return clone
+
+
+@pytest.fixture(scope="module")
+def empty(images, tmp_path_factory):
+    """A fresh clone of it that has nothing but what Git has."""
+    return fresh_clone(images, tmp_path_factory.mktemp("empty") / "clone")
 
 
 @pytest.mark.parametrize("command", ["push", "pull"])
 @pytest.mark.parametrize(
-    ("mistake", "message"),
+    ("environment", "remote", "message"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "Forbidden"),
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, "Forbidden"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "Unable to locate credentials"),
-        ({"BUCKET": "nowhere"}, "The specified bucket does not exist"),
-        ({"PORT": "1"}, "Could not connect to the endpoint URL"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "", "Forbidden"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "", "Unable to locate credentials"),
+        ({}, "url = s3://nowhere/images", "The specified bucket does not exist"),
+        ({}, "endpointurl = http://127.0.0.1:1", "Could not connect to the endpoint URL"),
     ],
-    ids=["secret", "user", "no credentials", "bucket", "no server"],
+    ids=["secret", "no credentials", "bucket", "no server"],
 )
-def test_a_mistake_gives_a_clear_error_at_once(images, server, command, mistake, message, tmp_path):
-    add_remote(images, server, "mistakes")
-    images.commit("the remote")
-    clone = images if command == "push" else fresh_clone(images, tmp_path / "clone")
-    if "BUCKET" in mistake:
-        clone.dvc("remote", "modify", "--local", "storage", "url", f"s3://{mistake['BUCKET']}/mistakes")
-    if "PORT" in mistake:
-        clone.dvc("remote", "modify", "--local", "storage", "endpointurl", f"http://127.0.0.1:{mistake['PORT']}")
-    clone.environment |= {"HOME": str(tmp_path)} | mistake  # the developer's own keys are not to be found
+def test_a_mistake_gives_a_clear_error_at_once(
+    images, empty, server, command, environment, remote, message, tmp_path, monkeypatch
+):
+    clone = {"push": images, "pull": empty}[command]
+    (clone.folder / ".dvc/config.local").write_text(f"['remote \"storage\"']\n{remote}\n", encoding="utf-8")
+    # The developer's own keys are not to be found.
+    for name, value in (environment | {"HOME": str(tmp_path)}).items():
+        monkeypatch.setitem(clone.environment, name, value)
     start = time.monotonic()
     output = clone.fails(command)
     assert time.monotonic() - start < SECONDS_TO_FAIL
     assert message in output
     assert "Traceback" not in output
-    assert keys(server, "mistakes") == []
-    (clone.folder / ".dvc/config.local").unlink(missing_ok=True)
+    assert keys(server, "images") == []
 
 
 def test_a_server_that_dies_in_mid_push(images, s3_port, bytes_below, tmp_path):
     folder, port = tmp_path / "s3", s3_port()
     with s3_server(folder, port) as server:
-        add_remote(images, server, "images")
-        images.commit("the remote")
-        push = images.start("push")
+        settings = f"['remote \"storage\"']\nendpointurl = {server.endpoint}\n"
+        (images.folder / ".dvc/config.local").write_text(settings, encoding="utf-8")
+        images.environment |= server.environment
+        push = images.start("push", "data/ham10000")
         while len(keys(server, "images")) < 20:
             assert push.poll() is None, push.communicate()
             time.sleep(0.02)
         server.process.kill()
-        start = time.monotonic()
-        output = "".join(push.communicate())
-    assert time.monotonic() - start < SECONDS_TO_FAIL
+        try:
+            output = "".join(push.communicate(timeout=SECONDS_TO_FAIL))
+        finally:
+            push.kill()
     assert push.returncode != 0
-    last = output.splitlines()[-1]
-    assert "failed to push data to the cloud" in last, last
+    assert "failed to push data to the cloud" in output.splitlines()[-1]
     assert "Could not connect to the endpoint URL" in output
     assert "Traceback" not in output
 
     with s3_server(folder, port) as server:
         survived = stored(server, "images")
-        assert 20 <= len(survived) < 1000
-        # A folder's list of files comes last: whoever finds it finds all files.
+        assert 20 <= len(survived) < FILES
+        # A folder's list of its files is pushed last: whoever finds it finds all files.
         assert [name for name in survived if name.endswith(".dir")] == []
-        assert f"{1001 - len(survived)} files pushed" in images.dvc("push")
+        assert f"{FILES + 1 - len(survived)} files pushed" in images.dvc("push", "data/ham10000")
         assert stored(server, "images") == cached(images)
         clone = fresh_clone(images, tmp_path / "clone")
+        clone.dvc("remote", "modify", "--local", "storage", "endpointurl", server.endpoint)
         clone.dvc("pull", "data/ham10000")
         assert bytes_below(clone.folder / "data/ham10000") == bytes_below(images.folder / "data/ham10000")
