@@ -17,13 +17,24 @@ from tests.clone import ENVIRONMENT, ROOT
 pytestmark = pytest.mark.xdist_group("storage")
 
 
-def start(folder, port: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "stages.commands.s3", "--folder", str(folder), "--port", str(port)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.fixture
+def start():
+    """A function that starts the command; what still runs when the test ends is stopped."""
+    started = []
+
+    def run(folder, port: int) -> subprocess.Popen:
+        command = [sys.executable, "-m", "stages.commands.s3", "--folder", str(folder), "--port", str(port)]
+        started.append(subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.terminate()
+        process.communicate()
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_the_printed_lines_work_and_a_signal_stops_it(s3_port, tmp_path, end):
+def test_the_printed_lines_work_and_a_signal_stops_it(start, s3_port, tmp_path, end):
     port = s3_port()
     server = start(tmp_path / "s3", port)
     printed = [server.stdout.readline() for _ in range(4)]
