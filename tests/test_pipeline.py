@@ -5,96 +5,16 @@ One clone serves all tests: each stage starts an interpreter that imports torch,
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from stages.figures.report import WORDS
+from tests.clone import ROOT, Clone, overrides
 
-ROOT = Path(__file__).parent.parent
 PLOTS = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
-ENVIRONMENT = {
-    **os.environ,
-    # DVC runs `python`: it must be this one.
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    # Threads that wait for work must not take the other tests' processor.
-    "OMP_WAIT_POLICY": "passive",
-    "GIT_AUTHOR_NAME": "test",
-    "GIT_AUTHOR_EMAIL": "test@example.org",
-    "GIT_COMMITTER_NAME": "test",
-    "GIT_COMMITTER_EMAIL": "test@example.org",
-    "COLUMNS": "200",
-}
-# What makes a run short where only its course matters.
-QUICK = {
-    "model.name": "baseline_cnn",
-    "model.variant": "null",
-    "model.pretrained": "false",
-    "training.max_epochs": "1",
-    "data.image_size": "32",
-}
-
 pytestmark = pytest.mark.xdist_group("pipeline")
-
-
-class Clone:
-    """A clone of this repository, as it stands in the working tree."""
-
-    status_before = ""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        files = self._git("ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT).split("\0")
-        for name in filter(None, files):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
-        self._git("init", "--quiet", "--initial-branch=main")
-        self.commit("as it stands")
-
-    def _git(self, *arguments: str, cwd: Path | None = None) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(
-            command, cwd=cwd or self.folder, env=ENVIRONMENT, check=True, text=True, capture_output=True
-        ).stdout
-
-    def commit(self, message: str) -> None:
-        self._git("add", "--all")
-        self._git("commit", "--quiet", "--allow-empty", "--message", message)
-
-    def changes(self) -> str:
-        """What Git says has changed since the last commit."""
-        return self._git("status", "--porcelain")
-
-    def fails(self, *arguments: str) -> str:
-        """Run DVC, which must fail, and return all that it printed."""
-        done = self._dvc(*arguments)
-        assert done.returncode != 0, done.stdout
-        return done.stdout + done.stderr
-
-    def dvc(self, *arguments: str) -> str:
-        """Run DVC, which must succeed, and return its output."""
-        done = self._dvc(*arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def _dvc(self, *arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "dvc", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=ENVIRONMENT, text=True, capture_output=True, check=False)
-
-    def json(self, path: str) -> dict:
-        return json.loads((self.folder / path).read_text(encoding="utf-8"))
-
-
-def overrides(**parameters: str) -> list[str]:
-    """`-S` options for `QUICK` and other parameters, whose dots are double underscores here."""
-    chosen = QUICK | {name.replace("__", "."): value for name, value in parameters.items()}
-    return [option for name, value in chosen.items() for option in ("-S", f"{name}={value}")]
 
 
 def stages_that_would_run(dry_run: str) -> list[str]:
