@@ -1,4 +1,4 @@
-"""The workflows of GitHub and GitLab, and the hooks of pre-commit, against their published schemas and our own rules."""
+"""The workflows of GitHub and GitLab, and the hooks of pre-commit, against published schemas and our own rules."""
 
 import os
 import re
