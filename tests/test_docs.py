@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -64,12 +63,13 @@ def test_every_command_runs(clone, block):
         ["bash", "-euo", "pipefail", "-c", block.code],
         cwd=clone.folder, env=ENVIRONMENT, text=True, capture_output=True, check=False,
     )  # fmt: skip
-    # Each page starts from the same commit; what DVC knows of experiments stays.
+    # Each block starts from the same files; what DVC knows of experiments stays.
     for command in (
         ["git", "reset", "--quiet", "--hard", "main"],
         [sys.executable, "-m", "dvc", "checkout", "--quiet"],
     ):
         subprocess.run(command, cwd=clone.folder, env=ENVIRONMENT, check=True)
+    shutil.rmtree(clone.folder / "validation", ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
