@@ -100,7 +100,7 @@ def draw_confusion_of(base: pd.DataFrame, new: pd.DataFrame, classes: list[str])
             text += "\n" + " → ".join(rounded_percent(matrix[row, column]) for matrix in shares)
         axes.text(
             column, row, text, fontsize=SMALL, ha="center", va="center",
-            color="white" if abs(gain[row, column]) > 0.7 * _FULL_COLOUR else "black",
+            color="white" if not -0.7 < gain[row, column] / _FULL_COLOUR < 0.5 else "black",
         )  # fmt: skip
     axes.set_xticks(range(count), classes)
     axes.set_yticks(range(count), classes)
