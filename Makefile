@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint format lock sample s3 clean
+.PHONY: help install repro test lint format docs lock sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed  ## create .venv with what the pipeline needs
 
 repro: $(VENV)/installed  ## install what is missing and run the pipeline
 	dvc repro
@@ -25,6 +27,9 @@ format: $(VENV)/installed-dev  ## mend style
 	ruff check --fix
 	ruff format
 
+docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
+	mkdocs build --strict --quiet
+
 sample: $(VENV)/installed  ## draw data/sample again
 	python -m stages.commands.generate_sample
 
@@ -39,7 +44,7 @@ COMPILE := --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## remove the virtual environment and what runs left behind
-	rm -rf $(VENV) checkpoints dvc_plots
+	rm -rf $(VENV) checkpoints dvc_plots site report.md report_pictures
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

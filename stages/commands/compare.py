@@ -79,56 +79,89 @@ def read_revision(name: str) -> Revision:
 
 def _export(revision: str, folder: Path) -> None:
     """Write those of the revision's files that are to be had, of those that are needed, into a folder."""
-    from dvc.api import DVCFileSystem  # takes a second to import
-    from dvc.scm import RevError, SCMError
-
-    if not revision:  # as of a variable that is not set; DVC would take it for the workspace
-        raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
-    files = DVCFileSystem(rev=revision)
+    files = RevisionFiles(revision)
     for path in (PREDICTIONS, MODELS / CALIBRATION, PREPARED / MANIFEST, PARAMS):
-        place = f"{revision}:{path.as_posix()}"
         try:
-            content = files.read_bytes(path.as_posix())
-        except RevError:
-            raise InputError(
-                f"{revision!r} is no commit, branch, tag or experiment here; if it is one elsewhere, `git fetch` it"
-            ) from None
-        except SCMError as error:
-            raise InputError(f"{error}; run from the root of the repository") from None
-        except Exception as error:  # a remote fails with the errors of its own library
+            content = files.read(path)
+        except InputError:
             if path == PREPARED / MANIFEST:  # subgroups can be done without
                 continue
-            if not isinstance(error, FileNotFoundError):
-                raise InputError(f"{place} cannot be read ({_one_line(error)})") from error
-            if files.exists(path.as_posix()):
-                raise InputError(
-                    f"{place} is neither in DVC's cache nor on its remote; `dvc push` it from where it was made"
-                ) from None
-            continue
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
+            raise
+        if content is not None:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
     if not (folder / PREDICTIONS).exists():
         raise InputError(
             f"{revision} has no {PREDICTIONS.as_posix()}; name a revision in which a `dvc repro` is committed"
         )
 
 
+class RevisionFiles:
+    """The files of a revision, from Git or from DVC's cache or remote.
+
+    Args:
+        revision: a commit, branch, tag or experiment.
+
+    Raises:
+        InputError: the name is empty.
+    """
+
+    def __init__(self, revision: str) -> None:
+        from dvc.api import DVCFileSystem  # takes a second to import
+
+        if not revision:  # as of a variable that is not set; DVC would take it for the workspace
+            raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
+        self._revision = revision
+        self._files = DVCFileSystem(rev=revision)
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file; None if the revision has none of this name.
+
+        Raises:
+            InputError: there is no such revision, or the file is in neither cache nor remote.
+        """
+        from dvc.scm import RevError, SCMError
+
+        place = f"{self._revision}:{path.as_posix()}"
+        try:
+            return self._files.read_bytes(path.as_posix())
+        except RevError:
+            raise InputError(
+                f"{self._revision!r} is no commit, branch, tag or experiment here; if it is one elsewhere, "
+                "`git fetch` it"
+            ) from None
+        except SCMError as error:
+            raise InputError(f"{error}; run from the root of the repository") from None
+        except FileNotFoundError:
+            if not self._files.exists(path.as_posix()):
+                return None
+            raise InputError(
+                f"{place} is neither in DVC's cache nor on its remote; `dvc push` it from where it was made"
+            ) from None
+        except Exception as error:  # a remote fails with the errors of its own library
+            raise InputError(f"{place} cannot be read ({one_line(error)})") from error
+
+
 def _read_folder(name: str, folder: Path) -> Revision:
-    manifest = folder / PREPARED / MANIFEST
+    manifest, parameters = folder / PREPARED / MANIFEST, folder / PARAMS
     return Revision(
         name,
         read_predictions(folder / PREDICTIONS).of("test"),
         load_calibration(folder / MODELS).threshold if (folder / MODELS / CALIBRATION).exists() else None,
         read_csv(manifest, MANIFEST_COLUMNS) if manifest.exists() else None,
-        _read_parameters(folder / PARAMS),
+        parameters_in(parameters.read_bytes() if parameters.exists() else None),
     )
 
 
-def _read_parameters(path: Path) -> dict[str, Any]:
-    """Unchecked: an older commit may know other ones."""
+def parameters_in(content: bytes | None) -> dict[str, Any]:
+    """The entries of a params.yaml by dotted name, unchecked: an older commit may know other ones.
+
+    Args:
+        content: of the file; None where there is none.
+    """
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, YAMLError):
+        content = YAML(typ="safe", pure=True).load((content or b"").decode("utf-8"))
+    except (ValueError, YAMLError):
         return {}
     sections = content if isinstance(content, dict) else {}
     return {
@@ -185,48 +218,48 @@ def render_text(result: dict) -> str:
             name + (" (lower is better)" if metric["lower_is_better"] else ""),
             f"{metric['base']:.3f}",
             f"{metric['new']:.3f}",
-            _difference(metric),
-            _p(metric["p"]),
-            _p(metric["p_adjusted"]),
+            difference(metric),
+            p_value(metric["p"]),
+            p_value(metric["p_adjusted"]),
             metric["verdict"],
         )
-        for name, metric in _in_order(result["metrics"])
+        for name, metric in in_order(result["metrics"])
     ]
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
-    headline = f"{result['base']} -> {result['new']}: {_summary(result)}"
-    return "\n".join([headline, "", *lines, "", *_remarks(result, _one_line), ""])
+    headline = f"{result['base']} -> {result['new']}: {summary(result)}"
+    return "\n".join([headline, "", *lines, "", *_remarks(result, one_line), ""])
 
 
 def render_markdown(result: dict) -> str:
     """The comparison as Markdown for a pull request, from what `compare_revisions` gives: the verdict first."""
-    base, new = _code(result["base"]), _code(result["new"])
+    base, new = code(result["base"]), code(result["new"])
     rows = [
         f"| {METRICS[name].title}{', lower is better' if metric['lower_is_better'] else ''} "
-        f"| {metric['base']:.3f} | {metric['new']:.3f} | {_difference(metric)} | {_p(metric['p_adjusted'])} "
+        f"| {metric['base']:.3f} | {metric['new']:.3f} | {difference(metric)} | {p_value(metric['p_adjusted'])} "
         f"| {metric['verdict'] if metric['verdict'] == NO_EVIDENCE else '**' + metric['verdict'] + '**'} |"
-        for name, metric in _in_order(result["metrics"])
+        for name, metric in in_order(result["metrics"])
     ]
     return "\n".join(
         [
-            f"**{base} → {new}: {_summary(result)}**",
+            f"**{base} → {new}: {summary(result)}**",
             "",
             f"| metric | {base} | {new} | difference | p, adjusted | verdict |",
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            *(f"- {remark}" for remark in _remarks(result, _code)),
+            *(f"- {remark}" for remark in _remarks(result, code)),
             "",
         ]
     )
 
 
-def _summary(result: dict) -> str:
+def summary(result: dict) -> str:
     """The verdict, the first metric, and the metrics that the verdict comes from where that one does not say it."""
     if not result["metrics"]:
         return NO_EVIDENCE
-    (name, first), *others = _in_order(result["metrics"])
-    summary = f"{result['verdict']}; {METRICS[name].title} {_difference(first)}, {first['verdict']}"
+    (name, first), *others = in_order(result["metrics"])
+    summary = f"{result['verdict']}; {METRICS[name].title} {difference(first)}, {first['verdict']}"
     if first["verdict"] == NO_EVIDENCE and first["p"] < 1 - result["confidence"]:  # its interval seems to object
         summary += f" when {len(result['metrics'])} metrics are compared"
     for verdict in (WORSE, BETTER):
@@ -236,7 +269,8 @@ def _summary(result: dict) -> str:
     return summary
 
 
-def _in_order(metrics: dict[str, dict]) -> list[tuple[str, dict]]:
+def in_order(metrics: dict[str, dict]) -> list[tuple[str, dict]]:
+    """Name and content of each metric, in the order in which they are shown."""
     return sorted(metrics.items(), key=lambda item: list(METRICS).index(item[0]))
 
 
@@ -247,15 +281,7 @@ def _remarks(result: dict, literal: Callable[[object], str]) -> list[str]:
         result: what `compare_revisions` gives.
         literal: writes a name that comes from the data or the repository, so that it means nothing else.
     """
-    percent, compared, subgroups = f"{100 * result['confidence']:g} %", len(result["metrics"]), result["subgroups"]
-    remarks = [
-        f"{result['images']} test images of {result['lesions']} lesions; {result['bootstrap_replicates']} paired "
-        f"bootstrap replicates over lesions. A {percent} interval is of its metric alone; adjusted p-values and "
-        f"verdicts allow for all {compared} metrics (Holm)."
-    ]
-    if result["not_compared"]:
-        reasons = [f"{literal(name)} ({reason})" for name, reason in result["not_compared"].items()]
-        remarks.append(f"Not compared: {', '.join(reasons)}.")
+    remarks, subgroups = what_was_compared(result, literal), result["subgroups"]
     if subgroups is None:
         remarks.append("Subgroups: not compared, as the manifest is neither in DVC's cache nor on its remote.")
     elif not subgroups["worse"]:
@@ -264,14 +290,29 @@ def _remarks(result: dict, literal: Callable[[object], str]) -> list[str]:
         remarks.append(f"Subgroups that got worse, of {subgroups['looked_at']} differences, adjusted for all of them:")
         remarks[-1] += "".join(
             f" {ATTRIBUTES[group['attribute']]} {literal(group['name'])}: {group['metric']} {group['base']:.3f} to "
-            f"{group['new']:.3f}, {_difference(group)}, {group['lesions']} lesions;"
+            f"{group['new']:.3f}, {difference(group)}, {group['lesions']} lesions;"
             for group in subgroups["worse"]
         )
         remarks[-1] = remarks[-1][:-1] + "."
-    return remarks + _changed_decisions(result, literal)
+    return remarks + changed_decisions(result, literal)
 
 
-def _changed_decisions(result: dict, literal: Callable[[object], str]) -> list[str]:
+def what_was_compared(result: dict, literal: Callable[[object], str]) -> list[str]:
+    """How many images, by what method, and which metrics are left out; arguments as for `_remarks`."""
+    percent, compared = f"{100 * result['confidence']:g} %", len(result["metrics"])
+    remarks = [
+        f"{result['images']} test images of {result['lesions']} lesions; {result['bootstrap_replicates']} paired "
+        f"bootstrap replicates over lesions. A {percent} interval is of its metric alone; adjusted p-values and "
+        f"verdicts allow for all {compared} metrics (Holm)."
+    ]
+    if result["not_compared"]:
+        reasons = [f"{literal(name)} ({reason})" for name, reason in result["not_compared"].items()]
+        remarks.append(f"Not compared: {', '.join(reasons)}.")
+    return remarks
+
+
+def changed_decisions(result: dict, literal: Callable[[object], str]) -> list[str]:
+    """The images whose decision changed, a line each kind; arguments as for `_remarks`."""
     if result["changed"] is None:
         return ["Changed decisions: not compared, as a model has no decision threshold."]
 
@@ -287,7 +328,7 @@ def _changed_decisions(result: dict, literal: Callable[[object], str]) -> list[s
     ]
 
 
-def _difference(metric: dict) -> str:
+def difference(metric: dict) -> str:
     """As "+0.012 [0.003, 0.021]"."""
     value, interval = metric["difference"]["value"], metric["difference"]["interval"]
     # Adding 0 makes 0 of the -0 that rounding leaves.
@@ -295,17 +336,19 @@ def _difference(metric: dict) -> str:
     return f"{round(value, 3) + 0.0:+.3f} [{bounds}]"
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """As "0.012"."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _one_line(text: object) -> str:
+def one_line(text: object) -> str:
+    """`text` without line breaks."""
     return " ".join(str(text).split())
 
 
-def _code(text: object) -> str:
+def code(text: object) -> str:
     """`text` as HTML code in which nothing is Markdown or HTML: a branch may well be called a|b or <b>."""
-    return f"<code>{''.join(c if c.isalnum() or c in ' .-/' else f'&#{ord(c)};' for c in _one_line(text))}</code>"
+    return f"<code>{''.join(c if c.isalnum() or c in ' .-/' else f'&#{ord(c)};' for c in one_line(text))}</code>"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -191,8 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.output.exists():
         raise InputError(f"--output is {str(options.output)!r}, which exists; name a folder that does not")
-    if not options.output.parent.is_dir():
-        raise InputError(f"--output is {str(options.output)!r}; there is no folder {options.output.parent}")
+    files = [parent for parent in options.output.parents if parent.is_file()]
+    if files:
+        raise InputError(f"--output is {str(options.output)!r}; {files[0]} is a file, no folder")
     config = load_config()
     with replacing(options.output) as folder:
         folder.mkdir()

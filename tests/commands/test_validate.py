@@ -133,6 +133,11 @@ def test_a_result_is_never_overwritten(external, workspace):
         validated(external)
 
 
+def test_a_result_inside_of_a_file_is_refused(external, workspace):
+    with pytest.raises(InputError, match=r"params\.yaml is a file, no folder"):
+        validate.main([str(external.folder), "--output", "params.yaml/new/external"])
+
+
 def test_a_mistake_in_the_dataset_leaves_nothing_behind(external, workspace):
     (external.folder / f"{external.ids[3]}.png").unlink()
     with pytest.raises(InputError, match=f"{external.ids[3]}: no image file of this name"):

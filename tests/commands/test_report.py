@@ -1,0 +1,257 @@
+"""The report between commits of a small repository, laid out as after `dvc repro`."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from dvc.repo import Repo
+from PIL import Image
+
+from stages.classifier.calibration import Calibration, save_calibration
+from stages.commands.report import main
+from stages.dataset.pixels import MANIFEST, add_places
+from stages.errors import InputError
+from stages.evaluation.curves import precision_recall_table, roc_table
+from stages.evaluation.predictions import Predictions, predictions_table
+from stages.files import (
+    DETAILS,
+    ENVIRONMENT,
+    EVALUATION,
+    MODELS,
+    PLOTS,
+    PREDICTIONS,
+    PREPARED,
+    SPLIT_METRICS,
+    write_csv,
+    write_json,
+)
+from stages.plot import confusion_table
+
+ROOT = Path(__file__).parents[2]
+IMAGES = 120
+
+
+def git(*arguments):
+    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments], check=True)
+
+
+def write_run(skill, images=range(IMAGES), diagnosis_of_first="nv", speed=100.0):
+    """Write what the stages would: two test images a lesion, whose predictions get better with the skill."""
+    images = np.array(images)
+    dx = np.array(["nv", "mel", "bcc", "bkl"])[images // 2 % 4].astype(object)
+    dx[images == 0] = diagnosis_of_first
+    malignant = np.isin(dx, ["mel", "bcc"]).astype(int)
+    evidence = np.random.default_rng(0).normal(size=IMAGES)[images] + skill * (2 * malignant - 1)
+    score = 1 / (1 + np.exp(-2 * skill * evidence))
+    ids = pd.DataFrame({"image_id": [f"I{n:03d}" for n in images], "lesion_id": [f"L{n // 2:02d}" for n in images]})
+    labels = list(np.array(["benign", "malignant"])[malignant])
+    table = predictions_table(ids, "test", labels, np.stack([1 - score, score], axis=1))
+    test = Predictions(table, ("benign", "malignant"))
+    write_csv(PREDICTIONS, table)
+    save_calibration(Calibration(True, 1.0, 0.5, 0.9, 0.5))
+    rows = ids.assign(dx=dx, dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
+    write_csv(PREPARED / MANIFEST, add_places(rows))
+    for name, curve in (
+        ("roc", roc_table(test.is_malignant, test.malignant_probability)),
+        ("precision_recall", precision_recall_table(test.is_malignant, test.malignant_probability)),
+    ):
+        write_csv(PLOTS / f"{name}.csv", curve.assign(lower=0.1, upper=1.0))
+    bins = {"predicted": [0.1, 0.9], "observed": [0.2, 0.8], "lower": [0.1, 0.6], "upper": [0.3, 0.9]}
+    write_csv(PLOTS / "reliability.csv", pd.DataFrame(bins))
+    write_csv(PLOTS / "confusion_matrix.csv", confusion_table(test))
+    metrics = {"auroc": {"value": min(0.5 + skill / 5, 1), "interval": [0.5, 0.9]}}
+    write_json(DETAILS, {"classes": list(test.classes), "confidence": 0.95, "test": {"metrics": metrics}})
+    write_json(EVALUATION, {"auroc": metrics["auroc"]["value"]})
+    counts = {name: {"images": int((dx == name).sum()), "lesions": 1} for name in sorted(set(dx))}
+    split = {"images": len(images), "lesions": len(set(ids["lesion_id"])), "diagnoses": counts}
+    write_json(SPLIT_METRICS, {"test": split})
+    environment = {"cpu": "x86_64", "cpu_cores": 2, "gpu": None}
+    write_json(ENVIRONMENT, {**environment, "training_seconds": 60.0, "training_images_per_second": speed})
+
+
+def commit(name):
+    with Repo() as repo:
+        repo.add([str(PREDICTIONS), str(MODELS / "calibration.json"), str(PREPARED)])
+    git("add", "--all")
+    git("commit", "--quiet", "--message", name)
+    git("branch", name)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """A repository with commits `weak`, `strong` and `more_images`; not to be changed."""
+    folder = tmp_path_factory.mktemp("history")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        git("init", "--quiet", "--initial-branch", "main")
+        Repo.init(".").close()
+        Path(".dvc/config").write_text("[core]\n    analytics = false\n")
+        text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+        Path("params.yaml").write_text(text.replace("bootstrap_replicates: 2000", "bootstrap_replicates: 300"))
+        write_run(0.4, range(8, IMAGES))
+        commit("weak")
+        write_run(2.0, range(8, IMAGES), speed=150.0)
+        Path("params.yaml").write_text(
+            Path("params.yaml").read_text().replace("learning_rate: 0.0002", "learning_rate: 0.01")
+        )
+        commit("strong")
+        write_run(2.0, range(IMAGES - 2), "bkl")
+        commit("more_images")
+    return folder
+
+
+@pytest.fixture
+def repository(history, tmp_path, monkeypatch):
+    """A copy of the history, with its last commit in the workspace, as the working directory."""
+    shutil.copytree(history, tmp_path / "repository", symlinks=True)
+    monkeypatch.chdir(tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+def sections(*arguments):
+    """The report by headings; what stands before the first has an empty one."""
+    main([*arguments])
+    parts = re.split(r"^### (.*)\n", Path("report.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2]))
+
+
+def test_the_verdict_comes_first_and_all_sections_follow(repository, capsys):
+    report = sections("weak", "strong")
+    first = report[""].splitlines()[0]
+    assert re.fullmatch(
+        r"\*\*<code>weak</code> → <code>strong</code>: better; AUROC \+0\.\d+ \[0\.\d+, 0\.\d+\], better\*\*", first
+    )
+    assert capsys.readouterr().out.startswith(first)
+    assert list(report)[1:] == ["Metrics", "Parameters", "Curves", "Subgroups that got worse", "Data", "Cost"]
+    assert "| AUROC | 0.580 (0.500 to 0.900) | 0.900 (0.500 to 0.900) | +0." in report["Metrics"]
+    assert "rate</code> | <code>0.0002</code> | <code>0.01</code> |" in report["Parameters"]
+    assert report["Parameters"].count("\n| <code>") == 1
+    assert "none is evidence" in report["Subgroups that got worse"]
+    assert "The same 112 images of 56 lesions" in report["Data"]
+    assert "| training speed [images/s] | 100.0 | 150.0 | +50 % |" in report["Cost"]
+
+
+def test_pictures_lie_beside_the_report_under_relative_links(repository):
+    Path("out").mkdir()
+    main(["weak", "strong", "--output", "out/comparison.md"])
+    links = re.findall(r"!\[.*?\]\((.*?)\)", Path("out/comparison.md").read_text(encoding="utf-8"))
+    assert [Path(link).name for link in links] == [
+        "roc.png",
+        "precision_recall.png",
+        "reliability.png",
+        "confusion_matrix.png",
+    ]
+    for link in links:
+        with Image.open(Path("out") / link) as picture:
+            assert picture.width == 900
+
+
+def test_the_workspace_is_compared_with_main_where_nothing_is_said(repository):
+    write_run(0.4, range(IMAGES - 2), "bkl")
+    assert "<code>main</code> → <code>workspace</code>: worse" in sections()[""]
+
+
+def test_a_subgroup_that_got_worse_has_a_line(repository):
+    report = sections("strong", "weak")
+    assert "| sex: <code>male</code> | AUROC |" in report["Subgroups that got worse"]
+    assert "→ <code>weak</code>: worse" in report[""]
+
+
+def test_images_lesions_and_diagnoses_that_came_and_went_are_counted(repository):
+    report = sections("strong", "more_images")
+    assert "not compared" in report[""]
+    assert "judged on different test images" in report[""]
+    assert "| images | 112 | 118 | 8 | 2 |" in report["Data"]
+    assert "| lesions | 56 | 59 | 4 | 1 |" in report["Data"]
+    assert "| images of <code>bkl</code> | 28 | 29 | 3 | 2 |" in report["Data"]
+    assert "Images of each split: test 112 before; test 118 now." in report["Data"]
+
+
+def test_without_predictions_it_says_so_and_shows_what_git_has(repository):
+    shutil.rmtree(".dvc/cache")
+    report = sections("weak", "strong")
+    assert report[""].startswith("**<code>weak</code> → <code>strong</code>: not compared**")
+    assert "is neither in DVC&#39;s cache nor on its remote" in report[""]
+    assert "No DVC remote is configured" in report[""]
+    assert "| AUROC | 0.580 (0.500 to 0.900) | 0.900 (0.500 to 0.900) |" in report["Metrics"]
+    assert report["Curves"].count("![") == 4
+    assert report["Subgroups that got worse"].strip() == "Not compared."
+    assert "As many images and lesions of each diagnosis" in report["Data"]
+    assert "| images | 112 | 118 | +6 |" in sections("strong", "more_images")["Data"]
+
+
+def test_a_remote_is_read_and_then_not_said_to_be_missing(repository, tmp_path):
+    with Repo() as repo, repo.config.edit("local") as config:
+        config["remote"]["storage"] = {"url": str(tmp_path / "storage")}
+        config["core"]["remote"] = "storage"
+    with Repo() as repo:
+        repo.push(all_branches=True)
+    shutil.rmtree(".dvc/cache")
+    report = sections("weak", "strong")
+    assert ": better; AUROC" in report[""]
+    assert "No DVC remote" not in report[""]
+
+
+def test_a_commit_from_before_there_was_anything_is_shown_as_such(repository):
+    git("checkout", "--quiet", "--orphan", "bare")
+    git("rm", "--quiet", "-r", "--cached", ".")
+    git("add", "-f", ".dvc/config", "params.yaml")
+    git("commit", "--quiet", "--message", "bare")
+    report = sections("bare", "strong")
+    assert "not compared" in report[""]
+    assert "No curve is in Git in both revisions." in report["Curves"]
+    assert "| AUROC | – | 0.900 (0.500 to 0.900) |" in report["Metrics"]
+    assert "Unknown" in report["Data"]
+    assert "Unknown" in report["Cost"]
+
+
+def test_names_and_values_mean_nothing_but_themselves(repository):
+    git("branch", "a|b<i>_$x$", "strong")
+    path = Path("params.yaml")
+    path.write_text(path.read_text().replace("weights: null", 'weights: "<script>|![x](http://x)"'))
+    report = sections("a|b<i>_$x$", "workspace")
+    text = "".join(report.values())
+    assert "<script>" not in text
+    assert "<i>" not in text
+    assert "![x]" not in text
+    for block in ("Metrics", "Parameters", "Cost"):
+        table = [line for line in report[block].splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in table}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "'nonsense' is no commit"),
+        ([""], "the name of a revision is empty"),
+        (["weak", "--output", "data"], "--output data is a folder"),
+        (["weak", "--output", "params.yaml/report.md"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(repository, arguments, message):
+    with pytest.raises(InputError, match=message):
+        main(arguments)
+
+
+def test_a_damaged_file_is_named_as_git_names_it(repository):
+    DETAILS.write_text("{")
+    git("commit", "--quiet", "--all", "--message", "damaged")
+    with pytest.raises(InputError, match=r"^HEAD:metrics/details\.json is not JSON"):
+        main(["HEAD"])
+    git("checkout", "--quiet", "HEAD~1", "--", str(DETAILS))
+    (PLOTS / "roc.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"^workspace:plots/roc\.csv is not a table"):
+        main(["strong"])
+
+
+def test_two_and_seven_classes_are_compared_by_malignancy(repository):
+    details = json.loads(DETAILS.read_text())
+    write_json(DETAILS, details | {"classes": ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]})
+    report = sections("more_images")
+    assert "confusion" not in report["Curves"]
+    assert re.search(r"\| AUROC \| 0\.900 \(0\.500 to 0\.900\) \| [01]\.\d{3} \|", report["Metrics"])

@@ -1,0 +1,137 @@
+"""The documentation: it builds, and every command in it runs, in a clone whose trainings are quick."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from tests.clone import ENVIRONMENT, QUICK, ROOT, Clone
+
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
+# A test of the documentation that trains needs seconds, not minutes.
+SHORT = QUICK | {"evaluation.bootstrap_replicates": "100", "evaluation.gradcam_cases": "0"}
+
+pytestmark = pytest.mark.xdist_group("docs")
+
+
+class Block(NamedTuple):
+    """Commands of a page, and why they are not run, if they are not."""
+
+    page: str
+    code: str
+    reason: str | None
+
+
+def blocks_of(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [Block(page, match["code"], match["reason"]) for match in BLOCK.finditer(text)]
+
+
+BLOCKS = [block for page in ("README.md", *PAGES) for block in blocks_of(page)]
+RUN = [block for block in BLOCKS if block.reason is None]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone after a quick `dvc repro`, with what a reader of the pages has: pictures, a dataset, an experiment."""
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    params = clone.folder / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    for name, value in SHORT.items():
+        text, found = re.subn(rf"^(  {name.split('.')[1]}: )\S+", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        assert found == 1 or name == "data.image_size", name
+    params.write_text(text, encoding="utf-8")
+    clone.dvc("repro")
+    shutil.copytree(clone.folder / "data/sample", clone.folder / "data/hospital")
+    (clone.folder / "folder").mkdir()
+    images = sorted((clone.folder / "data/sample").rglob("*.jpg"))
+    shutil.copy(images[0], clone.folder / "photo.jpg")
+    shutil.copy(images[1], clone.folder / "folder/photo.jpg")
+    clone.commit("quick")
+    subprocess.run(["git", "branch", "my-experiment"], cwd=clone.folder, check=True)
+    return clone
+
+
+@pytest.mark.parametrize("block", RUN, ids=[f"{block.page}-{block.code.split(chr(10))[0][:30]}" for block in RUN])
+def test_every_command_runs(clone, block):
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.code],
+        cwd=clone.folder, env=ENVIRONMENT, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    # Each block starts from the same files; what DVC knows of experiments stays.
+    for command in (
+        ["git", "reset", "--quiet", "--hard", "main"],
+        [sys.executable, "-m", "dvc", "checkout", "--quiet"],
+    ):
+        subprocess.run(command, cwd=clone.folder, env=ENVIRONMENT, check=True)
+    shutil.rmtree(clone.folder / "validation", ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_report_of_the_sample_takes_at_most_30_seconds(clone):
+    params = clone.folder / "params.yaml"
+    quick = params.read_text(encoding="utf-8")
+    params.write_text(quick.replace("bootstrap_replicates: 100", "bootstrap_replicates: 2000"), encoding="utf-8")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "stages.commands.report", "main", "HEAD"]
+    subprocess.run(command, cwd=clone.folder, env=ENVIRONMENT, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    params.write_text(quick, encoding="utf-8")
+    report = (clone.folder / "report.md").read_text(encoding="utf-8")
+    assert "2000 paired bootstrap replicates" in report
+    # Of the processor: other tests may run beside it.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
+
+
+def test_commands_that_are_not_run_say_why():
+    assert all(len(block.reason) > 10 for block in BLOCKS if block.reason is not None)
+    # A fence that the expression above does not see would be run by nobody.
+    fences = sum((ROOT / page).read_text(encoding="utf-8").count("```bash") for page in ("README.md", *PAGES))
+    assert len(BLOCKS) == fences
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
+        fetched = re.findall(
+            r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"https?://fonts", page.read_text()
+        )
+        assert fetched == [], page
+
+
+def test_the_reference_names_what_it_promises(tmp_path):
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES if page.startswith("docs/reference/"))
+    for name in (
+        "train_model",
+        "evaluate_model",
+        "compute_metrics",
+        "SkinLesionClassifier",
+        "Throughput",
+        "EpochLog",
+        "Batches",
+        "TrainingStep",
+        "TrainingConfig",
+        "DataConfig",
+        "ModelConfig",
+        "training_step",
+        "validation_step",
+        "configure_optimizers",
+    ):
+        assert re.search(rf"\b{name}\b", text), name
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
