@@ -50,6 +50,27 @@ def read_experiment(name: str) -> Experiment:
         raise InputError(f"{name}:{EVALUATION.as_posix()} is not JSON ({error})") from None
 
 
+def list_experiments() -> tuple[list[str], list[str]]:
+    """The names of HEAD's experiments, and of those in the queue that failed and were not run since.
+
+    Raises:
+        InputError: this is no DVC repository in Git.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    try:
+        with Repo() as repo:
+            head = repo.scm.get_rev()
+            names = [name for name, _ in repo.experiments.ls().get(head, [])]
+            entries = [done.entry for done in repo.experiments.celery_queue.iter_failed()]
+    except (DvcException, SCMError) as error:
+        raise InputError(f"{error}; run from the root of the repository") from None
+    failed = [entry.name for entry in entries if entry.baseline_rev == head and entry.name not in names]
+    return sorted(names), failed
+
+
 def read_file(revision: str, path: str) -> bytes | None:
     """A file of a revision, from Git or DVC's cache; None if the revision has none of this name.
 

@@ -82,7 +82,9 @@ def _distribution(kind: str, values: list[Any]) -> BaseDistribution:
             raise ValueError("one value is no choice")
         return CategoricalDistribution(values)
     if kind == "range":
-        bounds = range(*([0, *values] if len(values) == 1 else values))
+        bounds = range(*values)
+        if not bounds:
+            raise ValueError("it is empty")
         return IntDistribution(bounds[0], bounds[-1], step=bounds.step)
     low, high = map(float, values)
     return FloatDistribution(low, high, log=kind == "loguniform")
@@ -171,15 +173,21 @@ def search(
                 running += 1
         started = len(study.get_trials(deepcopy=False))
         if running < queue.workers and started < trials:
-            # A seed of its own for each trial: one seed for all would draw the same again after each restart.
-            study.sampler = optuna.samplers.TPESampler(seed=(seed + 1000003 * started) % 2**32)
-            trial = study.ask(space)
+            trial = ask(study, space, seed)
             trial.set_user_attr(PLACE, place)
             queue.add(fixed + _overrides(trial.params), experiment_name(study, trial))
         elif running:
             time.sleep(1)
         else:
             return
+
+
+def ask(study: optuna.Study, space: dict[str, BaseDistribution], seed: int) -> optuna.Trial:
+    """Draw the parameters of the next trial; what is drawn depends on the seed, its number and the trials before it."""
+    # One seed for all would draw the same again after each restart.
+    number = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=(seed + 1000003 * number) % 2**32)
+    return study.ask(space)
 
 
 def experiment_name(study: optuna.Study, trial: Any) -> str:

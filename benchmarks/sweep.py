@@ -1,0 +1,100 @@
+"""What a sweep costs beside the runs themselves.
+
+    OMP_WAIT_POLICY=passive python -m benchmarks.sweep
+
+Four experiments that differ in `training.seed`, in a fresh clone: queued and run by `stages.commands.sweep`, timed from its
+start to its end; and in another fresh clone four times `dvc repro`, each with the seed in params.yaml. Two of these run
+before the sweep and two after it, so that other work on the machine, which comes and goes, weighs on both. The parameters
+are quick ones: what a sweep adds to a run does not grow with the run, and weighs most on a short one.
+
+Writes benchmarks/results/sweep.json.
+"""
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.predict import processor
+from stages.files import write_json
+
+RESULT = Path("benchmarks/results/sweep.json")
+GOAL = 1.3
+SEEDS = (1, 2, 3, 4)
+QUICK = {
+    "model.name": "baseline_cnn",
+    "model.variant": "null",
+    "model.pretrained": "false",
+    "training.max_epochs": "1",
+    "data.image_size": "32",
+}
+
+
+def run(folder: Path, *command: str) -> float:
+    """Run a command in a clone; the seconds that it took."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return time.perf_counter() - start
+
+
+def clone(folder: Path) -> Path:
+    """A clone of the last commit, with nothing in DVC's cache."""
+    run(Path.cwd(), "git", "clone", "--quiet", "--no-hardlinks", ".", str(folder))
+    for key, value in (("user.name", "benchmark"), ("user.email", "benchmark@example.org")):
+        run(folder, "git", "config", key, value)
+    return folder
+
+
+def set_parameters(folder: Path, parameters: dict[str, object]) -> None:
+    path = folder / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    for name, value in parameters.items():
+        section, key = name.split(".")
+        text, count = re.subn(rf"(?ms)(^{section}:\n(?:  .*\n)*?  {key}: )\S+", rf"\g<1>{value}", text)
+        if count != 1:
+            sys.exit(f"params.yaml has no {name}")
+    path.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    argparse.ArgumentParser(description="Measure a sweep of 4 experiments against 4 times `dvc repro`.").parse_args()
+    options = [option for name, value in QUICK.items() for option in ("-S", f"{name}={value}")]
+    options += ["-S", f"training.seed={','.join(map(str, SEEDS))}"]
+    repros, load = [], [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as temporary:
+        alone, swept = clone(Path(temporary) / "alone"), clone(Path(temporary) / "swept")
+        for seed in SEEDS:
+            if seed == SEEDS[len(SEEDS) // 2]:
+                sweep = run(swept, sys.executable, "-m", "stages.commands.sweep", *options)
+                print(f"sweep of {len(SEEDS)}: {sweep:.1f} s", flush=True)
+            set_parameters(alone, {**QUICK, "training.seed": seed})
+            repros.append(run(alone, "dvc", "repro"))
+            load.append(os.getloadavg()[0])
+            print(f"dvc repro, seed {seed}: {repros[-1]:.1f} s", flush=True)
+    ratio = sweep / sum(repros)
+    print(f"ratio {ratio:.2f} (goal: at most {GOAL})")
+    write_json(
+        RESULT,
+        {
+            "command": "OMP_WAIT_POLICY=passive python -m benchmarks.sweep",
+            "parameters": QUICK,
+            "hardware": {"cpu": processor(), "cores": os.cpu_count(), "load_before_and_after_each_repro": load},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in ("dvc", "torch")}},
+            "goal": GOAL,
+            "ratio": ratio,
+            "seconds": {"sweep": sweep, "repro": repros},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
