@@ -330,6 +330,8 @@ class ExperimentQueue:
         if running:
             for process in experiments.values():
                 _kill_tree(process)
+        for process in self._started:
+            process.wait()
 
     def error_of(self, task: Task) -> str:
         """Why an experiment failed: the message of its stage, or the last lines of its log."""
