@@ -3,10 +3,10 @@
     OMP_WAIT_POLICY=passive python -m benchmarks.sweep
 
 Four experiments that differ in `training.seed`: in one fresh clone, queued and run by `stages.commands.sweep`, timed
-from its start to its end; in another, four times `dvc repro`, each with the seed in params.yaml. Two of these run before
-the sweep and two after it, so that other work on the machine, which comes and goes, weighs on both; the processor time of
-all processes, which it hardly touches, is recorded, too. The parameters are quick ones: what a sweep adds to a run does
-not grow with the run, and weighs most on a short one.
+from its start to its end; in another, four times `dvc repro`, each with the seed in params.yaml. Two of these run
+before the sweep and two after it, so that other work on the machine, which comes and goes, weighs on both; it hardly
+touches the processor time of all processes, which is recorded, too. The parameters are quick ones: what a sweep adds to
+a run does not grow with the run, and weighs most on a short one.
 
 Writes benchmarks/results/sweep.json.
 """
@@ -74,7 +74,7 @@ def set_parameters(folder: Path, parameters: dict[str, object]) -> None:
     text = path.read_text(encoding="utf-8")
     for name, value in parameters.items():
         section, key = name.split(".")
-        text, count = re.subn(rf"(?ms)(^{section}:\n(?:  .*\n)*?  {key}: )\S+", rf"\g<1>{value}", text)
+        text, count = re.subn(rf"(?m)(^{section}:\n(?:  .*\n)*?  {key}: )\S+", rf"\g<1>{value}", text)
         if count != 1:
             sys.exit(f"params.yaml has no {name}")
     path.write_text(text, encoding="utf-8")
