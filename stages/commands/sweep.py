@@ -128,9 +128,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _queue(queue: ExperimentQueue, args: argparse.Namespace) -> int:
-    queue.check_data()
     if args.set_param:
-        queue.add(args.set_param, args.name)
+        print(f"queued: {', '.join(queue.add(args.set_param, args.name))}", flush=True)
     ended = run_queue(queue, lambda line: print(line, flush=True))
     if not ended:
         print("the queue is empty; fill it with -S, or with `dvc exp run -S … --queue`")
@@ -201,6 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with ExperimentQueue(visible_gpus(), load_config().training.devices) as queue:
         try:
+            queue.check_data()
             failed = _search(queue, args) if args.optuna is not None else _queue(queue, args)
         except KeyboardInterrupt:
             queue.stop(running=True)

@@ -97,22 +97,22 @@ def open_study(name: str, storage: str, metric: str, settings: dict[str, Any]) -
         name: of the study.
         storage: the URL of a database, or a file for Optuna's journal.
         metric: one of `METRICS`.
-        settings: what trials must have in common to be compared: ranges, fixed parameters, commit.
+        settings: what trials must have in common to be compared: metric, ranges, fixed parameters, commit.
 
     Raises:
         InputError: the storage cannot be used, or the study was started with other settings.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        backend = storage if "://" in storage else JournalStorage(JournalFileBackend(storage))
         study = optuna.create_study(
             study_name=name,
-            storage=backend,
+            storage=backend_of(storage),
             direction="minimize" if metric == LOSS else "maximize",
             load_if_exists=True,
         )
         started = study.user_attrs.get(SETTINGS)
-        if started is None:
+        begun = any(trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False))
+        if started is None or (not begun and started["metric"] == settings["metric"]):
             study.set_user_attr(SETTINGS, settings)
             started = settings
     # ValueError: a file that is no journal, or another study's direction; ImportError: a database's driver.
@@ -127,6 +127,11 @@ def open_study(name: str, storage: str, metric: str, settings: dict[str, Any]) -
             f"{'; '.join(changed)}; give the same again, or another --study"
         )
     return study
+
+
+def backend_of(storage: str) -> str | JournalStorage:
+    """What Optuna takes as storage: the URL of a database as it is, a file as a journal."""
+    return storage if "://" in storage else JournalStorage(JournalFileBackend(storage))
 
 
 def search(
@@ -175,7 +180,11 @@ def search(
         if running < queue.workers and started < trials:
             trial = ask(study, space, seed)
             trial.set_user_attr(PLACE, place)
-            queue.add(fixed + _overrides(trial.params), experiment_name(study, trial))
+            try:
+                queue.add(fixed + _overrides(trial.params), experiment_name(study, trial))
+            except InputError:
+                study.tell(trial, state=TrialState.FAIL)
+                raise
         elif running:
             time.sleep(1)
         else:
