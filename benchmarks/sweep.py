@@ -5,8 +5,8 @@
 Four experiments that differ in `training.seed`: in one fresh clone, queued and run by `stages.commands.sweep`, timed
 from its start to its end; in another, four times `dvc repro`, each with the seed in params.yaml. Two of these run
 before the sweep and two after it, so that other work on the machine, which comes and goes, weighs on both; it hardly
-touches the processor time of all processes, which is recorded, too. The parameters are quick ones: what a sweep adds to
-a run does not grow with the run, and weighs most on a short one.
+touches the processor time of all processes, which is recorded, too. The parameters are quick ones: what a sweep does
+itself weighs most on a short run.
 
 Writes benchmarks/results/sweep.json.
 """

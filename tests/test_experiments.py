@@ -7,11 +7,12 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests import test_report_in_browser
-from tests.test_pipeline import ENVIRONMENT, ROOT, Clone, overrides
+from tests.test_pipeline import ENVIRONMENT, PLOTS, ROOT, Clone, overrides
 
 pytestmark = pytest.mark.xdist_group("experiments")
 browser = test_report_in_browser.browser
@@ -21,6 +22,13 @@ CHARTS = 10  # in dvc.yaml
 def sweep(clone: Clone, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "stages.commands.sweep", *options]
     return subprocess.run(command, cwd=clone.folder, env=ENVIRONMENT, text=True, capture_output=True, check=False)
+
+
+def texts(chart: object, key: str) -> list[str]:
+    """All texts under a key, anywhere in a chart."""
+    parts = chart.values() if isinstance(chart, dict) else chart if isinstance(chart, list) else ()
+    found = [chart[key]] if isinstance(chart, dict) and isinstance(chart.get(key), str) else []
+    return found + [text for part in parts for text in texts(part, key)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +94,11 @@ def test_an_experiment_can_be_applied_saved_and_pushed(swept):
 def test_another_repository_gets_the_model_by_its_name(swept, tmp_path):
     swept.commit("the experiment")
     swept.dvc("push")
-    swept._git("push", "--quiet", "origin", "main")
+    # DVC looks for a version, which is a tag that GTO, one of its dependencies, gives and reads.
+    gto = [Path(sys.executable).parent / "gto", "register", "classifier", "--version", "v1.0.0"]
+    subprocess.run(gto, cwd=swept.folder, env=ENVIRONMENT, check=True, capture_output=True)
+    assert swept._git("tag").split() == ["classifier@v1.0.0"]
+    swept._git("push", "--quiet", "origin", "main", "classifier@v1.0.0")
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     url = swept._git("remote", "get-url", "origin").strip()
     command = [sys.executable, "-m", "dvc", "artifacts", "get", url, "classifier", "--out", "model.safetensors"]
@@ -100,18 +112,20 @@ def test_plots_draw_without_a_network(swept, browser):
     visit = test_report_in_browser.Visit(browser, swept.folder / "dvc_plots/index.html", {"width": 1280, "height": 900})
     try:
         assert [url for url in visit.requests if not url.startswith(("data:", "file:", "blob:"))] == []
-        visit.page.wait_for_function(
-            f"document.querySelectorAll('.vega-embed canvas, .vega-embed svg.marks').length >= {CHARTS}"
-        )
-        assert visit.complaints == []
+        charts = "document.querySelectorAll('.vega-embed canvas, .vega-embed svg.marks').length"
+        visit.page.wait_for_function(f"{charts} >= {CHARTS}")
+        # Of DVC's own templates.
+        assert [complaint for complaint in visit.complaints if not complaint.startswith("WARN Dropping")] == []
     finally:
         visit.context.close()
 
 
 def test_every_chart_has_a_title_and_axes(swept):
     charts = json.loads(swept.dvc("plots", "show", "--json"))["data"]
-    drawn = {name: json.loads(chart[0]["content"]) for name, chart in charts.items() if chart and "content" in chart[0]}
+    drawn = {name: chart[0]["content"] for name, chart in charts.items() if "content" in chart[0]}
     assert len(drawn) == CHARTS
     for name, chart in drawn.items():
-        text = json.dumps(chart, ensure_ascii=False)
-        assert name in text
+        assert chart["title"]["text"] == name
+        titles = set(texts(chart, "title"))
+        [declared] = [entry[name] for entry in PLOTS if isinstance(entry, dict) and name in entry]
+        assert {declared["x_label"], declared["y_label"]} <= titles
