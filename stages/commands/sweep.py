@@ -197,8 +197,9 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an option or the repository has a mistake.
     """
     args = _parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with ExperimentQueue(visible_gpus(), load_config().training.devices) as queue:
+        # Between two turns, not anywhere: an exception out of a signal may hit code that swallows it.
+        signal.signal(signal.SIGTERM, lambda *_: setattr(queue, "terminated", True))
         try:
             queue.check_data()
             failed = _search(queue, args) if args.optuna is not None else _queue(queue, args)

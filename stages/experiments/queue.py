@@ -62,6 +62,7 @@ class ExperimentQueue:
 
     Attributes:
         workers: how many experiments run at once.
+        terminated: set it, and the next turn ends with KeyboardInterrupt.
 
     Raises:
         InputError: this is no DVC repository in Git, another sweep runs in it, or there are too few GPUs.
@@ -97,6 +98,7 @@ class ExperimentQueue:
         self._names = [f"dvc-exp-{digest}-{number}@localhost" for number in range(1, self.workers + 1)]
         self._started: list[subprocess.Popen] = []
         self._starts, self._ended = 0, 0
+        self.terminated = False
 
     def __enter__(self) -> "ExperimentQueue":
         return self
@@ -119,6 +121,7 @@ class ExperimentQueue:
             InputError: an override is wrong, or an experiment's data is not tracked; then nothing is queued.
         """
         from dvc.exceptions import DvcException
+        from hydra.errors import HydraException
 
         before = {task.revision for task in self.tasks()}
         try:
@@ -126,9 +129,9 @@ class ExperimentQueue:
                 if problem := self._data_problem(data_dir):
                     raise InputError(problem)
             self.repo.experiments.run(queue=True, params=overrides, name=name)
-        except DvcException as error:
+        except (DvcException, HydraException) as error:
             causes = ": ".join(dict.fromkeys(str(part) for part in (error, error.__cause__) if part))
-            raise InputError(f"cannot queue {' '.join(overrides)} ({causes})") from None
+            raise InputError(f"cannot queue {' '.join(overrides)} ({' '.join(causes.split())})") from None
         return [task.name for task in self.tasks() if task.revision not in before]
 
     def _data_of(self, overrides: list[str]) -> set[str]:
@@ -139,7 +142,7 @@ class ExperimentQueue:
         default = _data_dir(PARAMS.read_text(encoding="utf-8"))
         found = set()
         for sweep in get_hydra_sweeps(to_path_overrides(overrides)) if overrides else [{}]:
-            given = dict(override.split("=", 1) for override in sweep.get(PARAMS.as_posix(), []))
+            given = {key: value for key, _, value in (text.partition("=") for text in sweep.get(PARAMS.as_posix(), []))}
             found.add(given.get("data.data_dir", default).strip("'\""))
         return found
 
@@ -236,6 +239,8 @@ class ExperimentQueue:
         Raises:
             InputError: workers die without an end.
         """
+        if self.terminated:
+            raise KeyboardInterrupt
         for process in self._started:
             process.poll()  # buries the dead
         workers, running = self._processes()

@@ -228,6 +228,8 @@ def test_untracked_data_stops_before_the_queue_starts(project, tracked):
     ("options", "message"),
     [
         (["-S", "training.learning_rat=1"], r"cannot queue training\.learning_rat=1 \(.*training\.learning_rat"),
+        (["-S", "training.learning_rate=("], r"cannot queue training\.learning_rate=\("),
+        (["-S", "training.learning_rate"], r"cannot queue training\.learning_rate \("),
         (["-S", "data.data_dir=nowhere"], "there is no such folder"),
         (["-S", "data.data_dir=../scan"], "outside of the repository"),
         (["--optuna", "2", "-S", "training.learning_rat=choice(1,2)"], r"cannot queue training\.learning_rat"),
