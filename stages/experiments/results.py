@@ -1,0 +1,128 @@
+"""What an experiment holds, read from its commit through DVC: nothing is checked out."""
+
+import json
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML, YAMLError
+
+from stages.config import PARAMS
+from stages.errors import InputError
+from stages.files import EVALUATION
+
+LOCK = "dvc.lock"
+
+
+class Experiment(NamedTuple):
+    """A commit with results: an experiment, or any other.
+
+    Attributes:
+        name: as it was given.
+        parameters: the entries of params.yaml by dotted name.
+        metrics: those of metrics/evaluation.json; None if there is none.
+        sources: the hashes in dvc.lock of the code and data that the stages depend on and do not make, by path.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    metrics: dict[str, float] | None
+    sources: dict[str, str]
+
+
+def read_experiment(name: str) -> Experiment:
+    """Read an experiment, or any commit, branch or tag.
+
+    Raises:
+        InputError: there is no such revision, or its params.yaml or metrics cannot be read.
+    """
+    parameters = flat(parse(read_file(name, PARAMS.as_posix()), name, PARAMS.as_posix()))
+    metrics = read_file(name, EVALUATION.as_posix())
+    stages = (parse(read_file(name, LOCK), name, LOCK).get("stages") or {}).values()
+    made = {out["path"] for stage in stages for out in stage.get("outs", [])}
+    sources = {
+        dep["path"]: dep.get("md5", "")
+        for stage in stages
+        for dep in stage.get("deps", [])
+        if not any(dep["path"] == out or dep["path"].startswith(f"{out}/") for out in made)
+    }
+    try:
+        return Experiment(name, parameters, None if metrics is None else json.loads(metrics), sources)
+    except ValueError as error:
+        raise InputError(f"{name}:{EVALUATION.as_posix()} is not JSON ({error})") from None
+
+
+def list_experiments() -> tuple[list[str], list[str]]:
+    """The names of HEAD's experiments, and of those in the queue that failed and were not run since.
+
+    Raises:
+        InputError: this is no DVC repository in Git.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    try:
+        with Repo() as repo:
+            head = repo.scm.get_rev()
+            names = [name for name, _ in repo.experiments.ls().get(head, [])]
+            entries = [done.entry for done in repo.experiments.celery_queue.iter_failed()]
+    except (DvcException, SCMError) as error:
+        raise InputError(f"{error}; run from the root of the repository") from None
+    failed = [entry.name for entry in entries if entry.baseline_rev == head and entry.name not in names]
+    return sorted(names), failed
+
+
+def read_file(revision: str, path: str) -> bytes | None:
+    """A file of a revision, from Git or DVC's cache; None if the revision has none of this name.
+
+    Raises:
+        InputError: there is no such revision, or DVC cannot get the file.
+    """
+    from dvc.api import DVCFileSystem  # takes a second to import
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError, SCMError
+
+    if not revision:  # DVC would take it for the workspace
+        raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
+    try:
+        return DVCFileSystem(rev=revision).read_bytes(path)
+    except FileNotFoundError:
+        return None
+    except RevError:
+        raise InputError(f"{revision!r} is no commit, branch, tag or experiment here") from None
+    except (SCMError, DvcException) as error:
+        raise InputError(f"{revision}:{path} cannot be read ({' '.join(str(error).split())})") from None
+
+
+def parse(content: bytes | None, name: str, path: str) -> dict[str, Any]:
+    """A YAML file as a dictionary, empty if there is no file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        parsed = YAML(typ="safe", pure=True).load((content or b"").decode("utf-8")) or {}
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}:{path} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(parsed, dict):
+        raise InputError(f"{name}:{path} holds no keys")
+    return parsed
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys by dotted name."""
+    entries: dict[str, Any] = {}
+    for key, value in content.items():
+        entries |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return entries
+
+
+def differing(all_parameters: list[dict[str, Any]]) -> list[str]:
+    """The names whose values are not the same in all of them, in the order of params.yaml."""
+    names = dict.fromkeys(name for parameters in all_parameters for name in parameters)
+    return [name for name in names if any(other.get(name) != all_parameters[0].get(name) for other in all_parameters)]
+
+
+def text_table(rows: list[list[str]]) -> str:
+    """Rows, of which the first is the head, as aligned columns of plain text."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
