@@ -71,7 +71,7 @@ def test_commands_of_the_workflows_exist():
     texts = [path.read_text(encoding="utf-8") for path in (*WORKFLOWS, ROOT / ".gitlab-ci.yml")]
     modules = {name for text in texts for name in re.findall(r"python -m (stages\.[\w.]+)", text)}
     targets = {name for text in texts for name in re.findall(r"(?:run:|-) make (\w+)", text)}
-    assert modules == {"stages.commands.report", "stages.commands.verify"}
+    assert modules == {"stages.commands.report", "stages.commands.check"}
     for module in modules:
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

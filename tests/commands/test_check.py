@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from stages.commands.verify import main
+from stages.commands.check import main
 from stages.errors import InputError
 
 

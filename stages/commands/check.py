@@ -1,4 +1,4 @@
-"""Verify: does dvc.lock belong to the committed code, and does the remote have everything that it names?
+"""Check: does dvc.lock belong to the committed code, and does the remote have everything that it names?
 
 What `dvc repro --dry --allow-missing` and `dvc data status --not-in-remote` print, with an exit status for continuous
 integration: both end with 0 whatever they find.
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         InputError: see `find_problems`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.verify",
+        prog="python -m stages.commands.check",
         description="Check that dvc.lock belongs to the code and that the DVC remote has every output.",
     )
     parser.parse_args(argv)
