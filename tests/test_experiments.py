@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests import test_report_in_browser
-from tests.test_pipeline import ENVIRONMENT, PLOTS, ROOT, Clone, overrides
+from tests.clone import ENVIRONMENT, ROOT, Clone, overrides
+from tests.test_pipeline import PLOTS
 
 pytestmark = pytest.mark.xdist_group("experiments")
 browser = test_report_in_browser.browser

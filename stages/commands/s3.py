@@ -31,6 +31,7 @@ from stages.errors import InputError, run
 HOST = "127.0.0.1"
 REGION = "us-east-1"  # SeaweedFS has no regions, but every request is signed for one
 BUCKET = "dvc"
+PROBE = "ready"  # an object that is written and deleted at a start
 KEYS, LOG = "keys.json", "server.log"
 # Beside S3, SeaweedFS has parts that talk to each other; they take the ports after it. Each has a second port for gRPC.
 PARTS = ("s3", "master", "volume", "filer", "admin")
@@ -189,7 +190,10 @@ def _wait_until_ready(server: S3Server, log: Path) -> None:
     end = time.monotonic() + 30
     while server.process.poll() is None and time.monotonic() < end:
         with suppress(BotoCoreError, ClientError):
-            client.head_bucket(Bucket=BUCKET)
+            # The part that answers is up before the one that keeps what is stored, and fails until that one is.
+            client.put_object(Bucket=BUCKET, Key=PROBE, Body=bytes(4096))
+            client.get_object(Bucket=BUCKET, Key=PROBE)["Body"].read()
+            client.delete_object(Bucket=BUCKET, Key=PROBE)
             return
         time.sleep(0.1)
     last_lines = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
