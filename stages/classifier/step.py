@@ -5,7 +5,6 @@ time. Captured as CUDA graphs, the whole step is two launches.
 """
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -142,7 +141,6 @@ class TrainingStep:
         return loss
 
     def _capture(self, batch: Batch) -> None:
-        start = time.perf_counter()
         self._static = Batch(*(None if tensor is None else tensor.clone() for tensor in batch))
         self._optimizer.zero_grad(set_to_none=True)
         # Threads that read images ahead and, with several GPUs, NCCL's watchdog go on meanwhile: hence thread_local.
@@ -157,7 +155,6 @@ class TrainingStep:
         else:
             self._say(f"the steps of {self._training.optimizer} are not captured: only those of {_CAPTURABLE} can be")
         self._backward_graph, self._update_graph = backward, update
-        self.capture_seconds = time.perf_counter() - start
 
     def _backward(self, batch: Batch) -> Tensor:
         """Leave the gradient of the mean loss in the parameters; the mean loss."""
