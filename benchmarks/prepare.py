@@ -54,7 +54,7 @@ def read_images(data_dir: Path, most: int | None) -> tuple[pd.DataFrame, list[by
     Raises:
         InputError: the dataset has problems, which `python -m stages.prepare` names.
     """
-    table, problems = read_metadata(find_metadata(data_dir))
+    table, problems, _ = read_metadata(find_metadata(data_dir))
     files, more = find_images(data_dir)
     table = table[table["image_id"].isin(files)]
     if problems or more or table.empty:
