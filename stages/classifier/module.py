@@ -13,7 +13,7 @@ from stages.classifier.checkpoints import Checkpoints
 from stages.classifier.diagnosis import name_the_first_layer_that_is_not_finite
 from stages.classifier.networks import create_network, last_layers
 from stages.classifier.optimization import LearningRate, WeightAverage, check_optimizer, create_optimizer
-from stages.classifier.step import LossReader, StepLoss, TrainingStep, average_over_processes
+from stages.classifier.step import LossReader, StepLoss, TrainingStep, average_over_processes, more_parts
 from stages.config import Config
 from stages.dataset.augmentation import as_float, augment_batch
 from stages.dataset.loaders import Batch
@@ -61,6 +61,7 @@ class SkinLesionClassifier(LightningModule):
         self._reader = LossReader()
         self._loss_sum, self._steps, self._first_rate = 0.0, 0, 0.0
         self._restored = False
+        self._val_parts = 1
 
     @property
     def kept(self) -> nn.Module:
@@ -116,13 +117,14 @@ class SkinLesionClassifier(LightningModule):
             "first_rate": self._first_rate,
             "learning_rate": self._learning_rate.state_dict(),
             "parts": self.take_step.parts,
+            "val_parts": self._val_parts,
         }
 
     def restore(self, progress: dict, in_epoch: bool) -> None:
         """Go on from what `progress` gave, in the middle of an epoch or at its start."""
         self._loss_sum, self._steps, self._first_rate = (progress[name] for name in ("loss_sum", "steps", "first_rate"))
         self._learning_rate.load_state_dict(progress["learning_rate"])
-        self.take_step.parts = progress["parts"]
+        self.take_step.parts, self._val_parts = progress["parts"], progress["val_parts"]
         self._restored = in_epoch
 
     def on_train_epoch_start(self) -> None:
@@ -204,12 +206,26 @@ class SkinLesionClassifier(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         size, full = len(batch.labels), self.trainer.val_dataloaders.batch_size
         # The last batch is filled up: for another number of images all convolutions would be planned anew.
-        images = pad(batch.images, (0, 0, 0, 0, 0, 0, 0, full - size))
-        logits = self._logits(self.kept, as_float(images))[:size]
+        logits = self._validated(pad(batch.images, (0, 0, 0, 0, 0, 0, 0, full - size)))[:size]
         self.val_acc(logits, batch.labels)
         loss = cross_entropy(logits, batch.labels)
         self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("val_acc", self.val_acc, prog_bar=True, batch_size=size)
+
+    def _validated(self, images: Tensor) -> Tensor:
+        """Logits of uint8 images, in as many parts as memory needs.
+
+        Raises:
+            InputError: not even one image fits into the GPU's memory.
+        """
+        while True:
+            try:
+                parts = images.tensor_split(self._val_parts)
+                return torch.cat([self._logits(self.kept, as_float(part)) for part in parts])
+            except torch.OutOfMemoryError:
+                pass  # handled outside: the exception holds on to the tensors of the network
+            self._val_parts = more_parts(self._val_parts, len(images))
+            self.print(f"out of memory in validation: going on with {math.ceil(len(images) / self._val_parts)} images")
 
     def on_validation_epoch_end(self) -> None:
         val_loss = self.trainer.callback_metrics["val_loss"].item()

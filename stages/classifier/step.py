@@ -186,13 +186,8 @@ class TrainingStep:
 
     def _make_room(self, count: int) -> None:
         """Halve the images that go through the network at a time, and undo what the failed step has done."""
-        size = math.ceil(count / self._training.accumulate_grad_batches / self.parts)
-        if size <= 1:
-            raise InputError(
-                "the GPU's memory is too small for a single image: lower data.image_size, or choose a smaller "
-                "model.variant"
-            )
-        self.parts *= 2
+        at_a_time = math.ceil(count / self._training.accumulate_grad_batches)
+        size = math.ceil(at_a_time / self.parts)
         # A capture that failed has done nothing; before it, normalisation may have seen some layers of the batch.
         if self._eager_steps < WARM_UP_STEPS:
             for buffer, before in self._buffers:
@@ -203,13 +198,27 @@ class TrainingStep:
                 torch.cuda.set_rng_state(on_gpu, self._device)
         self._optimizer.zero_grad(set_to_none=True)
         self.reset()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.parts = more_parts(self.parts, at_a_time)
         times = self.parts * self._training.accumulate_grad_batches
         self._say(
             f"out of memory with {size} images at a time: going on with {math.ceil(size / 2)}, {times} times a step; "
             "the images of a step and its learning rate stay the same"
         )
+
+
+def more_parts(parts: int, count: int) -> int:
+    """Into how many parts to split `count` images for which memory was too small in `parts`; gives back what is unused.
+
+    Raises:
+        InputError: the parts were single images already.
+    """
+    if parts >= count:
+        raise InputError(
+            "the GPU's memory is too small for a single image: lower data.image_size, or choose a smaller model.variant"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return 2 * parts
 
 
 _CAPTURABLE = "adam, adamw, sgd and momentum"

@@ -1,3 +1,4 @@
+import shutil
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,7 @@ def train(tiny, quick, tmp_path):
         data = SkinLesionData(images, val, config)
         module = SkinLesionClassifier(config, store.image_size, data.class_counts)
         prepare(module, data)
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)  # else it would go on from the one before
         fitted = fit(module, data, config, tmp_path / "checkpoints", tmp_path / "metrics")
         return Fitted(module, val, fitted, tmp_path)
 
@@ -397,6 +399,35 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(train, monkeypatch, capsys
     assert cramped.module.trainer.global_step == roomy.module.trainer.global_step == 10
     curve = (tmp_path / "metrics/plots/metrics/parts_of_a_batch.tsv").read_text()
     assert curve.splitlines()[-1].endswith("4.0")
+
+
+def test_validation_that_does_not_fit_goes_on_in_parts_to_the_same_numbers(train, monkeypatch, capsys):
+    roomy = train(**{"training.max_epochs": 2})
+    logits = SkinLesionClassifier._logits
+
+    def run_out_of_memory(module, network, images):
+        if not module.training and len(images) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(module, network, images)
+
+    monkeypatch.setattr(SkinLesionClassifier, "_logits", run_out_of_memory)
+    cramped = train(**{"training.max_epochs": 2})
+    assert capsys.readouterr().out.count("out of memory in validation: going on with") == 1
+    for name in ("val_loss", "val_acc", "train_loss"):
+        assert cramped.history[name].to_numpy() == pytest.approx(roomy.history[name].to_numpy(), rel=1e-5)
+
+
+def test_validation_of_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch):
+    logits = SkinLesionClassifier._logits
+
+    def run_out_of_memory(module, network, images):
+        if not module.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(module, network, images)
+
+    monkeypatch.setattr(SkinLesionClassifier, "_logits", run_out_of_memory)
+    with pytest.raises(InputError, match=r"too small for a single image: lower data\.image_size"):
+        train()
 
 
 def test_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch):
