@@ -26,6 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stages.classifier.hardware import describe_hardware
 from stages.config import Config
+from stages.errors import DiskFullError
 from stages.files import replacing
 
 CHECKPOINT = "last.ckpt"
@@ -84,7 +85,8 @@ class Checkpoints(Callback):
 
     A checkpoint holds the weights and their average, the optimizer, the learning rate, the random numbers of every
     library and process, the place in the epoch, the best weights, early stopping, and DVCLive's files. It is written
-    aside, while training goes on, and put in its place when it is whole.
+    aside, while training goes on, and put in its place when it is whole. Where the disk is full, training goes on: no
+    result depends on a checkpoint, the one before stays, and there may be space for the next.
 
     Args:
         folder: of this training's fingerprint.
@@ -95,12 +97,14 @@ class Checkpoints(Callback):
     Attributes:
         best: None before the first validation.
         resumed: the epoch, from 0, and the batch that training went on with; None if it started anew.
+        written: whether there was space for the last checkpoint.
     """
 
     def __init__(self, folder: Path, metrics: Path, minutes: float, resume: bool = True) -> None:
         self.path = folder / CHECKPOINT
         self.best: Best | None = None
         self.resumed: tuple[int, int] | None = None
+        self.written = True
         self._metrics, self._minutes = metrics, minutes
         self._written = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -212,7 +216,7 @@ class Checkpoints(Callback):
 
     def _wait(self) -> None:
         if self._writing is not None:
-            self._writing.result()
+            self.written = self._writing.result()
             self._writing = None
 
 
@@ -220,9 +224,16 @@ def _early_stopping(trainer: Trainer) -> EarlyStopping:
     return next(callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping))
 
 
-def _write(state: dict, path: Path) -> None:
-    with replacing(path) as partial:
-        torch.save(state, partial)
+def _write(state: dict, path: Path) -> bool:
+    """Whether there was space for it."""
+    try:
+        # Into an open file: where PyTorch opens it, its errors do not say why.
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
+    except DiskFullError as error:
+        print(f"warning: no checkpoint: {error}; training goes on", flush=True)
+        return False
+    return True
 
 
 def _on_cpu(state):
