@@ -1,5 +1,6 @@
 """What a user is told when something they supplied is wrong."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from filelock import FileLock, Timeout
 
 # Below DVC's folder for what Git does not keep; a queued experiment has one of its own.
 LOCK = Path(".dvc/tmp/stage.lock")
+# The disk, the user's share of it, or what one process may write (`ulimit -f`).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
@@ -19,14 +22,44 @@ class InputError(Exception):
     """
 
 
+class DiskFullError(InputError):
+    """There is no space for a file.
+
+    Args:
+        path: the file.
+        reason: what the system says.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path} cannot be written: the disk is full ({reason})")
+
+
+def no_space(error: BaseException | None) -> OSError | None:
+    """The system's complaint that there is no space left, if that is what an error comes from."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in _FULL):
+        # PyTorch raises errors of its own over those of the file that it writes to.
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a stage or command: an `InputError` ends it with its message and exit status 1, without a traceback."""
+    """Run a stage or command: an `InputError` ends it with its message and exit status 1, without a traceback.
+
+    So does a full disk; `stages.files.replacing` names the file.
+    """
     try:
         main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        full = no_space(error)
+        if full is not None and not isinstance(error, InputError):
+            error = DiskFullError(full.filename or "a file", full.strerror)
+        if isinstance(error, DiskFullError):
+            sys.exit(f"error: {error}; make space and run the same command again")
+        if isinstance(error, InputError):
+            sys.exit(f"error: {error}")
+        raise
 
 
 def run_stage(main: Callable[[], None]) -> None:
@@ -35,8 +68,12 @@ def run_stage(main: Callable[[], None]) -> None:
     `dvc repro` sees to that itself; but if `dvc` is killed, the stage that it started goes on, and a second `dvc repro`
     would start another beside it. The system takes the lock from a process that ends, however it ends.
     """
-    with nullcontext() if _helps_another_process() or not LOCK.parents[1].is_dir() else _locked():
-        run(main)
+
+    def alone() -> None:
+        with nullcontext() if _helps_another_process() or not LOCK.parents[1].is_dir() else _locked():
+            main()
+
+    run(alone)
 
 
 def _helps_another_process() -> bool:

@@ -3,6 +3,7 @@
 Paths are relative to the repository's root, where DVC runs the stages.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError
+from stages.errors import DiskFullError, InputError, no_space
 
 PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
@@ -47,6 +48,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write a file or fill a folder at; it takes the place of `path` only if the block succeeds.
 
     A block that raises leaves nothing behind and `path` as it was. What a killed process left is cleared by the next.
+
+    Raises:
+        DiskFullError: there is no space for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -56,8 +60,10 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             _remove(path)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         _remove(partial)
+        if isinstance(error, Exception) and (full := no_space(error)) is not None:
+            raise DiskFullError(path, full.strerror) from None
         raise
 
 
@@ -87,8 +93,11 @@ def _rounded(content: Any) -> Any:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write `array` as a .npy file."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    # NumPy writes to real files by itself, and does not say why it cannot.
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    with replacing(path) as partial:
+        partial.write_bytes(content.getbuffer())
 
 
 def read_array(path: Path) -> np.ndarray:

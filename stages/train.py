@@ -5,6 +5,7 @@ Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training
 """
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +81,7 @@ def train_model(
     Raises:
         InputError: a parameter or a file does not fit.
     """
+    parent = os.getppid()
     config = prepare_hardware(config)
     store, classes = PixelStore(prepared), config.model.num_classes
     train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
@@ -105,7 +107,6 @@ def train_model(
         accumulate_grad_batches=config.training.accumulate_grad_batches * fitted.parts,
     )
     save_model(module.kept, description, models)
-    prune(folder.parent, finished=folder)
     training = Training(description, time.perf_counter() - start, fitted.throughput.images_per_second)
     log_results(
         module,
@@ -113,6 +114,8 @@ def train_model(
         models,
         {"best_epoch": fitted.epoch, "best_val_loss": fitted.val_loss, "images_per_second": training.images_per_second},
     )
+    # Where `dvc` was killed, nobody takes the result: the next `dvc repro` comes to it from the last checkpoint.
+    prune(folder.parent, finished=folder if os.getppid() == parent else None)
     return training
 
 

@@ -1,4 +1,6 @@
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 STAGE = "from stages.errors import run_stage; run_stage(lambda: print('ran'))"
 
 
-def start(code=STAGE, **environment):
+def start(code=STAGE, stderr=None, **environment):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 @pytest.fixture
@@ -39,6 +42,31 @@ def test_a_stage_waits_until_another_in_its_folder_has_ended(repository):
         assert "another stage is running in this folder" in waiting.stdout.readline()
         assert waiting.poll() is None
     assert waiting.communicate(timeout=60)[0] == "ran\n"
+
+
+def test_ctrl_c_ends_the_waiting_without_a_traceback(repository):
+    LOCK.parent.mkdir()
+    with FileLock(LOCK):
+        waiting = start(stderr=subprocess.PIPE)
+        assert "another stage is running in this folder" in waiting.stdout.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.communicate(timeout=60) == ("", "")
+    assert waiting.returncode == 130
+
+
+def test_a_full_disk_is_told_from_other_errors(tmp_path):
+    def fill():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "a.txt")
+        except OSError as error:
+            raise RuntimeError("unexpected pos") from error  # as PyTorch does
+
+    with pytest.raises(
+        SystemExit, match=r"^error: a\.txt cannot be written: the disk is full \(No space left on device\); "
+    ):
+        run(fill)
+    with pytest.raises(IsADirectoryError):
+        run(tmp_path.read_bytes)
 
 
 def test_a_stage_that_was_killed_does_not_block_the_next(repository):

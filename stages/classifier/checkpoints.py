@@ -26,6 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stages.classifier.hardware import describe_hardware
 from stages.config import Config
+from stages.errors import DiskFullError, InputError
 from stages.files import replacing
 
 CHECKPOINT = "last.ckpt"
@@ -84,7 +85,8 @@ class Checkpoints(Callback):
 
     A checkpoint holds the weights and their average, the optimizer, the learning rate, the random numbers of every
     library and process, the place in the epoch, the best weights, early stopping, and DVCLive's files. It is written
-    aside, while training goes on, and put in its place when it is whole.
+    aside, while training goes on, and put in its place when it is whole. Where the disk is full, training goes on: no
+    result depends on a checkpoint, the one before stays, and there may be space for the next.
 
     Args:
         folder: of this training's fingerprint.
@@ -95,13 +97,16 @@ class Checkpoints(Callback):
     Attributes:
         best: None before the first validation.
         resumed: the epoch, from 0, and the batch that training went on with; None if it started anew.
+        written: whether there was space for the last checkpoint.
     """
 
     def __init__(self, folder: Path, metrics: Path, minutes: float, resume: bool = True) -> None:
         self.path = folder / CHECKPOINT
         self.best: Best | None = None
         self.resumed: tuple[int, int] | None = None
+        self.written = True
         self._metrics, self._minutes = metrics, minutes
+        self._opened: int | None = None
         self._written = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
@@ -115,6 +120,8 @@ class Checkpoints(Callback):
         """Put DVCLive's files back as they were; whether there is anything to go on from."""
         if self._state is None:
             return False
+        # What was logged behind the checkpoint is logged again.
+        shutil.rmtree(self._metrics, ignore_errors=True)
         for name, text in self._state["metrics"].items():
             with replacing(self._metrics / name) as partial:
                 partial.write_text(text, encoding="utf-8", newline="")
@@ -122,6 +129,9 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Make the interrupted epoch the next one that Lightning starts."""
+        if trainer.is_global_zero:
+            self._metrics.mkdir(parents=True, exist_ok=True)
+            self._opened = os.open(self._metrics, os.O_RDONLY)
         if self._state is None:
             return
         epoch, batch = self.resumed
@@ -185,8 +195,17 @@ class Checkpoints(Callback):
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._wait()
 
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
+
     def save(self, trainer: Trainer, module: LightningModule, epoch: int, batch: int) -> None:
-        """Write a checkpoint from which training goes on at a batch of an epoch, both from 0."""
+        """Write a checkpoint from which training goes on at a batch of an epoch, both from 0.
+
+        Raises:
+            InputError: DVCLive's files were deleted, and those that are there lack what was logged before.
+        """
         states = [_random_state(module.device)]
         if trainer.world_size > 1:
             states = [None] * trainer.world_size
@@ -195,6 +214,11 @@ class Checkpoints(Callback):
         if not trainer.is_global_zero:
             return
         self._wait()
+        if not self._in_place():
+            raise InputError(
+                f"{self._metrics} was deleted while training wrote to it, as by another `dvc repro`; this training "
+                f"ends, and that one goes on from the last checkpoint in {self.path.parent}, if there is one"
+            )
         files = (path for path in self._metrics.rglob("*") if path.is_file())
         state = {
             "epoch": epoch,
@@ -210,9 +234,17 @@ class Checkpoints(Callback):
         }
         self._writing = self._writer.submit(_write, _on_cpu(state), self.path)
 
+    def _in_place(self) -> bool:
+        """Whether DVCLive's folder is the one that was there at the start."""
+        try:
+            # No other folder can get the number of one that is open.
+            return os.path.samestat(os.fstat(self._opened), self._metrics.stat())
+        except FileNotFoundError:
+            return False
+
     def _wait(self) -> None:
         if self._writing is not None:
-            self._writing.result()
+            self.written = self._writing.result()
             self._writing = None
 
 
@@ -220,9 +252,16 @@ def _early_stopping(trainer: Trainer) -> EarlyStopping:
     return next(callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping))
 
 
-def _write(state: dict, path: Path) -> None:
-    with replacing(path) as partial:
-        torch.save(state, partial)
+def _write(state: dict, path: Path) -> bool:
+    """Whether there was space for it."""
+    try:
+        # Into an open file: where PyTorch opens it, its errors do not say why.
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
+    except DiskFullError as error:
+        print(f"warning: no checkpoint: {error}; training goes on", flush=True)
+        return False
+    return True
 
 
 def _on_cpu(state):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from stages.classifier.hardware import set_up_device
 from stages.classifier.loggers import create_loggers
 from stages.classifier.module import SkinLesionClassifier
 from stages.config import Config
-from stages.errors import InputError
+from stages.errors import DiskFullError, InputError, no_space
 from stages.files import PROFILES
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -82,6 +83,7 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
 
     Raises:
         InputError: a loss stopped being finite, or the GPU's memory is too small for one image.
+        DiskFullError: there is no space for DVCLive's files.
     """
     _silence_what_is_meant()
     training = config.training
@@ -119,9 +121,16 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
     try:
         trainer.fit(module, data)
     except SIGTERMException:
-        raise InputError(f"terminated; {saved.path} holds everything: the same command goes on from there") from None
-    except ValueError as error:
-        if "more than 1 value per channel" in str(error):
+        kept = f"{saved.path} holds everything: the same command goes on from there"
+        if not saved.written:
+            kept = "there was no space for a checkpoint: the same command goes on from the one before, if there is one"
+        raise InputError(f"terminated; {kept}") from None
+    except Exception as error:
+        if (full := no_space(error)) is not None:
+            # DVCLive writes its files in place: they are cut short now, and the checkpoint has them.
+            shutil.rmtree(metrics, ignore_errors=True)
+            raise DiskFullError(metrics, full.strerror) from None
+        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise InputError(
                 f"training.batch_size is {training.batch_size}: batch normalisation needs more images, or a larger "
                 "data.image_size"

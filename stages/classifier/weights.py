@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from stages.classifier.networks import NormalizedNetwork, build_network, is_network
 from stages.dataset.taxonomy import class_names
@@ -49,7 +49,8 @@ def save_model(network: NormalizedNetwork, description: ModelDescription, folder
     """Write the weights and the description to `folder`."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.backbone.state_dict().items()}
     with replacing(folder / WEIGHTS) as partial:
-        save_file(state, partial, metadata={"format": "pt"})
+        # Not `save_file`: a full disk would be an error of its own kind, whatever the cause.
+        partial.write_bytes(save(state, metadata={"format": "pt"}))
     write_json(folder / DESCRIPTION, asdict(description))
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from stages.errors import InputError
 from stages.evaluation.predictions import Predictions
-from stages.files import read_csv, replacing, write_csv
+from stages.files import read_csv, replacing, write_array, write_csv
 
 KINDS = ("found", "missed", "false alarm")
 CASES = "cases.csv"
@@ -68,7 +68,7 @@ def write_cases(folder: Path, cases: pd.DataFrame, heatmaps: np.ndarray) -> None
     with replacing(folder) as partial:
         partial.mkdir()
         write_csv(partial / CASES, cases)
-        np.save(partial / HEATMAPS, heatmaps)
+        write_array(partial / HEATMAPS, heatmaps)
 
 
 def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:

@@ -1,6 +1,7 @@
 """A training that was stopped goes on to the bits of one that was not."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from stages.classifier import checkpoints
 from stages.classifier.checkpoints import CHECKPOINT, fingerprint, prune
 from stages.classifier.module import SkinLesionClassifier
+from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
 from stages.train import train_model
 
@@ -91,6 +93,51 @@ def test_a_training_killed_in_its_first_epoch_goes_on_where_a_checkpoint_was_due
     train("killed", **changes)
     assert "epoch 1, batch 4" in capsys.readouterr().out
     assert outputs("killed") == outputs("whole")
+
+
+def test_what_was_logged_behind_the_checkpoint_is_logged_once(train, outputs, tmp_path):
+    train("whole")
+    with pytest.raises(Killed):
+        train("killed", 7)
+    logged = tmp_path / "killed" / TRAINING_METRICS / "plots/metrics/train/loss.tsv"
+    (logged.parent / "other.tsv").write_bytes(logged.read_bytes())
+    train("killed")
+    assert outputs("killed") == outputs("whole")
+
+
+@pytest.mark.parametrize("deleted_before", [2, 7])
+@pytest.mark.parametrize("minutes", [EVERY_STEP, 60], ids=["every step", "every epoch"])
+def test_a_training_whose_curves_are_deleted_leaves_the_rest_to_the_next(
+    train, outputs, tmp_path, monkeypatch, deleted_before, minutes
+):
+    """What a second `dvc repro` does to a stage that the first, which was killed, has left behind."""
+    changes = {"training.checkpoint_minutes": minutes}
+    train("whole", **changes)
+    step = SkinLesionClassifier.training_step
+
+    def step_without_curves(module, batch, batch_idx):
+        if module.global_step == deleted_before:
+            shutil.rmtree(tmp_path / "left" / TRAINING_METRICS)
+        return step(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SkinLesionClassifier, "training_step", step_without_curves)
+        with pytest.raises(InputError, match=r"metrics/training was deleted .* goes on from the last checkpoint"):
+            train("left", **changes)
+    train("left", **changes)
+    assert outputs("left") == outputs("whole")
+
+
+def test_a_training_that_was_left_behind_is_not_done_again(train, outputs, capsys, monkeypatch):
+    train("whole")
+    parents = iter([1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getppid", lambda: next(parents))
+        train("left")
+    capsys.readouterr()
+    train("left")
+    assert "epoch 3, batch 1" in capsys.readouterr().out  # the last one
+    assert outputs("left") == outputs("whole")
 
 
 @pytest.mark.parametrize(
