@@ -14,7 +14,9 @@ from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.optimization import create_optimizer
 from stages.classifier.step import LossReader, StepLoss, TrainingStep
 from stages.classifier.weights import load_model
+from stages.config import DataConfig
 from stages.dataset import loaders
+from stages.dataset.augmentation import augment_batch, draw
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
 from stages.dataset.pixels import PixelStore, shard_path
 from stages.evaluation.history import read_history
@@ -172,3 +174,18 @@ def test_weights_are_written_as_they_were_trained(train, tmp_path):
     train("once")
     state = load_file(tmp_path / "once" / "models" / "model.safetensors")
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state.values())
+
+
+def test_augmentation_in_16_bits_makes_the_same_pictures():
+    config = DataConfig(mixup=0.4, cutmix=1.0, cutout=0.3)
+    smooth = torch.linspace(0, 40, 224).sin()
+    pixels = ((smooth[:, None] + smooth[None]) * 60 + 128).byte()
+    images = torch.stack([pixels, pixels.T, 255 - pixels], dim=-1).expand(16, -1, -1, -1)
+    draws = torch.from_numpy(draw(np.random.default_rng(0), 16, config))
+    exact, _ = augment_batch(images, torch.eye(16), draws, config)
+    arguments = (tensor.cuda() for tensor in (images, torch.eye(16), draws))
+    halved, _ = augment_batch(*arguments, config, torch.float16)
+    assert halved.dtype == torch.float16
+    difference = (halved.float().cpu() - exact).abs()
+    assert difference.mean() < 0.002
+    assert difference.flatten()[::11].quantile(0.999) < 0.02  # an edge of a rectangle may fall to its other side

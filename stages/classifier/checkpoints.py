@@ -25,6 +25,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stages.classifier.hardware import describe_hardware
+from stages.classifier.packing import Packed, pack, unpack
 from stages.config import Config
 from stages.errors import DiskFullError, InputError
 from stages.files import replacing
@@ -113,7 +114,7 @@ class Checkpoints(Callback):
         self._state: dict | None = None
         if resume and self.path.exists():
             # No code: tensors, numbers and text only.
-            self._state = torch.load(self.path, map_location="cpu", weights_only=True)
+            self._state = unpack(torch.load(self.path, map_location="cpu", weights_only=True))
             self.resumed = (self._state["epoch"], self._state["batch"])
 
     def restore_metrics(self) -> bool:
@@ -232,7 +233,7 @@ class Checkpoints(Callback):
             "random": states,
             "metrics": {path.relative_to(self._metrics).as_posix(): path.read_text("utf-8") for path in files},
         }
-        self._writing = self._writer.submit(_write, _on_cpu(state), self.path)
+        self._writing = self._writer.submit(_write, pack(state), self.path)
 
     def _in_place(self) -> bool:
         """Whether DVCLive's folder is the one that was there at the start."""
@@ -252,27 +253,18 @@ def _early_stopping(trainer: Trainer) -> EarlyStopping:
     return next(callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping))
 
 
-def _write(state: dict, path: Path) -> bool:
+def _write(state: Packed, path: Path) -> bool:
     """Whether there was space for it."""
+    if state.ready is not None:
+        state.ready.synchronize()
     try:
         # Into an open file: where PyTorch opens it, its errors do not say why.
         with replacing(path) as partial, partial.open("wb") as file:
-            torch.save(state, file)
+            torch.save(state.content, file)
     except DiskFullError as error:
         print(f"warning: no checkpoint: {error}; training goes on", flush=True)
         return False
     return True
-
-
-def _on_cpu(state):
-    """A copy of nested dictionaries, lists and tuples, their tensors on the CPU."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _on_cpu(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(_on_cpu(value) for value in state)
-    return state
 
 
 def _random_state(device: torch.device) -> dict:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from stages.classifier.calibration import Calibration, apply_temperature
 from stages.classifier.networks import NormalizedNetwork
@@ -33,14 +34,18 @@ def predict_probabilities(
         InputError: the network's output for an image is not finite.
     """
     network = network.to(device).eval()
-    probabilities = []
+    probabilities, full = [], 0
     for batch in images:
+        size, full = len(batch), max(full, len(batch))
+        if device.type == "cuda":
+            # The last batch is filled up: for another number of images all convolutions would be planned anew.
+            batch = pad(batch, (0, 0, 0, 0, 0, 0, 0, full - size))
         upright = as_float(batch.to(device))
         views = dihedral_views(upright) if test_time_augmentation else [upright]
         total = sum(
             network(view.contiguous(memory_format=torch.channels_last)).double().softmax(dim=1) for view in views
         )
-        probabilities.append(total / len(views))
+        probabilities.append(total[:size] / len(views))
     result = torch.cat(probabilities).cpu().numpy()
     if not np.isfinite(result).all():
         number = int(np.flatnonzero(~np.isfinite(result).all(axis=1))[0]) + 1

@@ -62,8 +62,11 @@ class NormalizedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
-        # (images − mean) / std in one pass over the pixels.
-        return self.backbone(torch.addcmul(-self.mean / self.std, images, 1 / self.std))
+        # (images − mean) / std in one pass over the pixels, in their own precision.
+        with torch.autocast(images.device.type, enabled=False):
+            shift, scale = (-self.mean / self.std).to(images.dtype), (1 / self.std).to(images.dtype)
+            normalized = torch.addcmul(shift, images, scale)
+        return self.backbone(normalized)
 
 
 def architecture(config: ModelConfig) -> str:

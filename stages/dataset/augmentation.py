@@ -113,7 +113,9 @@ def _between(uniform: np.ndarray, limit: float) -> np.ndarray:
     return (2 * uniform - 1) * limit
 
 
-def augment_batch(images: Tensor, targets: Tensor, draws: Tensor, config: DataConfig) -> tuple[Tensor, Tensor]:
+def augment_batch(
+    images: Tensor, targets: Tensor, draws: Tensor, config: DataConfig, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """All augmentation of a batch of training images.
 
     Args:
@@ -121,11 +123,12 @@ def augment_batch(images: Tensor, targets: Tensor, draws: Tensor, config: DataCo
         targets: probabilities of the classes, shape (n, classes).
         draws: what `draw` gave for these images, on the same device.
         config: what is switched on.
+        dtype: of the images that come out; as for `augment`.
 
     Returns:
-        float32 images, shape (n, 3, size, size), in [0, 1], and their targets.
+        Images, shape (n, 3, size, size), in [0, 1], and their targets, float32.
     """
-    pixels, rest = augment(images, draws[:, :PARAMETERS_PER_IMAGE]), draws[:, PARAMETERS_PER_IMAGE:]
+    pixels, rest = augment(images, draws[:, :PARAMETERS_PER_IMAGE], dtype), draws[:, PARAMETERS_PER_IMAGE:]
     if config.mixup or config.cutmix:
         pixels, targets = _mix(pixels, targets, rest[:, -PARAMETERS_OF_MIXING:])
     if config.cutout:
@@ -138,36 +141,39 @@ def as_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2) * (1 / 255)
 
 
-def augment(images: Tensor, parameters: Tensor) -> Tensor:
+def augment(images: Tensor, parameters: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Flip, rotate, zoom, shift and recolour images, each its own way, with a single resampling.
 
     Args:
         images: uint8, shape (n, size, size, 3), RGB.
         parameters: what `parameters_of` gave for these images, on the same device.
+        dtype: what to compute in. float16 takes half the time: a place is then known to 1/2048 of the side, and a
+            colour to an eighth of its 256 steps.
 
     Returns:
-        float32, shape (n, 3, size, size), in [0, 1].
+        Shape (n, 3, size, size), in [0, 1].
     """
-    pixels = images.permute(0, 3, 1, 2).float()
-    grid = _sampling_grid(parameters[:, _AFFINE].view(-1, 2, 3), images.shape[1])
+    pixels = images.permute(0, 3, 1, 2).to(dtype)
+    grid = _sampling_grid(parameters[:, _AFFINE].view(-1, 2, 3), images.shape[1], dtype)
     pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     # Contrast leaves the mean of the picture as it is.
-    gain, mean = parameters[:, _CONTRAST], pixels.mean(dim=(1, 2, 3)) / 255
-    offset = ((1 - gain) * mean + parameters[:, _BRIGHTNESS]).view(-1, 1, 1, 1)
-    red, green, blue = parameters[:, _COLOUR].view(-1, 3, 3, 1, 1).unbind(2)
+    gain, mean = parameters[:, _CONTRAST], pixels.mean(dim=(1, 2, 3), dtype=torch.float32) / 255
+    offset = ((1 - gain) * mean + parameters[:, _BRIGHTNESS]).view(-1, 1, 1, 1).to(dtype)
+    red, green, blue = parameters[:, _COLOUR].view(-1, 3, 3, 1, 1).to(dtype).unbind(2)
     # Three fused passes: a matrix product with matrices of 3×3 takes twice as long.
     result = torch.addcmul(offset, pixels[:, 0:1], red)
     result.addcmul_(pixels[:, 1:2], green).addcmul_(pixels[:, 2:3], blue)
     return result.clamp_(0, 1)
 
 
-def _sampling_grid(matrices: Tensor, size: int) -> Tensor:
+def _sampling_grid(matrices: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """What `torch.nn.functional.affine_grid` gives for (n, 2, 3), in one pass: shape (n, size, size, 2)."""
     centres = (2 * torch.arange(size, device=matrices.device) + 1) / size - 1
     across, down, shift = matrices.unbind(2)
     columns = across[:, None] * centres[:, None] + shift[:, None]
     rows = down[:, None] * centres[:, None]
-    return columns[:, None] + rows[:, :, None]
+    grid = torch.empty((len(matrices), size, size, 2), dtype=dtype, device=matrices.device)
+    return torch.add(columns[:, None], rows[:, :, None], out=grid)
 
 
 def _cut_out(pixels: Tensor, place: Tensor, side: float) -> Tensor:
@@ -187,7 +193,7 @@ def _mix(pixels: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor
     side = (1 - share).clamp_min(0).sqrt()[:, None]
     start = place * (1 - side)
     pasted = torch.where(_inside(pixels, start, start + side), other, pixels)
-    weight = share.view(-1, 1, 1, 1)
+    weight = share.view(-1, 1, 1, 1).to(pixels.dtype)
     mixed = torch.where(mixup.view(-1, 1, 1, 1), weight * pixels + (1 - weight) * other, pasted)
     return mixed, share[:, None] * targets + (1 - share[:, None]) * other_targets
 

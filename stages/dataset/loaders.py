@@ -1,6 +1,7 @@
 """Batches of prepared images, on the device that trains, in an order that only the seed and the epoch decide."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +134,8 @@ class Batches:
         self.skip = 0
         self._labels = images.labels.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="order")
+        self._ahead: tuple[int, Future] | None = None
 
     def _upload(self) -> Tensor | None:
         """All pixels of the split on the GPU, or None where they would crowd the network out."""
@@ -152,7 +155,7 @@ class Batches:
         return -(-len(range(self.rank, len(self.images), self.world_size)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch | None]:
-        rows, draws = self._order()
+        rows, draws = self._next_order()
         on_device = torch.from_numpy(rows).to(self.device)
         draws = None if draws is None else torch.from_numpy(draws).to(self.device)
         parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)]
@@ -163,12 +166,21 @@ class Batches:
         for part, images in zip(parts, pixels):
             yield Batch(images, self._labels[on_device[part]], None if draws is None else draws[part])
 
-    def _order(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The rows of the split that this process sees in this epoch, and what augmentation draws for them."""
+    def _next_order(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """`_order` of this epoch; that of the next one is made while this one is trained on."""
+        if self.shuffle is None or self.shuffle.repeated:
+            return self._order(self.epoch)
+        epoch, ahead = self._ahead or (None, None)
+        order = ahead.result() if epoch == self.epoch else self._order(self.epoch)
+        self._ahead = (self.epoch + 1, self._thread.submit(self._order, self.epoch + 1))
+        return order
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The rows of the split that this process sees in an epoch, and what augmentation draws for them."""
         count = len(self.images)
         if self.shuffle is None:
             return np.arange(self.rank, count, self.world_size), None
-        random = np.random.default_rng([self.shuffle.seed, self.epoch])
+        random = np.random.default_rng([self.shuffle.seed, epoch])
         if self.shuffle.balanced:
             labels = self.images.labels.numpy()
             chance = 1 / np.bincount(labels)[labels]
@@ -192,5 +204,5 @@ class Batches:
 
     def image_ids(self, batch: int) -> list[str]:
         """The ids of the images in a batch of this epoch, counted from 0."""
-        rows, _ = self._order()
+        rows, _ = self._order(self.epoch)
         return list(self.images.table["image_id"].iloc[rows[batch * self.batch_size :][: self.batch_size]])

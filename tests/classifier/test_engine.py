@@ -13,6 +13,7 @@ from stages.classifier.data import SkinLesionData
 from stages.classifier.engine import Fit, fit, prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.networks import NormalizedNetwork
+from stages.classifier.packing import unpack
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
@@ -286,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypa
     assert f"of the images {', '.join(ids)};" in message
     checkpoint = tmp_path / "checkpoints" / CHECKPOINT
     assert f"{checkpoint} holds the last epoch before it" in message
-    weights = torch.load(checkpoint, weights_only=True)["module"]
+    weights = unpack(torch.load(checkpoint, weights_only=True))["module"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 

@@ -162,7 +162,7 @@ def test_the_grid_is_that_of_pytorch():
     uniforms = torch.rand(5, UNIFORMS_PER_IMAGE, generator=torch.Generator().manual_seed(4))
     matrices = torch.from_numpy(parameters_of(uniforms.numpy()))[:, :6].view(-1, 2, 3)
     expected = torch.nn.functional.affine_grid(matrices, [5, 3, 24, 24], align_corners=False)
-    torch.testing.assert_close(augmentation._sampling_grid(matrices, 24), expected)
+    torch.testing.assert_close(augmentation._sampling_grid(matrices, 24, torch.float32), expected)
 
 
 def drawn(count, **switched_on):
