@@ -18,6 +18,7 @@ from stages.errors import DiskFullError, InputError, no_space
 
 PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
+SPLITS = ("train", "val", "test")  # what its column `split` says
 PREDICTIONS = Path("data/predictions.csv")
 GRADCAM = Path("data/gradcam")
 AUGMENTED = Path("data/augmented.npy")

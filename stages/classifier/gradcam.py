@@ -4,7 +4,6 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -34,6 +33,8 @@ def gradcam_heatmaps(
         uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
         for malignancy. None where the network ends in no feature maps, as transformers do.
     """
+    from captum.attr import LayerGradCam  # a second, for those who want heatmaps
+
     # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
     network = deepcopy(network).to(device).eval().requires_grad_(False)
     inputs = as_float(images.to(device))

@@ -264,7 +264,7 @@ class LossReader:
         late: how many steps the GPU may lie behind.
     """
 
-    def __init__(self, late: int = 3) -> None:
+    def __init__(self, late: int = 16) -> None:
         self._late = late
         self._pending: deque[tuple[StepLoss, Tensor, torch.cuda.Event | None]] = deque()
 

@@ -5,8 +5,6 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from stages.errors import InputError
 
-SPLITS = ("train", "val", "test")
-
 # Pairs of HAM10000's images that show one lesion under two lesion ids (the last five digits of ISIC_00xxxxx):
 # Abhishek et al., Scientific Data 12:196, 2025.
 _KNOWN_DUPLICATES = """

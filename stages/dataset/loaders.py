@@ -11,12 +11,11 @@ from torch import Tensor
 
 from stages.config import DataConfig
 from stages.dataset.augmentation import draw
-from stages.dataset.folds import SPLITS
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
 from stages.dataset.taxonomy import class_names, class_of
 from stages.errors import InputError
-from stages.files import read_csv
+from stages.files import SPLITS, read_csv
 
 # The rest is for the network: activations of a batch are larger than its images.
 LARGEST_SHARE_OF_GPU_MEMORY = 0.5
