@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from ruamel.yaml import YAML, YAMLError
+from threadpoolctl import threadpool_limits
 
 from stages.classifier.calibration import CALIBRATION, load_calibration
 from stages.config import PARAMS, EvaluationConfig, load_config
@@ -385,8 +386,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.json and args.json.exists() and not args.json.is_file():
         raise InputError(f"--json {args.json} is no file; name the JSON file to write")
     given = {"bootstrap_replicates": args.replicates, "confidence": args.confidence}
+    config = load_config()
+    # A p-value counts replicates beyond a bound: the last bit of a sum may decide.
+    threadpool_limits(config.training.cpu_threads)
     settings = dataclasses.replace(
-        load_config().evaluation, **{key: value for key, value in given.items() if value is not None}
+        config.evaluation, **{key: value for key, value in given.items() if value is not None}
     )
     result = compare_revisions(read_revision(args.base), read_revision(args.new), settings)
     unknown = [name for name in args.fail_if_worse if name not in result["metrics"]]
