@@ -142,6 +142,23 @@ class RevisionFiles:
         except Exception as error:  # a remote fails with the errors of its own library
             raise InputError(f"{place} cannot be read ({one_line(error)})") from error
 
+    def read_below(self, path: Path) -> dict[str, bytes]:
+        """The content of each file of a folder by its path, or of the one file that `path` is.
+
+        Raises:
+            InputError: a file is in neither cache nor remote, or the revision has none there.
+        """
+        try:
+            names = self._files.find(path.as_posix())
+        except FileNotFoundError:
+            names = []
+        except Exception as error:
+            raise InputError(f"{self._revision}:{path.as_posix()} cannot be read ({one_line(error)})") from error
+        contents = {name: self.read(Path(name)) for name in names}
+        if not contents or None in contents.values():
+            raise InputError(f"{self._revision}:{path.as_posix()} is neither in DVC's cache nor on its remote")
+        return contents
+
 
 def _read_folder(name: str, folder: Path) -> Revision:
     manifest, parameters = folder / PREPARED / MANIFEST, folder / PARAMS
