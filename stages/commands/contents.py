@@ -58,11 +58,11 @@ def _arrays(one: np.ndarray, other: np.ndarray) -> float:
             raise Unlike("another content")
         return 0.0
     one, other = one.astype(np.float64), other.astype(np.float64)
-    alike = (one == other) | (np.isnan(one) & np.isnan(other))
-    if not np.isfinite([one[~alike], other[~alike]]).all():
+    apart = (one != other) & ~(np.isnan(one) & np.isnan(other))
+    one, other = one[apart], other[apart]
+    if not (np.isfinite(one) & np.isfinite(other)).all():
         raise Unlike("a number is not finite in one of them only")
-    apart = np.abs(one - other, where=~alike, out=np.zeros_like(one))
-    return float((apart / np.maximum(1, np.fmax(np.abs(one), np.abs(other)))).max(where=~alike, initial=0))
+    return float((np.abs(one - other) / np.maximum(1, np.maximum(np.abs(one), np.abs(other)))).max(initial=0))
 
 
 def _numbers(one: float, other: float) -> float:

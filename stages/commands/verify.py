@@ -88,9 +88,7 @@ def verify_revision(revision: str, tolerance: float = TOLERANCE) -> Verification
         before = _read_lock(clone, revision)
         tracked = {path: (clone / path).read_bytes() for path in _git(clone, "ls-files", "-z").split("\0") if path}
         _pull_data(clone, revision)
-        _dvc(clone, "repro", "--force", "--no-commit", "--no-run-cache", "dvc.yaml", failed=(
-            f"a stage of {revision} fails here; what it printed stands above"
-        ))  # fmt: skip
+        _reproduce(clone, revision)
         after = _read_lock(clone, revision)
         findings = list(_compare(clone, RevisionFiles(commit), tracked, _outputs(before), _outputs(after), tolerance))
         environment = None
@@ -164,14 +162,6 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _dvc(folder: Path, *arguments: str, failed: str) -> None:
-    """Run DVC. What it and the stages print goes to standard error; an InputError says `failed` if it fails."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=_environment(), stdout=2, check=False)  # noqa: S603
-    if done.returncode:
-        raise InputError(failed)
-
-
 def _read_lock(clone: Path, revision: str) -> dict:
     try:
         return YAML(typ="safe", pure=True).load((clone / LOCK).read_text(encoding="utf-8"))["stages"]
@@ -192,16 +182,28 @@ def _pull_data(clone: Path, revision: str) -> None:
 
     with Repo(str(clone)) as repo:
         read = [dep.fs_path for stage in repo.index.stages if stage.cmd for dep in stage.deps]
-        sources = [
-            stage.addressing
+        sources = {
+            stage.path_in_repo
             for stage in repo.index.stages
             for out in stage.outs
             if not stage.cmd and any(_overlap(out.fs_path, path) for path in read)
-        ]
-    for source in sources:
-        _dvc(clone, "pull", source, failed=(
-            f"the data of {source} in {revision} is neither in DVC's cache nor on its remote; `dvc push` it from where it is"
-        ))  # fmt: skip
+        }
+        try:
+            if sources:
+                repo.pull([str(clone / source) for source in sources])
+        except Exception as error:  # a remote fails with the errors of its own library
+            raise InputError(
+                f"what {', '.join(sorted(sources))} of {revision} names is neither in DVC's cache nor on its remote "
+                f"({one_line(error)}); `dvc push` it from where it is"
+            ) from None
+
+
+def _reproduce(clone: Path, revision: str) -> None:
+    """Run every stage; what DVC and the stages print goes to standard error."""
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache", "dvc.yaml"]
+    done = subprocess.run(command, cwd=clone, env=_environment(), stdout=2, check=False)  # noqa: S603
+    if done.returncode:
+        raise InputError(f"a stage of {revision} fails here; what it printed stands above")
 
 
 def _overlap(one: str, other: str) -> bool:
