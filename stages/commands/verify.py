@@ -317,10 +317,17 @@ def render_text(result: Verification, tolerance: float) -> str:
     elif not result.environment:
         lines.append("the environment is the one it was made in")
     else:
-        lines += [f"environment: {key} was {then}, is {now}" for key, (then, now) in result.environment.items()]
+        lines += [
+            f"environment: {key} was {_or_none(then)}, is {_or_none(now)}"
+            for key, (then, now) in result.environment.items()
+        ]
     if result.stale:
         lines.append(f"{LOCK} was made from other code, data or parameters: {', '.join(result.stale)}")
     return "\n".join(lines) + "\n"
+
+
+def _or_none(value: Any) -> Any:
+    return "none" if value is None else value
 
 
 def _explain(finding: Finding) -> str:

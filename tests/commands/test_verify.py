@@ -129,7 +129,7 @@ def test_numbers_that_move_a_little_and_an_environment_that_explains_it(reposito
     changed = {"folder/a.csv": moved, "model.json": moved, "folder/card.md": named}
     assert lines == dict.fromkeys(OUTPUTS, IDENTICAL) | changed
     assert status == 0
-    assert "environment: cpu was None, is another" in rest
+    assert "environment: cpu was none, is another" in rest
     status, lines, _ = verify(capsys, "--tolerance", "0")
     assert status == 1
     assert [path for path in OUTPUTS if lines[path].startswith(DIFFERENT)] == ["folder/a.csv", "model.json"]
