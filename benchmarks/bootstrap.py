@@ -267,7 +267,9 @@ def main() -> None:
         results["coverage"] = coverage(args.datasets, args.replicates, args.processes)
     if args.timing:
         results["timing"] = timing()
-    results["hardware"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    from stages.classifier.hardware import processor  # takes seconds to import
+
+    results["hardware"] = {"cpu": processor(), "cores": os.cpu_count()}
     results["versions"] = {
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "pandas", "scipy")},

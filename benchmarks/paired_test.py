@@ -164,7 +164,7 @@ def main() -> None:
                 print(f"  {metric:26}" + "".join(f"{rate:12.3f}" for rate in rates.values()))
             if scenario.band:
                 print(f"  outside {LEVEL} ± {BAND}: {', '.join(results[name]['outside_the_band']) or 'none'}")
-    from benchmarks.predict import processor  # takes seconds to import
+    from stages.classifier.hardware import processor  # takes seconds to import
 
     write_json(
         RESULT,

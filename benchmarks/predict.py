@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from stages.classifier.calibration import Calibration, apply_temperature
-from stages.classifier.hardware import set_up_device
+from stages.classifier.hardware import processor, set_up_device
 from stages.classifier.inference import dihedral_views
 from stages.classifier.networks import NormalizedNetwork, build_network
 from stages.classifier.weights import ModelDescription
@@ -104,15 +104,6 @@ def measure(folder: Path, count: int, size: int, views: bool, repeats: int, devi
         "ratio": ratio,
         "seconds": times,
     }
-
-
-def processor() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ import tempfile
 import threading
 import time
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +203,7 @@ def main() -> None:
     from stages.classifier.hardware import describe_hardware  # torch: not in the processes that are measured
 
     image = Image.open(io.BytesIO(files[0]))
-    about = {"hardware": describe_hardware() | {"pillow": version("pillow")}, "rows": results, "rounds": args.rounds}
+    about = {"hardware": describe_hardware(), "rows": results, "rounds": args.rounds}
     write_json(args.output, about | {"image_size": args.image_size, "source_pixels": list(image.size)})
 
 

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.predict import processor
+from stages.classifier.hardware import processor
 from stages.files import write_json
 
 RESULT = Path("benchmarks/results/sweep.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from stages.config import load_config
 from stages.dataset.pixels import PixelStore
@@ -141,6 +142,8 @@ def _read_examples() -> np.ndarray:
 
 def main() -> None:
     config = load_config()
+    # NumPy's matrix products, by which replicates are summed, would take a thread a core.
+    threadpool_limits(config.training.cpu_threads)
     test = read_predictions(PREDICTIONS).of("test")
     details = read_json(DETAILS)
     history = read_history(TRAINING_METRICS)

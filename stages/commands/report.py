@@ -25,7 +25,7 @@ from stages.commands.compare import (
     summary,
     what_was_compared,
 )
-from stages.commands.snapshots import Snapshot, read_snapshot
+from stages.commands.snapshots import Snapshot, environment_differences, read_snapshot
 from stages.config import load_config
 from stages.errors import InputError, run
 from stages.evaluation.comparison import LOWER_IS_BETTER, NO_EVIDENCE
@@ -42,7 +42,6 @@ examples:
 
 The pictures lie beside the report, in a folder of its name: report_pictures/ for report.md.
 """
-# What metrics/environment.json measures; all else in it says on what.
 MEASURED = {"training_seconds": "training [s]", "training_images_per_second": "training speed [images/s]"}
 SHOWN = 60  # letters of a parameter's value
 LEGEND = 30  # letters of a revision's name in a picture
@@ -299,10 +298,8 @@ def _cost(base: Snapshot, new: Snapshot) -> list[str]:
         before, after = (side.get(key) for side in sides)
         change = f"{100 * (after / before - 1):+.0f} %" if before and after else NOTHING
         rows.append([title, *(NOTHING if value is None else f"{value:.1f}" for value in (before, after)), change])
-    other = [
-        key for key in sorted(sides[0] | sides[1]) if key not in MEASURED and sides[0].get(key) != sides[1].get(key)
-    ]
-    rows += [[code(key), _value(sides[0].get(key)), _value(sides[1].get(key)), "another"] for key in other]
+    other = environment_differences(*sides)
+    rows += [[code(key), _value(before), _value(after), "another"] for key, (before, after) in other.items()]
     lines = _markdown_table(["", code(base.name), code(new.name), "change"], rows)
     return lines + (
         []

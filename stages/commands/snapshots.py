@@ -19,6 +19,8 @@ CURVES = {
     "reliability": ["predicted", "observed", "lower", "upper"],
     "confusion_matrix": ["actual", "predicted"],
 }
+# What metrics/environment.json tells of the run; all else in it says on what it ran.
+OF_THE_RUN = {"commit", "dirty", "training_images_per_second", "training_seconds"}
 
 
 class Snapshot(NamedTuple):
@@ -65,6 +67,12 @@ def read_snapshot(name: str) -> Snapshot:
         environment=_json(read, name, ENVIRONMENT),
         curves={curve: table for curve, table in curves.items() if table is not None},
     )
+
+
+def environment_differences(base: dict, new: dict) -> dict[str, tuple[Any, Any]]:
+    """Where two runs computed differently equipped: both values of each such entry of metrics/environment.json."""
+    keys = sorted((base | new).keys() - OF_THE_RUN)
+    return {key: (base.get(key), new.get(key)) for key in keys if base.get(key) != new.get(key)}
 
 
 def _read_here(path: Path) -> bytes | None:

@@ -3,9 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -199,28 +196,13 @@ def test_a_checkpoint_holds_no_code(train, tmp_path):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stage_that_gets_a_signal_goes_on_when_it_is_run_again(workspace, bytes_below, sent):
+def test_a_stage_that_gets_a_signal_goes_on_when_it_is_run_again(workspace, interrupted, sent):
     """The process that `dvc repro` starts; a queued experiment would run in a folder of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
     params = Path("params.yaml").read_text()
     Path("params.yaml").write_text(params.replace("max_epochs: 3", "max_epochs: 12"))
-    command = [sys.executable, "-m", "stages.train"]
-
-    def run():
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout, [bytes_below(place) for place in (MODELS, TRAINING_METRICS)]
-
-    _, whole = run()
-    stage = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    seen = iter(stage.stdout.readline, "")
-    next(line for line in seen if line.startswith("epoch 5/12"))
-    time.sleep(0.05)
-    stage.send_signal(sent)
-    rest = stage.communicate(timeout=60)[0]
-    assert stage.returncode == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
+    ended, rest, output = interrupted("epoch 5/12", sent)
+    assert ended == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
     if sent == signal.SIGTERM:
         assert "error: terminated; " in rest
     assert "Traceback" not in rest
-    output, resumed = run()
     assert "resuming from" in output
-    assert resumed == whole

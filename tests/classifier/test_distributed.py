@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,15 +21,25 @@ from stages.files import MODELS, PREPARED, SPLIT, TRAINING_METRICS
 ROOT = Path(__file__).parents[2]
 
 
+QUICK = {
+    "model.name": "baseline_cnn",
+    "model.variant": "null",
+    "model.pretrained": "false",
+    "data.image_size": "16",
+    "training.devices": "2",
+    "training.batch_size": "4",
+    "training.learning_rate": "0.003",
+    "training.cpu_threads": "1",
+}
+
+
 @pytest.mark.parametrize(
     "launcher",
     [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]],
     ids=["lightning", "torchrun"],
 )
 def test_two_processes_train_one_model_and_write_it_once(workspace, params, launcher):
-    changes = {"training.devices": "2", "training.batch_size": "4", "training.max_epochs": "2"}
-    quick = {"model.name": "baseline_cnn", "model.variant": "null", "model.pretrained": "false"}
-    params(quick | changes | {"data.image_size": "16", "training.learning_rate": "0.003", "training.cpu_threads": "1"})
+    params(QUICK | {"training.max_epochs": "2"})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "stages.train"], env=environment, capture_output=True, text=True, check=False
@@ -51,3 +62,11 @@ def test_two_processes_train_one_model_and_write_it_once(workspace, params, laun
     steps = (TRAINING_METRICS / "plots/metrics/train/loss.tsv").read_text().splitlines()[-1].split()[0]
     assert int(steps) == 2 * 5 - 1
     assert json.loads((MODELS / "model.json").read_text())["batch_size"] == 4
+
+
+def test_two_processes_that_are_killed_go_on_to_the_same_bytes(workspace, params, interrupted):
+    # Dropout draws from the random numbers of each process.
+    params(QUICK | {"training.max_epochs": "12", "model.dropout_rate": "0.5"})
+    ended, _, output = interrupted("epoch 5/12", signal.SIGKILL)
+    assert ended == -signal.SIGKILL
+    assert "resuming from" in output
