@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install repro test lint format docs lock sample s3 clean
+.PHONY: help install repro test lint format scan audit docs lock sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +26,14 @@ lint: $(VENV)/installed-dev  ## check style
 format: $(VENV)/installed-dev  ## mend style
 	ruff check --fix
 	ruff format
+
+scan: $(VENV)/installed-dev  ## search all files for keys and passwords
+	pre-commit run --all-files detect-secrets
+
+# In an environment of its own: what searches the pinned packages should not be one of them. Strict: a package that could
+# not be looked up is an error, too.
+audit: $(VENV)/installed-dev  ## look the pinned packages up among known vulnerabilities; needs the network
+	uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.txt -r requirements-dev.txt
 
 docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
 	mkdocs build --strict --quiet

@@ -75,7 +75,7 @@ def test_commands_of_the_workflows_exist():
     for module in modules:
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets == {"docs", "install", "test"}
+    assert targets == {"audit", "docs", "install", "scan", "test"}
     assert all(f"\n{target}: " in makefile for target in targets)
 
 
@@ -87,15 +87,32 @@ def test_hooks_of_pre_commit_are_valid_and_those_of_dvc():
         assert hooks[f"dvc-{name}"]["stages"] == [name]
 
 
-def test_hooks_of_pre_commit_pass_on_this_code_and_find_what_ruff_finds(tmp_path):
+def test_hooks_of_pre_commit_pass_on_this_code_and_find_what_ruff_and_detect_secrets_find(tmp_path):
     for name in (".pre-commit-config.yaml", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     module = tmp_path / "module.py"
-    module.write_text("import os\n", encoding="utf-8")
-    for command in (["init", "--quiet"], ["add", "--all"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    with pytest.raises(AssertionError, match="imported but unused"):
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+
+    def run_hooks(line):
+        module.write_text(f"{line}\n", encoding="utf-8")
+        subprocess.run(["git", "add", "--all"], cwd=tmp_path, check=True)
         check("pre_commit", "run", "--all-files", cwd=tmp_path)
-    module.write_text("print()\n", encoding="utf-8")
-    subprocess.run(["git", "add", "--all"], cwd=tmp_path, check=True)
-    check("pre_commit", "run", "--all-files", cwd=tmp_path)
+
+    with pytest.raises(AssertionError, match="imported but unused"):
+        run_hooks("import os")
+    key = "AKIA" + "Z7" * 8
+    with pytest.raises(AssertionError, match="AWS Access Key"):
+        run_hooks(f'KEY = "{key}"')
+    run_hooks("print()")
+
+
+def test_no_file_holds_a_secret():
+    check("pre_commit", "run", "--all-files", "detect-secrets")
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, ROOT / ".gitlab-ci.yml"], ids=lambda path: path.name)
+def test_secrets_and_vulnerabilities_are_searched_without_any_secret(path):
+    jobs = load(path).get("jobs", load(path))
+    searches = [str(job) for job in jobs.values() if "make audit" in str(job) or "make scan" in str(job)]
+    assert bool(searches) == (path.name in ("tests.yml", ".gitlab-ci.yml"))
+    assert [job for job in searches if "secrets." in job or "REPO_TOKEN" in job] == []

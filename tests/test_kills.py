@@ -1,0 +1,92 @@
+"""What `dvc repro` gives after a stage, or `dvc` itself, was killed; `benchmarks.kills` does it a hundred times."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.sweep import set_parameters
+from tests.clone import QUICK, Clone
+
+pytestmark = pytest.mark.xdist_group("kills")
+OUTPUTS = (
+    "data/prepared/",
+    "data/augmented.npy",
+    "data/split.csv",
+    "models/model",
+    "metrics/split",
+    "metrics/training/",
+)
+# Training takes as long as several starts of `dvc`.
+EPOCHS = 10
+
+
+def read_until(process, text):
+    """Read what a process prints until a line has a text."""
+    for line in iter(process.stdout.readline, ""):
+        if text in line:
+            return
+    pytest.fail(f"ended without {text!r}: {process.stderr.read()}")
+
+
+def contents(clone):
+    """The bytes of the outputs, and the names of all half-written files."""
+    files = {path.relative_to(clone.folder).as_posix(): path for path in clone.folder.rglob("*") if path.is_file()}
+    outputs = {name: path.read_bytes() for name, path in files.items() if name.startswith(OUTPUTS)}
+    return outputs, list(clone.folder.rglob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone in which training has just begun, under a `dvc repro` that runs."""
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    quick = QUICK | {"training.max_epochs": str(EPOCHS), "training.early_stopping_patience": "100"}
+    set_parameters(clone.folder, quick)
+    clone.running = clone.start("repro", "train")
+    read_until(clone.running, "epoch 2/")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def refused(clone):
+    """What a `dvc repro` says while another one runs."""
+    return clone.fails("repro", "train")
+
+
+@pytest.fixture(scope="module")
+def whole(clone, refused):
+    """What the first of them, which nobody kills, gives."""
+    _, errors = clone.running.communicate()
+    assert clone.running.returncode == 0, errors
+    return contents(clone)
+
+
+def test_a_second_repro_stops_and_says_which_process_it_would_disturb(clone, refused):
+    assert "is busy, it is being blocked by" in refused
+    assert f"(PID {clone.running.pid})" in refused
+    assert "Traceback" not in refused
+
+
+def test_whatever_dvc_left_behind_the_next_repro_ends_with_the_same_files(clone, whole):
+    dvc = clone.start("repro", "train", "--force")
+    read_until(dvc, "epoch 2/")
+    dvc.kill()
+    dvc.wait()  # DVC takes one that was not waited for, a zombie, for one that still runs
+    printed = clone.dvc("repro", "train", "--no-run-cache")
+    assert "resuming from" in printed
+    output, errors = dvc.communicate()
+    # It noticed, unless it had ended by then.
+    assert "deleted while training" in errors or f"epoch {EPOCHS}/" in output
+    assert contents(clone) == whole
+
+
+def test_prepare_after_a_kill_leaves_no_trace_of_it(clone, whole):
+    prepare = subprocess.Popen([sys.executable, "-m", "stages.prepare"], cwd=clone.folder, env=clone.environment)
+    while not list(clone.folder.glob("data/.prepared.partial/pixels-*.npy")):
+        assert prepare.poll() is None
+        time.sleep(0.001)
+    prepare.kill()
+    prepare.wait()
+    clone.dvc("repro", "prepare", "--force")
+    assert contents(clone) == whole
