@@ -1,6 +1,7 @@
 """What a user is told when something they supplied is wrong."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +18,18 @@ class InputError(Exception):
 
     The message names the file, key or row, the value found and what would be right.
     """
+
+
+def printable(text: object) -> str:
+    """`text` with line breaks, other control characters and undecodable bytes as their escapes.
+
+    For what comes from a file, a table or an archive: it breaks no line and moves no terminal's cursor.
+    """
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
+        lambda match: match[0].encode("unicode_escape").decode(),
+        str(text),
+    )
 
 
 def run(main: Callable[[], None]) -> None:

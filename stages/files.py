@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError
+from stages.errors import InputError, printable
 
 PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
@@ -38,6 +38,8 @@ CHECKPOINTS = Path("checkpoints")
 PROFILES = Path("profiles")
 WANDB = Path("wandb")
 
+# They stay text: the lesion "007" is not 7, and a dataset may be called "2018".
+TEXT_COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "sex", "localization", "dataset", "split", "label", "case")
 DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ far behind the point
 JSON_DECIMALS = 6  # of metrics: as many as float32 holds
 
@@ -98,11 +100,12 @@ def read_array(path: Path) -> np.ndarray:
         InputError: the file is missing, or holds no array.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no array ({error}); `dvc repro` makes it again") from None
+    except Exception as error:  # a header is parsed as Python, and fails with whatever Python has for it
+        raise InputError(f"{path} is no array ({printable(error)}); `dvc repro` makes it again") from None
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -119,13 +122,14 @@ def read_csv(path: Path, columns: list[str], separator: str = ",") -> pd.DataFra
     """
     try:
         # Only empty fields are missing values: a lesion may well be called "NA".
-        # Ids stay text: "007" is not 7.
-        ids = {"image_id": str, "lesion_id": str}
-        table = pd.read_csv(path, sep=separator, dtype=ids, keep_default_na=False, na_values=[""], encoding="utf-8")
+        text = dict.fromkeys(TEXT_COLUMNS, str)
+        table = pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path} is not a table this pipeline wrote ({error}); `dvc repro` makes it again") from None
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(
+            f"{path} is not a table this pipeline wrote ({printable(error)}); `dvc repro` makes it again"
+        ) from None
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise InputError(f"{path} lacks the column {', '.join(missing)}; `dvc repro` makes it again")
@@ -142,5 +146,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last where brackets lie too deep in each other
         raise InputError(f"{path} is not JSON ({error}); `dvc repro` makes it again") from None

@@ -3,9 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML, YAMLError
-
-from stages.config import PARAMS
+from stages.config import PARAMS, parse_yaml
 from stages.errors import InputError
 from stages.files import EVALUATION
 
@@ -100,9 +98,9 @@ def parse(content: bytes | None, name: str, path: str) -> dict[str, Any]:
         InputError: it is none.
     """
     try:
-        parsed = YAML(typ="safe", pure=True).load((content or b"").decode("utf-8")) or {}
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}:{path} is not YAML ({' '.join(str(error).split())})") from None
+        parsed = parse_yaml(content or b"") or {}
+    except ValueError as error:
+        raise InputError(f"{name}:{path} is not YAML ({error})") from None
     if not isinstance(parsed, dict):
         raise InputError(f"{name}:{path} holds no keys")
     return parsed
