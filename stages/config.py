@@ -20,7 +20,8 @@ NAMES = tuple[str, ...]
 LISTS = {NUMBERS: float, NAMES: str}
 MAPPING = dict[str, str | None]
 MAX_PROBLEMS_SHOWN = 50
-# Values in messages: with anchors, a few lines of YAML stand for more text than a disk holds.
+MAX_CHARACTERS = 10_000_000  # of a YAML file, its aliases written out
+# Values in messages.
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200
 _SHOWN.maxlist = _SHOWN.maxdict = 10
@@ -317,11 +318,27 @@ def parse_yaml(content: bytes) -> Any:
     """
     try:
         # YAML 1.2: DVC writes 3e-05, which YAML 1.1 readers take for a string.
-        return YAML(typ="safe", pure=True).load(content.decode("utf-8"))
+        parsed = YAML(typ="safe", pure=True).load(content.decode("utf-8"))
     except RecursionError:
         raise ValueError("its brackets or indentations lie too deep in each other") from None
     except Exception as error:  # besides ruamel's own, whatever Python has for a date or number that is none
         raise ValueError(printable(" ".join(str(error).split()))) from None
+    if _is_endless(parsed):
+        raise ValueError("its aliases stand for too much, or for themselves")
+    return parsed
+
+
+def _is_endless(parsed: Any) -> bool:
+    """Whether it would take too much to write out: with aliases, ten lines may stand for more than a disk holds."""
+    size, left = 0, [parsed]
+    while left and size <= MAX_CHARACTERS:
+        value = left.pop()
+        size += 1 + (len(value) if isinstance(value, str | bytes) else 0)
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += value
+    return size > MAX_CHARACTERS
 
 
 def _key_problems(prefix: str, content: Any, expected: typing.Iterable[str]) -> list[str]:

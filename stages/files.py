@@ -4,6 +4,7 @@ Paths are relative to the repository's root, where DVC runs the stages.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,8 +144,25 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except (OSError, ValueError, RecursionError) as error:  # the last where brackets lie too deep in each other
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not JSON ({error}); `dvc repro` makes it again") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """What a JSON file holds, as Python takes it: NaN and infinite numbers too.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(content.decode("utf-8"), parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("its brackets lie too deep in each other") from None
+
+
+def _whole_number(text: str) -> float | int:
+    """Infinite where no float holds it, as 1e999 is: computing with it would fail."""
+    return int(text) if math.isfinite(float(text)) else float(text)

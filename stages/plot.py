@@ -4,13 +4,16 @@ Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/augmente
 `metrics/details.json` and `metrics/training/`, writes `plots/` and `models/README.md`.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from stages.classifier.description import read_description
 from stages.config import load_config
+from stages.dataset.folds import read_split
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run_stage
 from stages.evaluation.cases import read_cases
@@ -20,6 +23,7 @@ from stages.evaluation.curves import (
     roc_with_band,
     threshold_table,
 )
+from stages.evaluation.details import read_details
 from stages.evaluation.history import read_history
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.figures.attention import draw_gradcam
@@ -47,11 +51,11 @@ from stages.files import (
     SPLIT,
     TRAINING_METRICS,
     read_array,
-    read_csv,
-    read_json,
     replacing,
     write_csv,
 )
+
+MOST_EXAMPLES = 100  # pictures of what augmentation makes
 
 
 def confusion_table(predictions: Predictions) -> pd.DataFrame:
@@ -134,7 +138,8 @@ def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, s
 
 def _read_examples() -> np.ndarray:
     examples = read_array(AUGMENTED)
-    if examples.dtype != np.uint8 or examples.ndim != 5 or examples.shape[4] != 3 or not examples.size:
+    pictures = examples[:, :, 0, 0, 0].size if examples.ndim == 5 and examples.size else 0
+    if examples.dtype != np.uint8 or examples.shape[4:] != (3,) or not 0 < pictures <= MOST_EXAMPLES:
         raise InputError(f"{AUGMENTED} holds {examples.dtype} {examples.shape}, no images; `dvc repro` makes it again")
     return examples
 
@@ -142,10 +147,12 @@ def _read_examples() -> np.ndarray:
 def main() -> None:
     config = load_config()
     test = read_predictions(PREDICTIONS).of("test")
-    details = read_json(DETAILS)
+    details = read_details(DETAILS)
+    description = asdict(read_description(MODEL_DESCRIPTION))
     history = read_history(TRAINING_METRICS)
     cases, heatmaps = read_cases(GRADCAM)
     store = PixelStore(PREPARED)
+    split = read_split(SPLIT, store.manifest)
     check_images(test, cases, heatmaps, store)
 
     tables = draw_tables(test, details) | {"training": history}
@@ -154,8 +161,7 @@ def main() -> None:
     pictures["augmentation"] = draw_augmentation(_read_examples())
     write_plots(PLOTS, tables, pictures)
     write_report(REPORT, details, PICTURES)
-    split = read_csv(SPLIT, ["image_id", "split"])
-    write_model_card(MODEL_CARD, details, read_json(MODEL_DESCRIPTION), MODEL_WEIGHTS, config, store.manifest, split)
+    write_model_card(MODEL_CARD, details, description, MODEL_WEIGHTS, config, store.manifest, split)
     print(f"drew {len(pictures)} pictures in {PICTURES}; {REPORT} shows them all, {MODEL_CARD} is the model card")
 
 

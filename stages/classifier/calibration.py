@@ -3,7 +3,7 @@
 Fitted on the validation images by `evaluate`, and frozen there.
 """
 
-import sys
+import math
 from dataclasses import asdict, dataclass, fields
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
@@ -87,7 +87,7 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
             raise InputError(f"{path}: {key} is {content[key]!r}; it must be {expected}")
 
     def number(key: str) -> bool:
-        return type(content[key]) in (int, float) and abs(content[key]) <= sys.float_info.max
+        return type(content[key]) in (int, float) and math.isfinite(content[key])
 
     check("test_time_augmentation", type(content["test_time_augmentation"]) is bool, "true or false")
     check("temperature", number("temperature") and content["temperature"] > 0, "a number above 0")

@@ -26,9 +26,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stages.classifier.hardware import describe_hardware
 from stages.config import Config
+from stages.errors import InputError, printable
 from stages.files import replacing
 
 CHECKPOINT = "last.ckpt"
+_KEYS = {"epoch", "batch", "steps", "module", "optimizer", "progress", "best", "early_stopping", "random", "metrics"}
 # Of trainings that did not end: there may be a queue of them.
 UNFINISHED_KEPT = 10
 # What changes nothing in the result.
@@ -92,6 +94,9 @@ class Checkpoints(Callback):
         minutes: between two checkpoints inside an epoch.
         resume: go on from the folder's checkpoint, if it has one.
 
+    Raises:
+        InputError: the checkpoint is damaged.
+
     Attributes:
         best: None before the first validation.
         resumed: the epoch, from 0, and the batch that training went on with; None if it started anew.
@@ -107,8 +112,7 @@ class Checkpoints(Callback):
         self._writing: Future | None = None
         self._state: dict | None = None
         if resume and self.path.exists():
-            # No code: tensors, numbers and text only.
-            self._state = torch.load(self.path, map_location="cpu", weights_only=True)
+            self._state = _read(self.path)
             self.resumed = (self._state["epoch"], self._state["batch"])
 
     def restore_metrics(self) -> bool:
@@ -223,6 +227,28 @@ def _early_stopping(trainer: Trainer) -> EarlyStopping:
 def _write(state: dict, path: Path) -> None:
     with replacing(path) as partial:
         torch.save(state, partial)
+
+
+def _read(path: Path) -> dict:
+    """A checkpoint; no code: tensors, numbers and text only.
+
+    Raises:
+        InputError: it is none that `Checkpoints` writes.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the archive, of what is pickled in it, and of tensors: there is no list of them
+        reason = printable(str(error).partition("\n")[0][:200])
+    else:
+        names = state.get("metrics") if isinstance(state, dict) and state.keys() == _KEYS else None
+        if isinstance(names, dict) and not any(_leads_out(name) for name in names):
+            return state
+        reason = "it holds something else"
+    raise InputError(f"{path} is no checkpoint ({reason}); delete it, or set training.resume=false")
+
+
+def _leads_out(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _on_cpu(state):

@@ -21,7 +21,7 @@ from stages.commands.predict import main
 from stages.dataset.taxonomy import MALIGNANT, class_names
 from stages.errors import InputError
 from stages.evaluate import evaluate_model
-from stages.files import PREPARED, SPLIT, read_csv
+from stages.files import PREPARED, SPLIT, read_csv, write_csv
 from stages.prepare import prepare_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,8 @@ def test_an_image_gets_the_probabilities_that_evaluate_writes_for_it(workspace, 
     for number, image_id in enumerate(ids):
         (dataset.folder / f"{image_id}.jpg").write_bytes(picture(number))
     config = quick(**{"data.data_dir": str(dataset.folder)})
-    prepare_dataset(config.data, PREPARED)
+    manifest = prepare_dataset(config.data, PREPARED)
+    write_csv(SPLIT, read_csv(SPLIT, []).assign(lesion_id=manifest["lesion_id"]))
     predictions, calibration, _ = evaluate_model(config)
     save_calibration(calibration)
     capsys.readouterr()

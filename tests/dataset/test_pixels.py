@@ -13,7 +13,7 @@ def folder(tmp_path, monkeypatch):
     """Eleven prepared images in shards of four; every pixel of an image is its number."""
     monkeypatch.setattr(pixels, "IMAGES_PER_SHARD", 4)
     columns = {name: ["x"] * 11 for name in MANIFEST_COLUMNS if name not in ("shard", "row")}
-    table = pd.DataFrame(columns | {"image_id": [f"I{number}" for number in range(11)], "age": 5.0})
+    table = pd.DataFrame(columns | {"image_id": [f"I{number}" for number in range(11)], "dx": "nv", "age": 5.0})
     manifest = add_places(table)
     write_csv(tmp_path / MANIFEST, manifest)
     for shard, rows in manifest.groupby("shard"):
