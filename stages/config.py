@@ -20,7 +20,7 @@ NAMES = tuple[str, ...]
 LISTS = {NUMBERS: float, NAMES: str}
 MAPPING = dict[str, str | None]
 MAX_PROBLEMS_SHOWN = 50
-MAX_CHARACTERS = 10_000_000  # of a YAML file, its aliases written out
+MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
 # Values in messages.
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200

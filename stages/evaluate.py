@@ -148,7 +148,7 @@ def explain_model(
 def main() -> None:
     config = load_config()
     predictions, calibration, details = evaluate_model(config)
-    details["leakage"] = _read_leakage()
+    details["leakage"] = read_leakage(SPLIT_METRICS)
     cases, heatmaps = explain_model(config, predictions.of("test"), calibration.threshold)
     write_csv(PREDICTIONS, predictions.table)
     write_cases(GRADCAM, cases, heatmaps)
@@ -158,10 +158,15 @@ def main() -> None:
     print_metrics(details["test"]["metrics"])
 
 
-def _read_leakage() -> dict:
-    content = read_json(SPLIT_METRICS)
+def read_leakage(path: Path) -> dict:
+    """Read what `split` found to be shared by its splits.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("leakage"), dict):
-        raise InputError(f"{SPLIT_METRICS} does not say what leaks between the splits; `dvc repro` makes it again")
+        raise InputError(f"{path} does not say what leaks between the splits; `dvc repro` makes it again")
     return content["leakage"]
 
 

@@ -136,11 +136,19 @@ def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, s
         )
 
 
-def _read_examples() -> np.ndarray:
-    examples = read_array(AUGMENTED)
-    pictures = examples[:, :, 0, 0, 0].size if examples.ndim == 5 and examples.size else 0
-    if examples.dtype != np.uint8 or examples.shape[4:] != (3,) or not 0 < pictures <= MOST_EXAMPLES:
-        raise InputError(f"{AUGMENTED} holds {examples.dtype} {examples.shape}, no images; `dvc repro` makes it again")
+def read_examples(path: Path) -> np.ndarray:
+    """Read what `train` made of some images.
+
+    Returns:
+        uint8, shape (examples, versions, size, size, 3).
+
+    Raises:
+        InputError: the file is missing, or does not hold some pictures.
+    """
+    examples = read_array(path)
+    is_images = examples.dtype == np.uint8 and examples.shape[4:] == (3,) and examples.size
+    if not is_images or examples.shape[0] * examples.shape[1] > MOST_EXAMPLES:
+        raise InputError(f"{path} holds {examples.dtype} {examples.shape}, no images; `dvc repro` makes it again")
     return examples
 
 
@@ -158,7 +166,7 @@ def main() -> None:
     tables = draw_tables(test, details) | {"training": history}
     pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
     pictures["training_curves"] = draw_training_curves(history, details)
-    pictures["augmentation"] = draw_augmentation(_read_examples())
+    pictures["augmentation"] = draw_augmentation(read_examples(AUGMENTED))
     write_plots(PLOTS, tables, pictures)
     write_report(REPORT, details, PICTURES)
     write_model_card(MODEL_CARD, details, description, MODEL_WEIGHTS, config, store.manifest, split)

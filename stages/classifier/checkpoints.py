@@ -241,14 +241,16 @@ def _read(path: Path) -> dict:
         reason = printable(str(error).partition("\n")[0][:200])
     else:
         names = state.get("metrics") if isinstance(state, dict) and state.keys() == _KEYS else None
-        if isinstance(names, dict) and not any(_leads_out(name) for name in names):
+        if isinstance(names, dict) and all(
+            isinstance(text, str) and not _leads_out(name) for name, text in names.items()
+        ):
             return state
         reason = "it holds something else"
     raise InputError(f"{path} is no checkpoint ({reason}); delete it, or set training.resume=false")
 
 
-def _leads_out(name: str) -> bool:
-    return Path(name).is_absolute() or ".." in Path(name).parts
+def _leads_out(name: object) -> bool:
+    return not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _on_cpu(state):

@@ -200,8 +200,10 @@ def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str)
     unknown = [key for key in usable if key not in expected]
     wrong = [key for key in usable if key in expected and usable[key].shape != expected[key].shape]
     if missing or unknown or wrong:
-        key = (missing or unknown or wrong)[0]
-        raise InputError(f"{source} are not of this network: {len(missing + unknown + wrong)} tensors differ, as {key}")
+        name = printable((missing or unknown or wrong)[0])[:200]
+        raise InputError(
+            f"{source} are not of this network: {len(missing + unknown + wrong)} tensors differ, as {name}"
+        )
     backbone.load_state_dict(usable, strict=False)
 
 
