@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
-        if path.is_dir():
+        if path.is_dir() or partial.is_dir():
             _remove(path)
         partial.replace(path)
     except BaseException:
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # of a link, what it leads to stays
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -133,7 +133,10 @@ _WELL_FORMED: dict[Path, Callable[[dict], bool]] = {
     DETAILS: _are_details,
     EVALUATION: lambda metrics: all(value is None or _is_number(value) for value in metrics.values()),
     SPLIT_METRICS: _are_counts,
-    ENVIRONMENT: lambda about: all(not isinstance(value, dict | list) for value in about.values()),
+    ENVIRONMENT: lambda about: all(
+        _is_number(value) if key.startswith("training_") else not isinstance(value, dict | list)
+        for key, value in about.items()
+    ),
 }
 
 

@@ -36,7 +36,6 @@ ZIP_ERRORS = (
     RuntimeError,
     NotImplementedError,
 )
-_PIECE = 4096  # bytes of a member that are unpacked at a time: they may become a thousand times as many
 
 # Pillow warns of small faults that it mends, from every thread and without the file's name.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -159,10 +158,12 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     zipfile cuts at the size that is claimed, but unpacks all that it has read before it does so: 600 bytes may be a
     gigabyte.
     """
-    # Deflated bytes are unpacked up to the size that is asked for, those packed in other ways without a limit.
-    piece = max(info.file_size, 1) if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else _PIECE
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # whose unpacking has no such limit
+        raise ImageProblem("is packed by another method than Deflate; make the archive again")
     with archive.open(info) as member:
-        return b"".join(iter(lambda: member.read(piece), b""))
+        data = member.read(info.file_size)  # unpacks no more than it is asked for
+        member.read(1)  # compares the checksum
+        return data
 
 
 def decode_square(data: bytes, size: int) -> np.ndarray:

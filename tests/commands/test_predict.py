@@ -195,7 +195,7 @@ def test_unreadable_files_are_listed_with_the_reason_and_the_others_predicted(ru
     np.testing.assert_allclose(table["malignant_probability"], expected["malignant_probability"], atol=1e-6)
 
 
-@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_archive_does_not_stop_the_rest(run, photos, packing):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", packing) as archive:
