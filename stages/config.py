@@ -1,7 +1,8 @@
 """params.yaml as typed, checked dataclasses: no stage runs on a value that is not allowed here."""
 
 import dataclasses
-import math
+import reprlib
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -9,15 +10,22 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 
-from stages.errors import InputError
+from stages.errors import InputError, printable
 
 PARAMS = Path("params.yaml")
 NUMBERS = tuple[float, ...]
 NAMES = tuple[str, ...]
 LISTS = {NUMBERS: float, NAMES: str}
 MAPPING = dict[str, str | None]
+MAX_PROBLEMS_SHOWN = 50
+MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
+# Values in messages.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 200
+_SHOWN.maxlist = _SHOWN.maxdict = 10
+_SHOWN.maxlevel = 3
 
 
 def setting(default: Any, *, above=None, at_least=None, below=None, at_most=None, choices=None) -> Any:
@@ -47,7 +55,7 @@ class Section:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _allowed(value, field):
-                problems.append(f"{self.section}.{field.name} is {value!r}; it must be {_expected(field)}")
+                problems.append(f"{self.section}.{field.name} is {_SHOWN.repr(value)}; it must be {_expected(field)}")
             elif field.type in LISTS:
                 object.__setattr__(self, field.name, tuple(LISTS[field.type](entry) for entry in value))
             elif field.type == MAPPING:
@@ -69,8 +77,7 @@ def _allowed(value: Any, field: dataclasses.Field) -> bool:
     if field.type == MAPPING:
         # Other keys have no certain spelling: `True` may stand as true in the table, and 1.0 as 1.
         return isinstance(value, dict) and all(
-            type(key) in (str, int) and (entry is None or (isinstance(entry, str) and entry.strip()))
-            for key, entry in value.items()
+            (type(key) is int or _is_text(key)) and (entry is None or _is_text(entry)) for key, entry in value.items()
         )
     if field.type in LISTS:
         return isinstance(value, list | tuple) and all(_one_allowed(entry, field) for entry in value)
@@ -87,14 +94,21 @@ def _one_allowed(value: Any, field: dataclasses.Field) -> bool:
     if field.metadata["choices"] is not None:
         return value in field.metadata["choices"]
     if isinstance(value, str):
-        return bool(value.strip())
+        return _is_text(value)
     tests = {
         "above": lambda limit: value > limit,
         "at least": lambda limit: value >= limit,
         "below": lambda limit: value < limit,
         "at most": lambda limit: value <= limit,
     }
-    return math.isfinite(value) and all(tests[name](limit) for name, limit in field.metadata["limits"].items())
+    # Neither infinite nor, as YAML allows, a whole number of a thousand digits.
+    finite = abs(value) <= (sys.float_info.max if type(value) is float else sys.maxsize)
+    return finite and all(tests[name](limit) for name, limit in field.metadata["limits"].items())
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can be a name of something: line breaks and other control characters can only harm."""
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
 def _expected(field: dataclasses.Field) -> str:
@@ -104,7 +118,13 @@ def _expected(field: dataclasses.Field) -> str:
     if choices is not None:
         kind = "a list of " if field.type in LISTS else "one of "
         return kind + ", ".join(map(str, choices)) + (" or null" if types.NoneType in _types(field) else "")
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "printable text",
+        types.NoneType: "null",
+    }
     limits = " and ".join(f"{name} {limit}" for name, limit in field.metadata["limits"].items())
     kind = " or ".join(names[kind] for kind in _types(field)) + (f", {limits}" if limits else "")
     return f"a list, of which each is {kind}" if field.type in LISTS else kind
@@ -237,7 +257,7 @@ class EvaluationConfig(Section):
     target_sensitivity: float = setting(0.9, above=0, at_most=1)
     prevalences: NUMBERS = setting((0.02, 0.1, 0.3), above=0, below=1)  # noqa: RUF009 (makes a field, as the others)
     gradcam_cases: int = setting(4, at_least=0, at_most=20)
-    bootstrap_replicates: int = setting(2000, at_least=100)
+    bootstrap_replicates: int = setting(2000, at_least=100, at_most=1_000_000)
     confidence: float = setting(0.95, at_least=0.5, below=1)
 
 
@@ -261,12 +281,13 @@ def load_config(path: Path = PARAMS) -> Config:
         InputError: the file is missing, is no YAML, or has unknown, missing or disallowed entries, each of them named.
     """
     try:
-        # YAML 1.2: DVC writes 3e-05, which YAML 1.1 readers take for a string.
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist here; run from the root of the repository") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
 
     classes = {field.name: field.default_factory for field in dataclasses.fields(Config)}
     problems = _key_problems("", content, classes)
@@ -283,18 +304,51 @@ def load_config(path: Path = PARAMS) -> Config:
             except InputError as error:
                 problems.append(str(error))
     if problems:
-        raise InputError(f"{path}:\n  " + "\n  ".join(problems))
+        more = len(problems) - MAX_PROBLEMS_SHOWN
+        lines = problems[:MAX_PROBLEMS_SHOWN] + ([f"… and {more} more"] if more > 0 else [])
+        raise InputError(f"{path}:\n  " + "\n  ".join(lines))
     return Config(**sections)
+
+
+def parse_yaml(content: bytes) -> Any:
+    """What a YAML file holds: text, numbers, truth values, null, lists and mappings, whatever tags it has.
+
+    Raises:
+        ValueError: it is no YAML; the message is one line.
+    """
+    try:
+        # YAML 1.2: DVC writes 3e-05, which YAML 1.1 readers take for a string.
+        parsed = YAML(typ="safe", pure=True).load(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("its brackets or indentations lie too deep in each other") from None
+    except Exception as error:  # besides ruamel's own, whatever Python has for a date or number that is none
+        raise ValueError(printable(" ".join(str(error).split()))) from None
+    if _is_endless(parsed):
+        raise ValueError("its aliases stand for too much, or for themselves")
+    return parsed
+
+
+def _is_endless(parsed: Any) -> bool:
+    """Whether it would take too much to write out: with aliases, ten lines may stand for more than a disk holds."""
+    size, left = 0, [parsed]
+    while left and size <= MAX_CHARACTERS:
+        value = left.pop()
+        size += 1 + (len(value) if isinstance(value, str | bytes) else 0)
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += value
+    return size > MAX_CHARACTERS
 
 
 def _key_problems(prefix: str, content: Any, expected: typing.Iterable[str]) -> list[str]:
     if not isinstance(content, dict):
-        return [f"{prefix.rstrip('.') or 'the file'} is {content!r}; it must hold {', '.join(expected)}"]
+        return [f"{prefix.rstrip('.') or 'the file'} is {_SHOWN.repr(content)}; it must hold {', '.join(expected)}"]
     problems = []
-    for key in content:
-        if key not in expected:
-            close = get_close_matches(str(key), expected, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(expected)}"
-            problems.append(f"{prefix}{key} is not a parameter; {hint}")
+    unknown = [key for key in content if key not in expected]
+    for key in (_SHOWN.repr(key).strip("'") for key in unknown[:MAX_PROBLEMS_SHOWN]):
+        close = get_close_matches(key, expected, n=1)
+        hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(expected)}"
+        problems.append(f"{prefix}{key} is not a parameter; {hint}")
     problems += [f"{prefix}{key} is missing" for key in expected if key not in content]
     return problems

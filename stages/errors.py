@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -40,6 +41,18 @@ def no_space(error: BaseException | None) -> OSError | None:
         # PyTorch raises errors of its own over those of the file that it writes to.
         error = error.__cause__ or error.__context__
     return error
+
+
+def printable(text: object) -> str:
+    """`text` with line breaks, other control characters and undecodable bytes as their escapes.
+
+    For what comes from a file, a table or an archive: it breaks no line and moves no terminal's cursor.
+    """
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
+        lambda match: match[0].encode("unicode_escape").decode(),
+        str(text),
+    )
 
 
 def run(main: Callable[[], None]) -> None:

@@ -148,7 +148,7 @@ def explain_model(
 def main() -> None:
     config = load_config()
     predictions, calibration, details = evaluate_model(config)
-    details["leakage"] = read_json(SPLIT_METRICS)["leakage"]
+    details["leakage"] = read_leakage(SPLIT_METRICS)
     cases, heatmaps = explain_model(config, predictions.of("test"), calibration.threshold)
     write_csv(PREDICTIONS, predictions.table)
     write_cases(GRADCAM, cases, heatmaps)
@@ -156,6 +156,18 @@ def main() -> None:
     write_json(DETAILS, details)
     write_json(EVALUATION, values(details["test"]["metrics"]))
     print_metrics(details["test"]["metrics"])
+
+
+def read_leakage(path: Path) -> dict:
+    """Read what `split` found to be shared by its splits.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("leakage"), dict):
+        raise InputError(f"{path} does not say what leaks between the splits; `dvc repro` makes it again")
+    return content["leakage"]
 
 
 def values(metrics: dict[str, dict]) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ Paths are relative to the repository's root, where DVC runs the stages.
 
 import io
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import DiskFullError, InputError, no_space
+from stages.errors import DiskFullError, InputError, no_space, printable
 
 PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
-SPLITS = ("train", "val", "test")  # what its column `split` says
 PREDICTIONS = Path("data/predictions.csv")
 GRADCAM = Path("data/gradcam")
 AUGMENTED = Path("data/augmented.npy")
@@ -40,6 +40,8 @@ CHECKPOINTS = Path("checkpoints")
 PROFILES = Path("profiles")
 WANDB = Path("wandb")
 
+# They stay text: the lesion "007" is not 7, and a dataset may be called "2018".
+TEXT_COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "sex", "localization", "dataset", "split", "label", "case")
 DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ far behind the point
 JSON_DECIMALS = 6  # of metrics: as many as float32 holds
 
@@ -58,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
-        if path.is_dir():
+        if path.is_dir() or partial.is_dir():
             _remove(path)
         partial.replace(path)
     except BaseException as error:
@@ -69,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # of a link, what it leads to stays
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -108,11 +110,12 @@ def read_array(path: Path) -> np.ndarray:
         InputError: the file is missing, or holds no array.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no array ({error}); `dvc repro` makes it again") from None
+    except Exception as error:  # a header is parsed as Python, and fails with whatever Python has for it
+        raise InputError(f"{path} is no array ({printable(error)}); `dvc repro` makes it again") from None
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -129,13 +132,14 @@ def read_csv(path: Path, columns: list[str], separator: str = ",") -> pd.DataFra
     """
     try:
         # Only empty fields are missing values: a lesion may well be called "NA".
-        # Ids stay text: "007" is not 7.
-        ids = {"image_id": str, "lesion_id": str}
-        table = pd.read_csv(path, sep=separator, dtype=ids, keep_default_na=False, na_values=[""], encoding="utf-8")
+        text = dict.fromkeys(TEXT_COLUMNS, str)
+        table = pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path} is not a table this pipeline wrote ({error}); `dvc repro` makes it again") from None
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(
+            f"{path} is not a table this pipeline wrote ({printable(error)}); `dvc repro` makes it again"
+        ) from None
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise InputError(f"{path} lacks the column {', '.join(missing)}; `dvc repro` makes it again")
@@ -149,8 +153,25 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not JSON ({error}); `dvc repro` makes it again") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """What a JSON file holds, as Python takes it: NaN and infinite numbers too.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(content.decode("utf-8"), parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("its brackets lie too deep in each other") from None
+
+
+def _whole_number(text: str) -> float | int:
+    """Infinite where no float holds it, as 1e999 is: computing with it would fail."""
+    return int(text) if math.isfinite(float(text)) else float(text)

@@ -4,6 +4,7 @@ Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/augmente
 `metrics/details.json` and `metrics/training/`, writes `plots/` and `models/README.md`.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
+from stages.classifier.description import read_description
 from stages.config import load_config
+from stages.dataset.folds import read_split
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run_stage
 from stages.evaluation.cases import read_cases
@@ -21,6 +24,7 @@ from stages.evaluation.curves import (
     roc_with_band,
     threshold_table,
 )
+from stages.evaluation.details import read_details
 from stages.evaluation.history import read_history
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.figures.attention import draw_gradcam
@@ -48,11 +52,11 @@ from stages.files import (
     SPLIT,
     TRAINING_METRICS,
     read_array,
-    read_csv,
-    read_json,
     replacing,
     write_csv,
 )
+
+MOST_EXAMPLES = 100  # pictures of what augmentation makes
 
 
 def confusion_table(predictions: Predictions) -> pd.DataFrame:
@@ -133,10 +137,19 @@ def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, s
         )
 
 
-def _read_examples() -> np.ndarray:
-    examples = read_array(AUGMENTED)
-    if examples.dtype != np.uint8 or examples.ndim != 5 or examples.shape[4] != 3 or not examples.size:
-        raise InputError(f"{AUGMENTED} holds {examples.dtype} {examples.shape}, no images; `dvc repro` makes it again")
+def read_examples(path: Path) -> np.ndarray:
+    """Read what `train` made of some images.
+
+    Returns:
+        uint8, shape (examples, versions, size, size, 3).
+
+    Raises:
+        InputError: the file is missing, or does not hold some pictures.
+    """
+    examples = read_array(path)
+    is_images = examples.dtype == np.uint8 and examples.shape[4:] == (3,) and examples.size
+    if not is_images or examples.shape[0] * examples.shape[1] > MOST_EXAMPLES:
+        raise InputError(f"{path} holds {examples.dtype} {examples.shape}, no images; `dvc repro` makes it again")
     return examples
 
 
@@ -145,20 +158,21 @@ def main() -> None:
     # NumPy's matrix products, by which replicates are summed, would take a thread a core.
     threadpool_limits(config.training.cpu_threads)
     test = read_predictions(PREDICTIONS).of("test")
-    details = read_json(DETAILS)
+    details = read_details(DETAILS)
+    description = asdict(read_description(MODEL_DESCRIPTION))
     history = read_history(TRAINING_METRICS)
     cases, heatmaps = read_cases(GRADCAM)
     store = PixelStore(PREPARED)
+    split = read_split(SPLIT, store.manifest)
     check_images(test, cases, heatmaps, store)
 
     tables = draw_tables(test, details) | {"training": history}
     pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
     pictures["training_curves"] = draw_training_curves(history, details)
-    pictures["augmentation"] = draw_augmentation(_read_examples())
+    pictures["augmentation"] = draw_augmentation(read_examples(AUGMENTED))
     write_plots(PLOTS, tables, pictures)
     write_report(REPORT, details, PICTURES)
-    split = read_csv(SPLIT, ["image_id", "split"])
-    write_model_card(MODEL_CARD, details, read_json(MODEL_DESCRIPTION), MODEL_WEIGHTS, config, store.manifest, split)
+    write_model_card(MODEL_CARD, details, description, MODEL_WEIGHTS, config, store.manifest, split)
     print(f"drew {len(pictures)} pictures in {PICTURES}; {REPORT} shows them all, {MODEL_CARD} is the model card")
 
 

@@ -16,10 +16,11 @@ from stages.config import DataConfig, load_config
 from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
 from stages.dataset.pixels import MANIFEST, add_places, shard_path, write_shard
-from stages.errors import InputError, run_stage
+from stages.errors import InputError, printable, run_stage
 from stages.files import PREPARED, replacing, write_csv
 
 MAX_PROBLEMS_SHOWN = 200
+LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
 
 
 def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame:
@@ -85,7 +86,10 @@ def _write_shards(folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFi
 
 
 def _summary(data_dir: Path, problems: list[str]) -> str:
-    lines = problems[:MAX_PROBLEMS_SHOWN]
+    lines = [
+        problem if len(problem) <= LONGEST_PROBLEM else f"{problem[:LONGEST_PROBLEM]}…"
+        for problem in map(printable, problems[:MAX_PROBLEMS_SHOWN])
+    ]
     if len(problems) > len(lines):
         lines.append(f"… and {len(problems) - len(lines)} more")
     return f"{data_dir} has {len(problems)} problem{'s' * (len(problems) != 1)}:\n  " + "\n  ".join(lines)

@@ -7,10 +7,10 @@ import pandas as pd
 
 from stages.config import SplitConfig, load_config
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
-from stages.dataset.folds import KNOWN_DUPLICATES, assign_folds, lesion_groups, split_of
+from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, assign_folds, lesion_groups, split_of
 from stages.dataset.pixels import PixelStore
 from stages.errors import run_stage
-from stages.files import PREPARED, SPLIT, SPLIT_METRICS, SPLITS, write_csv, write_json
+from stages.files import PREPARED, SPLIT, SPLIT_METRICS, write_csv, write_json
 
 
 def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:

@@ -307,7 +307,7 @@ def interrupted(workspace, bytes_below):
     def interrupt(line: str, sent: int, cuda_devices: str = "") -> tuple[int, str, str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
             "CUDA_VISIBLE_DEVICES": cuda_devices,
             "OMP_WAIT_POLICY": "passive",
         }

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from stages.errors import InputError
-from stages.files import read_csv, read_json, replacing, write_csv, write_json
+from stages.files import read_array, read_csv, read_json, replacing, write_csv, write_json
 
 
 def names(folder):
@@ -113,6 +113,8 @@ def test_csv_comes_back_as_it_was_written(tmp_path):
             "image_id": ["007", "1e5", "100000"],
             "lesion_id": ["01", "NA", "nan"],
             "sex": ["male", "null", "unknown"],
+            "localization": ["0", "1", "01"],
+            "dataset": ["2018", "2019", "2020"],
             "age": [55.0, math.nan, 0.0],
             "shard": [0, 0, 1],
         }
@@ -130,12 +132,15 @@ def test_csv_comes_back_as_it_was_written(tmp_path):
         (b"id,p\n1,2\n1,2,3,4\n", "is not a table this pipeline wrote"),
         (b"id,p\n\xff,2\n", "is not a table this pipeline wrote"),
         (b"id,q\n1,2\n", "lacks the column p"),
+        ("folder", "is not a table this pipeline wrote"),
     ],
-    ids=["missing", "empty", "ragged", "not UTF-8", "column missing"],
+    ids=["missing", "empty", "ragged", "not UTF-8", "column missing", "folder"],
 )
 def test_a_table_that_cannot_be_read_is_named_with_how_to_make_it(tmp_path, content, expected):
     path = tmp_path / "a.csv"
-    if content is not None:
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         read_csv(path, ["id", "p"])
@@ -145,14 +150,61 @@ def test_a_table_that_cannot_be_read_is_named_with_how_to_make_it(tmp_path, cont
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "does not exist"), (b"", "is not JSON"), (b'{"a": 1', "is not JSON"), (b'"\xff"', "is not JSON")],
-    ids=["missing", "empty", "cut off", "not UTF-8"],
+    [
+        (None, "does not exist"),
+        (b"", "is not JSON"),
+        (b'{"a": 1', "is not JSON"),
+        (b'"\xff"', "is not JSON"),
+        (b"[" * 100_000, "is not JSON (its brackets lie too deep in each other)"),
+        ("folder", "is not JSON"),
+    ],
+    ids=["missing", "empty", "cut off", "not UTF-8", "nested", "folder"],
 )
 def test_json_that_cannot_be_read_is_named_with_how_to_make_it(tmp_path, content, expected):
     path = tmp_path / "a.json"
-    if content is not None:
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         read_json(path)
     assert str(caught.value).startswith(f"{path} {expected}")
     assert "dvc repro" in str(caught.value)
+
+
+def test_a_whole_number_that_no_float_holds_is_infinite(tmp_path):
+    (tmp_path / "a.json").write_text(f'{{"a": {"9" * 400}, "b": -{"9" * 5000}, "c": 12345678901234567890}}')
+    assert read_json(tmp_path / "a.json") == {"a": math.inf, "b": -math.inf, "c": 12345678901234567890}
+
+
+@pytest.mark.parametrize(
+    "header", ["{", "{[]: 1}", "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", f"{{{'9' * 400}: 1}}"]
+)
+def test_an_array_with_a_broken_header_is_named_with_how_to_make_it(tmp_path, header):
+    (tmp_path / "a.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
+    )
+    with pytest.raises(InputError, match=r"a.npy is no array .*; `dvc repro` makes it again"):
+        read_array(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("shape", [(10**30,), (2**62,), (True,)])
+def test_an_array_that_claims_more_than_there_is_is_refused(tmp_path, shape):
+    header = str({"descr": "|u1", "fortran_order": False, "shape": shape})
+    (tmp_path / "a.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
+    )
+    with pytest.raises(InputError, match=r"a.npy is no array"):
+        read_array(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("target", ["file", "folder"])
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path, target):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file.txt").write_text("kept")
+    (tmp_path / "out").symlink_to(tmp_path / target)
+    with replacing(tmp_path / "out") as partial:
+        fill(partial, "new")
+    assert said(tmp_path / "out") == "new"
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "file.txt").read_text() == "kept"

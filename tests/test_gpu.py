@@ -169,7 +169,12 @@ def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp
     for folder in (tmp_path, again):
         for stage in ("train", "evaluate", "plot"):
             command = [sys.executable, "-m", f"stages.{stage}"]
-            subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+            subprocess.run(
+                command,
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                check=True,
+            )
         (folder / ENVIRONMENT).unlink()  # which holds its speed
     assert len(bytes_below(tmp_path / PICTURES)) > 10
     assert bytes_below(again) == bytes_below(tmp_path)

@@ -7,10 +7,10 @@ import pytest
 from stages import split
 from stages.config import SplitConfig
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE
-from stages.dataset.folds import KNOWN_DUPLICATES
+from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS
 from stages.dataset.pixels import MANIFEST, add_places, shard_path
 from stages.errors import InputError
-from stages.files import PREPARED, SPLIT, SPLIT_METRICS, SPLITS, read_csv, read_json, write_csv
+from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, read_json, write_csv
 from stages.split import count_split, find_leaks, split_dataset
 
 COUNTS = {"nv": 60, "mel": 25, "df": 8}

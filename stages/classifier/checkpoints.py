@@ -26,11 +26,13 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stages.classifier.hardware import describe_hardware
 from stages.classifier.packing import Packed, pack, unpack
+from stages.classifier.step import STEPS_AHEAD
 from stages.config import Config
-from stages.errors import DiskFullError, InputError
+from stages.errors import DiskFullError, InputError, printable
 from stages.files import replacing
 
 CHECKPOINT = "last.ckpt"
+_KEYS = {"epoch", "batch", "steps", "module", "optimizer", "progress", "best", "early_stopping", "random", "metrics"}
 # Of trainings that did not end: there may be a queue of them.
 UNFINISHED_KEPT = 10
 # What changes nothing in the result.
@@ -95,6 +97,9 @@ class Checkpoints(Callback):
         minutes: between two checkpoints inside an epoch.
         resume: go on from the folder's checkpoint, if it has one.
 
+    Raises:
+        InputError: the checkpoint is damaged.
+
     Attributes:
         best: None before the first validation.
         resumed: the epoch, from 0, and the batch that training went on with; None if it started anew.
@@ -110,11 +115,11 @@ class Checkpoints(Callback):
         self._opened: int | None = None
         self._written = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._packed: Packed | None = None
         self._writing: Future | None = None
         self._state: dict | None = None
         if resume and self.path.exists():
-            # No code: tensors, numbers and text only.
-            self._state = unpack(torch.load(self.path, map_location="cpu", weights_only=True))
+            self._state = _read(self.path)
             self.resumed = (self._state["epoch"], self._state["batch"])
 
     def restore_metrics(self) -> bool:
@@ -150,7 +155,7 @@ class Checkpoints(Callback):
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._state is None:
             if trainer.current_epoch:  # now, since the last epoch's metrics are logged behind its end
-                self.save(trainer, module, trainer.current_epoch, 0)
+                self.save(trainer, module, trainer.current_epoch, 0, later=module.device.type == "cuda")
             return
         self._restore(trainer, module, self._state)
         if self._state["batch"] == 0:
@@ -175,6 +180,9 @@ class Checkpoints(Callback):
             self._state = None
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        # Not before the GPU has enough to do: writing takes Python's lock from the thread that launches its steps.
+        if batch_idx + 1 >= STEPS_AHEAD or trainer.is_last_batch:
+            self._write()
         due = time.monotonic() - self._written > 60 * self._minutes
         # A batch with a validation behind it is not over yet.
         if due and batch is not None and (batch_idx + 1) % trainer.val_check_batch and not trainer.is_last_batch:
@@ -191,6 +199,7 @@ class Checkpoints(Callback):
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             ended = done >= trainer.num_training_batches
             self.save(trainer, module, trainer.current_epoch, 0 if ended else done)
+        self._write()
         self._wait()
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -201,8 +210,15 @@ class Checkpoints(Callback):
             os.close(self._opened)
             self._opened = None
 
-    def save(self, trainer: Trainer, module: LightningModule, epoch: int, batch: int) -> None:
-        """Write a checkpoint from which training goes on at a batch of an epoch, both from 0.
+    def save(self, trainer: Trainer, module: LightningModule, epoch: int, batch: int, later: bool = False) -> None:
+        """Write a checkpoint from which training goes on.
+
+        Args:
+            trainer: Lightning's.
+            module: what it trains.
+            epoch: with which training goes on, from 0.
+            batch: of that epoch, from 0.
+            later: pack it only, for `_write`.
 
         Raises:
             InputError: DVCLive's files were deleted, and those that are there lack what was logged before.
@@ -214,7 +230,6 @@ class Checkpoints(Callback):
         self._written = time.monotonic()
         if not trainer.is_global_zero:
             return
-        self._wait()
         if not self._in_place():
             raise InputError(
                 f"{self._metrics} was deleted while training wrote to it, as by another `dvc repro`; this training "
@@ -233,7 +248,15 @@ class Checkpoints(Callback):
             "random": states,
             "metrics": {path.relative_to(self._metrics).as_posix(): path.read_text("utf-8") for path in files},
         }
-        self._writing = self._writer.submit(_write, pack(state), self.path)
+        self._packed = pack(state)
+        if not later:
+            self._write()
+
+    def _write(self) -> None:
+        """Let what is packed, if anything is, be written while training goes on."""
+        if self._packed is not None:
+            self._wait()
+            self._writing, self._packed = self._writer.submit(_write, self._packed, self.path), None
 
     def _in_place(self) -> bool:
         """Whether DVCLive's folder is the one that was there at the start."""
@@ -265,6 +288,30 @@ def _write(state: Packed, path: Path) -> bool:
         print(f"warning: no checkpoint: {error}; training goes on", flush=True)
         return False
     return True
+
+
+def _read(path: Path) -> dict:
+    """A checkpoint; no code: tensors, numbers and text only.
+
+    Raises:
+        InputError: it is none that `Checkpoints` writes.
+    """
+    try:
+        state = unpack(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # of the archive, of what is pickled in it, and of tensors: there is no list of them
+        reason = printable(str(error).partition("\n")[0][:200])
+    else:
+        names = state.get("metrics") if isinstance(state, dict) and state.keys() == _KEYS else None
+        if isinstance(names, dict) and all(
+            isinstance(text, str) and not _leads_out(name) for name, text in names.items()
+        ):
+            return state
+        reason = "it holds something else"
+    raise InputError(f"{path} is no checkpoint ({reason}); delete it, or set training.resume=false")
+
+
+def _leads_out(name: object) -> bool:
+    return not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _random_state(device: torch.device) -> dict:

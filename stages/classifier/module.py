@@ -227,6 +227,7 @@ class SkinLesionClassifier(LightningModule):
                 return torch.cat([self._logits(self.kept, as_float(part)) for part in parts])
             except torch.OutOfMemoryError:
                 pass  # handled outside: the exception holds on to the tensors of the network
+            self.take_step.reset()  # what a captured step works in is kept from everything else
             self._val_parts = more_parts(self._val_parts, len(images))
             self.print(f"out of memory in validation: going on with {math.ceil(len(images) / self._val_parts)} images")
 

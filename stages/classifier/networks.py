@@ -14,7 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from stages.config import ModelConfig
-from stages.errors import InputError
+from stages.errors import InputError, printable
 
 BASELINE = "baseline_cnn"
 
@@ -108,12 +108,22 @@ def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def build_network(name: str, num_classes: int, image_size: int, dropout_rate: float = 0.0) -> NormalizedNetwork:
-    """The network `name` with random weights, for square images of `image_size` pixels."""
+    """The network `name` with random weights, for square images of `image_size` pixels.
+
+    Raises:
+        InputError: it cannot be built for images of this size.
+    """
     if name == BASELINE:
         backbone = BaselineCNN(num_classes, dropout_rate)
     else:
         options = _size_options(name, image_size)
-        backbone = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
+        try:
+            backbone = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
+        except Exception as error:  # each architecture has its own complaints of a size
+            raise InputError(
+                f"{name} cannot be built for images of {image_size} pixels ({printable(error)}); "
+                "choose another data.image_size or model.name"
+            ) from None
         # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features,
         # training starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
         backbone.reset_classifier(num_classes)
@@ -149,8 +159,8 @@ def _weights_from_file(path: Path) -> dict[str, Tensor]:
         raise InputError(f"model.weights is {str(path)!r}; it must be a .safetensors file, which cannot run code")
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"model.weights is {str(path)!r}, which cannot be read: {error}") from None
+    except (OSError, SafetensorError, KeyError) as error:  # the last of numbers that PyTorch does not know
+        raise InputError(f"model.weights is {str(path)!r}, which cannot be read: {printable(error)}") from None
 
 
 def _published_weights(name: str, image_size: int) -> dict[str, Tensor]:
@@ -193,8 +203,10 @@ def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str)
     unknown = [key for key in usable if key not in expected]
     wrong = [key for key in usable if key in expected and usable[key].shape != expected[key].shape]
     if missing or unknown or wrong:
-        key = (missing or unknown or wrong)[0]
-        raise InputError(f"{source} are not of this network: {len(missing + unknown + wrong)} tensors differ, as {key}")
+        name = printable((missing or unknown or wrong)[0])[:200]
+        raise InputError(
+            f"{source} are not of this network: {len(missing + unknown + wrong)} tensors differ, as {name}"
+        )
     backbone.load_state_dict(usable, strict=False)
 
 

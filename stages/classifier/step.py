@@ -22,6 +22,9 @@ from stages.errors import InputError
 # Ordinary steps before the capture: they load kernels, fill the optimizer's state and, with several GPUs, connect them.
 WARM_UP_STEPS = 3
 
+# How far Python may run ahead of the GPU: what it does meanwhile costs no time as long as it takes less than these.
+STEPS_AHEAD = 16
+
 # From the network and a batch to the loss of each of its images, shape (n,).
 ImageLosses = Callable[[nn.Module, Batch], Tensor]
 
@@ -264,7 +267,7 @@ class LossReader:
         late: how many steps the GPU may lie behind.
     """
 
-    def __init__(self, late: int = 16) -> None:
+    def __init__(self, late: int = STEPS_AHEAD) -> None:
         self._late = late
         self._pending: deque[tuple[StepLoss, Tensor, torch.cuda.Event | None]] = deque()
 

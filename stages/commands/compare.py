@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from ruamel.yaml import YAML, YAMLError
 from threadpoolctl import threadpool_limits
 
 from stages.classifier.calibration import CALIBRATION, load_calibration
-from stages.config import PARAMS, EvaluationConfig, load_config
+from stages.config import PARAMS, EvaluationConfig, load_config, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
-from stages.errors import InputError, run
+from stages.errors import InputError, printable, run
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.figures.wording import ATTRIBUTES, METRICS, NOTHING
@@ -178,8 +177,8 @@ def parameters_in(content: bytes | None) -> dict[str, Any]:
         content: of the file; None where there is none.
     """
     try:
-        content = YAML(typ="safe", pure=True).load((content or b"").decode("utf-8"))
-    except (ValueError, YAMLError):
+        content = parse_yaml(content or b"")
+    except ValueError:
         return {}
     sections = content if isinstance(content, dict) else {}
     return {
@@ -360,8 +359,8 @@ def p_value(p: float) -> str:
 
 
 def one_line(text: object) -> str:
-    """`text` without line breaks."""
-    return " ".join(str(text).split())
+    """`text` without line breaks and what else moves a terminal's cursor."""
+    return printable(" ".join(str(text).split()))
 
 
 def code(text: object) -> str:

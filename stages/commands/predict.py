@@ -8,13 +8,11 @@ import os
 import re
 import stat
 import sys
-import zipfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -24,8 +22,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from stages.dataset.images import EXTENSIONS, ImageFile, ImageProblem, ImageReader, decode_square
-from stages.errors import InputError, run
+from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, images_in, is_image
+from stages.errors import InputError, printable, run
 from stages.evaluation.predictions import PREFIX, malignant_probability
 from stages.files import DECIMALS, MODELS, replacing, write_csv
 
@@ -88,10 +86,6 @@ def find_files(paths: list[Path]) -> tuple[list[ImageFile], list[str]]:
     return list(found.values()), unreadable
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
 def _images_below(folder: Path, unreadable: list[str]) -> list[ImageFile]:
     def report(error: OSError) -> None:
         unreadable.append(f"{error.filename}: cannot be read ({error.strerror})")
@@ -99,7 +93,7 @@ def _images_below(folder: Path, unreadable: list[str]) -> list[ImageFile]:
     files = []
     for parent, folders, names in os.walk(folder, onerror=report):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = [Path(parent) / name for name in sorted(names) if _is_image(name)]
+        below = [Path(parent) / name for name in sorted(names) if is_image(name)]
         # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
         files += [ImageFile(path) for path in below if path.is_file() or path.is_symlink()]
     return files
@@ -107,13 +101,10 @@ def _images_below(folder: Path, unreadable: list[str]) -> list[ImageFile]:
 
 def _images_inside(path: Path, unreadable: list[str]) -> list[ImageFile]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = sorted(archive.namelist())
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        unreadable.append(f"{path}: not a readable zip archive ({error})")
+        return [ImageFile(path, member) for member in images_in(path)]
+    except ImageProblem as problem:
+        unreadable.append(f"{path}: {problem}")
         return []
-    names = [(member, PurePosixPath(member)) for member in members]
-    return [ImageFile(path, member) for member, name in names if _is_image(name.name) and "__MACOSX" not in name.parts]
 
 
 def predict_images(
@@ -197,8 +188,6 @@ def _decode_ahead(
             return decode_square(reader.read(file), size)
         except ImageProblem as problem:
             return problem
-        except (LZMAError, ValueError) as error:  # of a damaged archive's LZMA streams and UTF-8 names
-            return ImageProblem(f"cannot be unpacked ({error})")
 
     waiting = deque()
     with ImageReader() as reader, ThreadPoolExecutor(threads) as pool:
@@ -237,16 +226,9 @@ def overlay_paths(files: list[ImageFile], folder: Path) -> dict[ImageFile, Path]
     return paths
 
 
-def _one_line(text: object) -> str:
-    """`text` with line breaks, other control characters and undecodable bytes as their escapes."""
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), str(text)
-    )
-
-
 def _cell(path: object) -> str:
     """A path as a cell of a table that no spreadsheet takes for a formula: `=a.jpg` is `./=a.jpg` as well."""
-    text = _one_line(path)
+    text = printable(path)
     return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
@@ -360,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     if problems:
         count = "no image can" if table.empty else f"{len(problems)} file{'s' * (len(problems) != 1)} cannot"
-        raise InputError(f"{count} be read:\n  " + "\n  ".join(map(_one_line, problems)))
+        raise InputError(f"{count} be read:\n  " + "\n  ".join(map(printable, problems)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t
 
-from stages.errors import InputError, run
+from stages.errors import InputError, printable, run
 from stages.experiments.results import Experiment, differing, list_experiments, read_experiment
 from stages.figures.wording import METRICS, NOTHING
 
@@ -121,7 +121,7 @@ def render_markdown(
             *(
                 f"- {_plain(head)}: {len(group)} {'run' if len(group) == 1 else 'runs'} "
                 f"({', '.join(_run(experiment, over) for experiment in group)})"
-                + (f"; not counted, as they repeat others: {', '.join(again)}" if again else "")
+                + (f"; not counted, as they repeat others: {', '.join(map(_plain, again))}" if again else "")
                 + "."
                 for head, group, again in zip(heads, kept, repeated)
             ),
@@ -142,12 +142,13 @@ def _cell(values: list[float], confidence: float) -> str:
 
 
 def _run(experiment: Experiment, over: tuple[str, ...]) -> str:
-    values = ", ".join(f"{key.split('.')[-1]} {experiment.parameters.get(key)}" for key in over)
+    values = ", ".join(_plain(f"{key.split('.')[-1]} {experiment.parameters.get(key)}") for key in over)
     return f"{_plain(experiment.name)}: {values}"
 
 
 def _plain(text: str) -> str:
-    return text.replace("|", "&#124;").replace("<", "&lt;")
+    """`text`, of one line, in which nothing is Markdown or HTML: experiments and labels may have any name."""
+    return "".join(f"&#{ord(c)};" if c in r"\`*[]<>|&~" else c for c in printable(text))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -192,8 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     missing = [experiment.name for experiment in experiments if not experiment.metrics]
     measured = [experiment for experiment in experiments if experiment.metrics]
     text = render_markdown(group_experiments(measured, over), over, args.metric, args.confidence) if measured else ""
-    text += "".join(f"- **{name}** has no metrics and is not counted.\n" for name in missing)
-    text += "".join(f"- **{name}** failed and is not counted.\n" for name in failed)
+    text += "".join(f"- **{_plain(name)}** has no metrics and is not counted.\n" for name in missing)
+    text += "".join(f"- **{_plain(name)}** failed and is not counted.\n" for name in failed)
     # Bytes: the same on every platform, whatever encoding its terminal has.
     sys.stdout.buffer.write(text.encode("utf-8"))
     sys.stdout.flush()

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from stages.dataset.folds import SPLITS
 from stages.dataset.pixels import PixelStore
-from stages.files import SPLITS
 
 SIDE = 24
 HASH = f"phash, {SIDE}×{SIDE} bits"

@@ -1,9 +1,13 @@
 """Folds: groups of lesions that never share a lesion, each with the dataset's mix of diagnoses."""
 
+from pathlib import Path
+
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from stages.errors import InputError
+from stages.files import read_csv
+
+SPLITS = ("train", "val", "test")
 
 # Pairs of HAM10000's images that show one lesion under two lesion ids (the last five digits of ISIC_00xxxxx):
 # Abhishek et al., Scientific Data 12:196, 2025.
@@ -55,6 +59,8 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
     Raises:
         InputError: a diagnosis has fewer lesions than there are folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # takes seconds, and only `split` needs it
+
     images = images.sort_values("image_id")
     groups = lesion_groups(images)
     lesions = groups.groupby(images["dx"]).nunique()
@@ -75,3 +81,25 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
 def split_of(fold: pd.Series, test_fold: int, val_fold: int) -> pd.Series:
     """The split of each image: `test` and `val` for their folds, `train` for all others."""
     return fold.map(lambda number: {test_fold: "test", val_fold: "val"}.get(number, "train")).rename("split")
+
+
+def read_split(path: Path, images: pd.DataFrame) -> pd.DataFrame:
+    """Read the table of the splits.
+
+    Args:
+        path: what `split` wrote.
+        images: the manifest of the prepared images.
+
+    Returns:
+        Columns image_id, lesion_id, fold and split, in the order of `images`.
+
+    Raises:
+        InputError: it is missing or damaged, or of other images.
+    """
+    table = read_csv(path, ["image_id", "lesion_id", "fold", "split"])
+    if not table[["image_id", "lesion_id"]].equals(images[["image_id", "lesion_id"]]):
+        raise InputError(f"{path} is not of the prepared images; `dvc repro` makes it again")
+    unknown = table["split"][~table["split"].isin(SPLITS)]
+    if len(unknown):
+        raise InputError(f"{path}: unknown split {unknown.iloc[0]!r}; it must be one of {', '.join(SPLITS)}")
+    return table

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from stages.config import DataConfig
 from stages.dataset.augmentation import draw
+from stages.dataset.folds import read_split
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
 from stages.dataset.taxonomy import class_names, class_of
 from stages.errors import InputError
-from stages.files import SPLITS, read_csv
 
 # The rest is for the network: activations of a batch are larger than its images.
 LARGEST_SHARE_OF_GPU_MEMORY = 0.5
@@ -55,12 +55,7 @@ class SplitImages:
     """
 
     def __init__(self, store: PixelStore, split: str, split_file: Path, num_classes: int) -> None:
-        assignment = read_csv(split_file, ["image_id", "lesion_id", "fold", "split"])
-        if list(assignment["image_id"]) != list(store.manifest["image_id"]):
-            raise InputError(f"{split_file} is not of the prepared images; `dvc repro` makes it again")
-        unknown = sorted(set(assignment["split"]) - set(SPLITS))
-        if unknown:
-            raise InputError(f"{split_file}: unknown split {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
+        assignment = read_split(split_file, store.manifest)
         self.store = store
         self.num_classes = num_classes
         self.indices = np.flatnonzero(assignment["split"] == split)

@@ -13,6 +13,8 @@ from stages.dataset.taxonomy import DIAGNOSES
 from stages.dataset.translation import (
     COLUMNS,
     GROUND_TRUTH,
+    LONGEST,
+    MOST_SHOWN,
     OPTIONAL_COLUMNS,
     UNKNOWN,
     check_mappings,
@@ -26,6 +28,7 @@ from stages.errors import InputError
 
 # Ids become file names, table cells and HTML: nothing in them may mean anything there.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_AGE = re.compile(r"[0-9]{1,3}(\.[0-9]*)?")  # float() takes 5_5 and Arabic digits, too
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _./()-]{0,99}")
 
 
@@ -43,7 +46,7 @@ def find_metadata(data_dir: Path) -> Path:
     for name in ("HAM10000_metadata.csv", "HAM10000_metadata"):
         if (data_dir / name).is_file():
             return data_dir / name
-    tables = sorted(data_dir.glob("*.csv"))
+    tables = sorted(path for path in data_dir.glob("*.csv") if path.is_file())
     others = [table for table in tables if not table.name.endswith(GROUND_TRUTH)]
     if len(tables) == 2 and len(others) == 1:
         return others[0]
@@ -118,7 +121,8 @@ def read_metadata(
 def _check_header(path: Path, header: list[str]) -> None:
     """Check the header of a table that has HAM10000's columns."""
     problems = [f"column {name} is missing" for name in COLUMNS if name not in header]
-    problems += [f"column {name!r} is not known" for name in header if name not in COLUMNS + OPTIONAL_COLUMNS]
+    unknown = [name for name in header if name not in COLUMNS + OPTIONAL_COLUMNS]
+    problems += [f"column {name[:LONGEST]!r} is not known" for name in unknown[:MOST_SHOWN]]
     if problems:
         expected = f"expected are {', '.join(COLUMNS)} and, if you have it, {', '.join(OPTIONAL_COLUMNS)}"
         raise InputError(f"{path}: {'; '.join(problems)}; {expected}, or data.columns must name yours")
@@ -141,13 +145,8 @@ def _row_problems(row: dict[str, str]) -> list[str]:
         row[column] = row[column] or UNKNOWN
         if not _TEXT.fullmatch(row[column]):
             problems.append(f"{column} is {row[column]!r}; it must be plain words")
-    if row["age"]:
-        try:
-            valid = 0 <= float(row["age"]) <= 120
-        except ValueError:
-            valid = False
-        if not valid:
-            problems.append(f"age is {row['age']!r}; it must be years from 0 to 120, or empty")
+    if row["age"] and not (_AGE.fullmatch(row["age"]) and float(row["age"]) <= 120):
+        problems.append(f"age is {row['age']!r}; it must be years from 0 to 120, or empty")
     return problems
 
 

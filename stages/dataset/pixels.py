@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError
+from stages.dataset.taxonomy import DIAGNOSES
+from stages.errors import InputError, printable
 from stages.files import read_csv
 
 # A fixed number of images in the table's order: images added at its end change only the last shards.
@@ -52,26 +53,43 @@ class PixelStore:
 
     def __init__(self, folder: Path) -> None:
         self.manifest = read_csv(folder / MANIFEST, MANIFEST_COLUMNS)
-        if self.manifest.empty:
-            raise InputError(f"{folder / MANIFEST} lists no images; `dvc repro` makes it again")
+        self._check_manifest(folder / MANIFEST)
         self.image_size = 0  # until the first shard tells
         self._shards = [
             (shard_path(folder, shard), self._check(shard_path(folder, shard), len(rows)))
             for shard, rows in self.manifest.groupby("shard")
         ]
 
+    def _check_manifest(self, path: Path) -> None:
+        table = self.manifest
+        if table.empty:
+            raise InputError(f"{path} lists no images; `dvc repro` makes it again")
+        ids = table[["image_id", "lesion_id"]]
+        problems = {
+            "an image has no image_id or lesion_id": ids.isna().any(axis=None),
+            "an image_id stands in it twice": ids["image_id"].duplicated().any(),
+            f"dx is not always one of {', '.join(DIAGNOSES)}": not table["dx"].isin(list(DIAGNOSES)).all(),
+            "age is not always a number": not pd.api.types.is_numeric_dtype(table["age"]),
+            "a text is empty": table[["dx_type", "sex", "localization", "dataset"]].isna().any(axis=None),
+            # Reading goes by the position, as `add_places` counts it.
+            "shard and row do not count the images": not table[MANIFEST_COLUMNS].equals(add_places(table)),
+        }
+        if found := [problem for problem, there in problems.items() if there]:
+            raise InputError(f"{path}: {'; '.join(found)}; `dvc repro` makes it again")
+
     def _check(self, path: Path, count: int) -> int:
         """Where the pixels start in a shard, in bytes."""
         try:
             pixels = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}); `dvc repro` makes it again") from None
+        except Exception as error:  # a header is parsed as Python, and fails with whatever Python has for it
+            raise InputError(f"{path} cannot be read ({printable(error)}); `dvc repro` makes it again") from None
         if not self.image_size and pixels.ndim == 4:
             self.image_size = pixels.shape[1]
-        if pixels.dtype != np.uint8 or pixels.shape != (count, self.image_size, self.image_size, 3):
+        shape = (count, self.image_size, self.image_size, 3)
+        if pixels.dtype != np.uint8 or pixels.shape != shape or not pixels.flags.c_contiguous:
             raise InputError(
-                f"{path} holds {pixels.dtype} {pixels.shape}, not {count} square RGB images of the same size as the "
-                "other shards; `dvc repro` makes it again"
+                f"{path} holds {pixels.dtype} {pixels.shape}, not {count} square RGB images, one behind the other, of "
+                "the size of those in the other shards; `dvc repro` makes it again"
             )
         return pixels.offset
 

@@ -30,6 +30,7 @@ ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK")
 GROUND_TRUTH = "_GroundTruth.csv"
 MISSING = {"", "na", "n/a", "nan", "none", "null", UNKNOWN}  # how tables of others say that a cell is empty
 MOST_SHOWN = 30  # columns in a message
+LONGEST = 100  # characters of a column's name there
 
 Rows = list[tuple[int, dict[str, str]]]  # a row's number, as a spreadsheet counts, and its cells by column
 
@@ -58,7 +59,10 @@ def read_rows(path: Path) -> tuple[list[str], Rows, list[str]]:
     Raises:
         InputError: the file is no CSV file in UTF-8, or a column stands in it twice.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         header = next(reader, [])
@@ -70,7 +74,7 @@ def read_rows(path: Path) -> tuple[list[str], Rows, list[str]]:
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}, in line {reader.line_num}") from None
     if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise InputError(f"{path}: column {', '.join(twice)} stands twice")
+        raise InputError(f"{path}: column {', '.join(name[:LONGEST] for name in twice[:MOST_SHOWN])} stands twice")
     rows, problems = [], []
     for number, line in lines:
         if len(line) == len(header):
@@ -142,8 +146,8 @@ def _column_names(path: Path, header: list[str], columns: Mapping[str, str | Non
 
 def _shown(header: list[str]) -> str:
     if len(header) < 2:
-        return f"its header is {','.join(header)!r}, where commas must separate the columns"
-    names = [name if name.isprintable() else repr(name) for name in header[:MOST_SHOWN]]
+        return f"its header is {','.join(header)[: MOST_SHOWN * LONGEST]!r}, where commas must separate the columns"
+    names = [name if name.isprintable() else repr(name) for name in (name[:LONGEST] for name in header[:MOST_SHOWN])]
     return f"its columns are {', '.join(names)}{', …' if len(header) > MOST_SHOWN else ''}"
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from stages.errors import InputError
 from stages.evaluation.predictions import Predictions
-from stages.files import read_csv, replacing, write_array, write_csv
+from stages.files import read_array, read_csv, replacing, write_array, write_csv
 
 KINDS = ("found", "missed", "false alarm")
 CASES = "cases.csv"
@@ -78,12 +78,14 @@ def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
         InputError: a file is missing, damaged, or not of the other.
     """
     cases = read_csv(folder / CASES, ["case", "image_id"])
+    unknown = cases["case"][~cases["case"].isin(KINDS)]
+    if len(unknown):
+        raise InputError(
+            f"{folder / CASES}: unknown case {unknown.iloc[0]!r}; it must be one of {', '.join(KINDS)}: "
+            "`dvc repro` makes it again"
+        )
     path = folder / HEATMAPS
-    try:
-        with path.open("rb") as file:
-            heatmaps = np.lib.format.read_array(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); `dvc repro` makes it again") from None
+    heatmaps = read_array(path)
     if heatmaps.dtype != np.uint8 or heatmaps.ndim != 3 or len(heatmaps) != len(cases):
         raise InputError(
             f"{path} holds {heatmaps.dtype} {heatmaps.shape}, not a uint8 heatmap for each of the {len(cases)} rows of "

@@ -43,6 +43,8 @@ def _curve(path: Path) -> pd.DataFrame:
     try:
         values = table.iloc[:, -1].map(float)  # a value that is no number is logged as nan, which stays text
         steps = table["step"].astype(int)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path} is not a curve of numbers ({error}); `dvc repro` makes it again") from None
+    if table.empty or table.shape[1] < 2 or not steps.is_monotonic_increasing:
+        raise InputError(f"{path} is not a curve over rising steps; `dvc repro` makes it again")
     return pd.DataFrame({"step": steps, "value": values})

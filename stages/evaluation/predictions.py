@@ -98,6 +98,10 @@ def read_predictions(path: Path) -> Predictions:
     for column in ("image_id", "lesion_id"):
         if table[column].isna().any():
             raise InputError(f"{path}: an image has no {column}; `dvc repro` makes it again")
+    if table["image_id"].duplicated().any():
+        raise InputError(f"{path}: an image stands in it twice; `dvc repro` makes it again")
+    if not (table["split"] == "test").any():
+        raise InputError(f"{path} has no image in the split test; `dvc repro` makes it again")
     predictions = Predictions(table, names)
     unknown = set(table["label"]) - set(names)
     if unknown:

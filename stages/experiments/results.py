@@ -1,13 +1,11 @@
 """What an experiment holds, read from its commit through DVC: nothing is checked out."""
 
-import json
+import math
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML, YAMLError
-
-from stages.config import PARAMS
+from stages.config import PARAMS, parse_yaml
 from stages.errors import InputError
-from stages.files import EVALUATION
+from stages.files import EVALUATION, parse_json
 
 LOCK = "dvc.lock"
 
@@ -45,9 +43,13 @@ def read_experiment(name: str) -> Experiment:
         if not any(dep["path"] == out or dep["path"].startswith(f"{out}/") for out in made)
     }
     try:
-        return Experiment(name, parameters, None if metrics is None else json.loads(metrics), sources)
+        parsed = None if metrics is None else parse_json(metrics)
     except ValueError as error:
         raise InputError(f"{name}:{EVALUATION.as_posix()} is not JSON ({error})") from None
+    values = parsed.values() if isinstance(parsed, dict) else [parsed]
+    if not all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in values):
+        raise InputError(f"{name}:{EVALUATION.as_posix()} holds no numbers by name")
+    return Experiment(name, parameters, parsed, sources)
 
 
 def list_experiments() -> tuple[list[str], list[str]]:
@@ -100,9 +102,9 @@ def parse(content: bytes | None, name: str, path: str) -> dict[str, Any]:
         InputError: it is none.
     """
     try:
-        parsed = YAML(typ="safe", pure=True).load((content or b"").decode("utf-8")) or {}
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}:{path} is not YAML ({' '.join(str(error).split())})") from None
+        parsed = parse_yaml(content or b"") or {}
+    except ValueError as error:
+        raise InputError(f"{name}:{path} is not YAML ({error})") from None
     if not isinstance(parsed, dict):
         raise InputError(f"{name}:{path} holds no keys")
     return parsed

@@ -12,9 +12,10 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.config import Config
+from stages.dataset.folds import SPLITS
 from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
 from stages.figures.wording import ATTRIBUTES, NOTHING, fill_in, in_order, rounded_percent
-from stages.files import SPLITS, replacing
+from stages.files import replacing
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "captum", "numpy", "dvc")
 REFERENCE_STANDARDS = {

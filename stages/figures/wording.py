@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
+from stages.errors import printable
 from stages.evaluation.subgroups import SMALLEST_JUDGED
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -121,5 +122,5 @@ def in_order(metrics: dict) -> list[tuple[str, Metric, dict]]:
 
 
 def plain(text: str) -> str:
-    """Text that means nothing in Markdown, inside a table too."""
-    return "".join(f"\\{character}" if character in r"\`*_[]<>|#&~" else character for character in text)
+    """Text of one line that means nothing in Markdown, inside a table too."""
+    return "".join(f"\\{character}" if character in r"\`*_[]<>|#&~" else character for character in printable(text))

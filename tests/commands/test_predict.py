@@ -21,7 +21,7 @@ from stages.commands.predict import main
 from stages.dataset.taxonomy import MALIGNANT, class_names
 from stages.errors import InputError
 from stages.evaluate import evaluate_model
-from stages.files import PREPARED, SPLIT, read_csv
+from stages.files import PREPARED, SPLIT, read_csv, write_csv
 from stages.prepare import prepare_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,8 @@ def test_an_image_gets_the_probabilities_that_evaluate_writes_for_it(workspace, 
     for number, image_id in enumerate(ids):
         (dataset.folder / f"{image_id}.jpg").write_bytes(picture(number))
     config = quick(**{"data.data_dir": str(dataset.folder)})
-    prepare_dataset(config.data, PREPARED)
+    manifest = prepare_dataset(config.data, PREPARED)
+    write_csv(SPLIT, read_csv(SPLIT, []).assign(lesion_id=manifest["lesion_id"]))
     predictions, calibration, _ = evaluate_model(config)
     save_calibration(calibration)
     capsys.readouterr()
@@ -194,7 +195,7 @@ def test_unreadable_files_are_listed_with_the_reason_and_the_others_predicted(ru
     np.testing.assert_allclose(table["malignant_probability"], expected["malignant_probability"], atol=1e-6)
 
 
-@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_archive_does_not_stop_the_rest(run, photos, packing):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", packing) as archive:

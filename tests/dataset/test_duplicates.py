@@ -40,7 +40,9 @@ def store_of(tmp_path):
     def make(pictures: list[Image.Image], name: str = "prepared") -> PixelStore:
         ids = [f"I{number:03d}" for number in range(len(pictures))]
         table = pd.DataFrame({"image_id": ids, "lesion_id": [f"L{image_id}" for image_id in ids]})
-        manifest = add_places(table.assign(dx="nv", dx_type="histo", age=50.0, sex="male", localization="", dataset=""))
+        manifest = add_places(
+            table.assign(dx="nv", dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
+        )
         write_csv(tmp_path / name / MANIFEST, manifest)
         for shard, rows in manifest.groupby("shard"):
             np.save(shard_path(tmp_path / name, shard), np.stack([np.asarray(pictures[row]) for row in rows.index]))

@@ -197,7 +197,7 @@ def test_a_damaged_member_of_an_archive_is_a_problem_of_that_image(tmp_path):
     found, problems = find_images(tmp_path)
     assert problems == []
     with ImageReader() as reader:
-        with pytest.raises(ImageProblem, match="cannot be read"):
+        with pytest.raises(ImageProblem, match="cannot be unpacked"):
             reader.read(found["a"])
         assert reader.read(found["b"]) == b"the bytes of b"
 

@@ -13,7 +13,7 @@ def folder(tmp_path, monkeypatch):
     """Eleven prepared images in shards of four; every pixel of an image is its number."""
     monkeypatch.setattr(pixels, "IMAGES_PER_SHARD", 4)
     columns = {name: ["x"] * 11 for name in MANIFEST_COLUMNS if name not in ("shard", "row")}
-    table = pd.DataFrame(columns | {"image_id": [f"I{number}" for number in range(11)], "age": 5.0})
+    table = pd.DataFrame(columns | {"image_id": [f"I{number}" for number in range(11)], "dx": "nv", "age": 5.0})
     manifest = add_places(table)
     write_csv(tmp_path / MANIFEST, manifest)
     for shard, rows in manifest.groupby("shard"):
@@ -95,3 +95,29 @@ def test_a_missing_or_cut_off_shard_is_refused_with_its_name(folder, length):
 def test_a_folder_that_was_not_prepared_is_refused_with_how_to_do_it(tmp_path):
     with pytest.raises(InputError, match=r"manifest\.csv does not exist; `dvc repro` makes it"):
         PixelStore(tmp_path)
+
+
+def test_a_shard_in_another_order_is_refused_for_its_bytes_would_show_other_images(folder):
+    path = shard_path(folder, 1)
+    np.save(path, np.asfortranarray(np.load(path)))
+    with pytest.raises(InputError, match=r"pixels-00001.npy holds uint8 .*one behind the other"):
+        PixelStore(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("shard", lambda column: column[::-1], "shard and row do not count the images"),
+        ("row", lambda column: column.where(column != 3, 2), "shard and row do not count the images"),
+        ("shard", lambda column: column.astype(float), "shard and row do not count the images"),
+        ("image_id", lambda column: column.where(column != "I3", "I2"), "an image_id stands in it twice"),
+        ("image_id", lambda column: column.where(column != "I3"), "an image has no image_id or lesion_id"),
+        ("dx", lambda column: column.where(column.index != 3, "naevus"), "dx is not always one of akiec"),
+        ("age", lambda column: column.astype(str).where(column.index != 3, "old"), "age is not always a number"),
+    ],
+)
+def test_a_manifest_that_prepare_did_not_write_is_refused(folder, column, values, expected):
+    table = PixelStore(folder).manifest
+    write_csv(folder / MANIFEST, table.assign(**{column: list(values(table[column]))}))
+    with pytest.raises(InputError, match=f"manifest.csv: .*{expected}.*; `dvc repro` makes it again"):
+        PixelStore(folder)
