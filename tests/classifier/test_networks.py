@@ -244,3 +244,8 @@ def test_a_file_without_weights_is_refused_with_its_name(tmp_path, content):
 def test_the_statistics_of_pixels_are_no_part_of_the_weights():
     network = NormalizedNetwork(BaselineCNN(2), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     assert not {"mean", "std"} & set(network.state_dict())
+
+
+def test_a_size_that_a_network_cannot_be_built_for_is_refused():
+    with pytest.raises(InputError, match=r"xcit_nano_12_p8_224 cannot be built for images of 17 pixels .*image_size"):
+        build_network("xcit_nano_12_p8_224", 2, 17)
