@@ -72,6 +72,7 @@ def test_a_sound_file_is_read(sound, name):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_spoilt_file_is_read_rightly_or_refused_with_its_name(sound, name):
+    Path("/tmp/hostile-out").unlink(missing_ok=True)
     outside = sorted(sound.parent.iterdir())
     target, messages = TARGETS[name], []
 
@@ -315,7 +316,7 @@ def test_aliases_that_stand_for_endless_text_are_not_written_out(params, tmp_pat
     path.write_text(laughing() + "\n" + path.read_text())
     with pytest.raises(InputError, match="its aliases stand for too much"):
         load_config(path)
-    assert parameters_in(path.read_bytes()) == {}, "so that a report does not quote them"
+    assert len(parameters_in(path.read_bytes())) == 0, "so that a report does not quote them"
 
 
 @pytest.mark.parametrize("text", ['"a\\0b"', '"a\\nb"', '"\\e[2J"', '"\\ud800"'])
