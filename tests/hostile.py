@@ -454,7 +454,9 @@ def altered_checkpoint(data: bytes, random: Random) -> bytes:
         case 0:
             del state[random.choice(sorted(state))]
         case 1:
-            state["metrics"] = {random.choice(("../out", "/tmp/hostile-out", "a/../../out")): "text"}
+            state["metrics"] = {
+                random.choice(("../out", "/tmp/hostile-out", "a/../../out", "\0", "", "x" * 300)): "text"
+            }
         case 2:
             state["metrics"] = random.choice((None, [], [1], {1: "text"}, {"a": 1}))
         case 3:

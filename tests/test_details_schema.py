@@ -97,8 +97,9 @@ def test_what_an_external_validation_does_not_have_may_be_null(details, key):
 def test_a_number_that_does_not_exist_has_no_interval_and_a_share_lies_between_0_and_1(details):
     details["test"]["metrics"]["accuracy"] = {"value": None, "interval": None}
     assert VALIDATOR.is_valid(details)
-    details["test"]["metrics"]["accuracy"] = {"value": 0.5, "interval": [0.4]}
-    assert not VALIDATOR.is_valid(details)
+    for value, interval in ((0.5, [0.4]), (0.5, None), (None, [0.4, 0.6])):
+        details["test"]["metrics"]["accuracy"] = {"value": value, "interval": interval}
+        assert not VALIDATOR.is_valid(details)
     details["test"]["metrics"]["accuracy"] = {"value": 0.5, "interval": [0.4, 0.6]}
     details["calibration"]["threshold"] = 1.5
     assert not VALIDATOR.is_valid(details)

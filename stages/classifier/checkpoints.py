@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -32,6 +33,7 @@ from stages.errors import DiskFullError, InputError, printable
 from stages.files import replacing
 
 CHECKPOINT = "last.ckpt"
+_FILE_NAME = re.compile(r"\w[\w .-]{0,99}")
 _KEYS = {"epoch", "batch", "steps", "module", "optimizer", "progress", "best", "early_stopping", "random", "metrics"}
 # Of trainings that did not end: there may be a queue of them.
 UNFINISHED_KEPT = 10
@@ -301,17 +303,18 @@ def _read(path: Path) -> dict:
     except Exception as error:  # of the archive, of what is pickled in it, and of tensors: there is no list of them
         reason = printable(str(error).partition("\n")[0][:200])
     else:
-        names = state.get("metrics") if isinstance(state, dict) and state.keys() == _KEYS else None
-        if isinstance(names, dict) and all(
-            isinstance(text, str) and not _leads_out(name) for name, text in names.items()
-        ):
+        files = state.get("metrics") if isinstance(state, dict) and state.keys() == _KEYS else None
+        if isinstance(files, dict) and all(map(_is_metrics_file, files.items())):
             return state
         reason = "it holds something else"
     raise InputError(f"{path} is no checkpoint ({reason}); delete it, or set training.resume=false")
 
 
-def _leads_out(name: object) -> bool:
-    return not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts
+def _is_metrics_file(item: tuple[object, object]) -> bool:
+    """Whether these are a path below a folder and a text to write there."""
+    name, text = item
+    parts = name.split("/") if isinstance(name, str) else []
+    return bool(parts) and isinstance(text, str) and all(_FILE_NAME.fullmatch(part) for part in parts)
 
 
 def _random_state(device: torch.device) -> dict:
