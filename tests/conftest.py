@@ -314,7 +314,8 @@ def interrupted(workspace, bytes_below):
         command = [sys.executable, "-m", "stages.train"]
 
         def run() -> tuple[str, list[dict[str, bytes]]]:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout, [bytes_below(place) for place in (MODELS, TRAINING_METRICS)]
 
         _, whole = run()

@@ -25,6 +25,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from stages.classifier.distributed import is_first_process
 from stages.classifier.hardware import describe_hardware
 from stages.classifier.packing import Packed, pack, unpack
 from stages.classifier.step import STEPS_AHEAD
@@ -128,6 +129,8 @@ class Checkpoints(Callback):
         """Put DVCLive's files back as they were; whether there is anything to go on from."""
         if self._state is None:
             return False
+        if not is_first_process():
+            return True
         # What was logged behind the checkpoint is logged again.
         shutil.rmtree(self._metrics, ignore_errors=True)
         for name, text in self._state["metrics"].items():

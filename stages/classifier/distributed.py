@@ -1,7 +1,15 @@
 """Several processes that train one network: Lightning starts and connects them, the step averages their gradients."""
 
+import os
+
 import torch.distributed
 from pytorch_lightning.strategies import DDPStrategy
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that train together, before Lightning has connected them."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 class AveragedGradients(DDPStrategy):

@@ -34,7 +34,7 @@ def _at_epoch_ends(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
     """The values of a curve at the ends of the epochs."""
     if len(curve) == len(steps):  # also where an epoch is one step: DVCLive writes step 0 as a later one
         return curve["value"]
-    return pd.merge_asof(steps.to_frame(), curve, on="step")["value"]
+    return pd.merge_asof(steps.sort_values().to_frame(), curve.sort_values("step"), on="step")["value"]
 
 
 def _curve(path: Path) -> pd.DataFrame:
@@ -45,6 +45,7 @@ def _curve(path: Path) -> pd.DataFrame:
         steps = table["step"].astype(int)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{path} is not a curve of numbers ({error}); `dvc repro` makes it again") from None
-    if table.empty or table.shape[1] < 2 or not steps.is_monotonic_increasing:
+    # DVCLive writes step 0 as a later one.
+    if table.empty or table.shape[1] < 2 or not steps.iloc[1:].is_monotonic_increasing:
         raise InputError(f"{path} is not a curve over rising steps; `dvc repro` makes it again")
     return pd.DataFrame({"step": steps, "value": values})

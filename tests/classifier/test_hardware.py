@@ -18,6 +18,7 @@ NOT_COMPUTING = {
     "dvc",
     "dvc-s3",
     "filelock",
+    "jsonschema",
     "nvidia-ml-py",
     "optuna",
     "psutil",
