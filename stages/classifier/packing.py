@@ -72,7 +72,10 @@ def _parts(flat: Tensor, layouts: list[tuple[tuple[int, ...], tuple[int, ...]]])
 
 def unpack(content: dict) -> dict:
     """What was packed, its tensors on the CPU."""
-    tensors = {name: _parts(flat, content["layouts"][name]) for name, flat in content["flat"].items()}
+    tensors = {
+        name: [part.clone() for part in _parts(flat, content["layouts"][name])]  # aligned, each with memory of its own
+        for name, flat in content["flat"].items()
+    }
     return _restore(content["structure"], tensors)
 
 
