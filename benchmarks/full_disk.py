@@ -27,8 +27,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from benchmarks.kills import LOCK_FILE, PARAMETERS, STAGES, contents, finish, forget, start
-from benchmarks.predict import processor
 from benchmarks.sweep import clone, set_parameters
+from stages.classifier.hardware import processor
 from stages.files import write_json
 
 RESULT = Path("benchmarks/results/full_disk.json")

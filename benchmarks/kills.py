@@ -36,10 +36,11 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
-from benchmarks.predict import processor
-from benchmarks.sweep import QUICK, clone, set_parameters
+from benchmarks.sweep import clone, set_parameters
+from stages.classifier.hardware import processor
 from stages.errors import LOCK
 from stages.files import ENVIRONMENT, write_json
+from tests.clone import QUICK
 
 RESULT = Path("benchmarks/results/kills.json")
 STAGES = ("prepare", "split", "train", "evaluate", "plot")

@@ -25,17 +25,11 @@ from typing import NamedTuple
 
 from stages.classifier.hardware import processor
 from stages.files import write_json
+from tests.clone import QUICK, overrides
 
 RESULT = Path("benchmarks/results/sweep.json")
 GOAL = 1.3
 SEEDS = (1, 2, 3, 4)
-QUICK = {
-    "model.name": "baseline_cnn",
-    "model.variant": "null",
-    "model.pretrained": "false",
-    "training.max_epochs": "1",
-    "data.image_size": "32",
-}
 
 
 class Cost(NamedTuple):
@@ -82,8 +76,7 @@ def set_parameters(folder: Path, parameters: dict[str, object]) -> None:
 
 def main() -> None:
     argparse.ArgumentParser(description="Measure a sweep of 4 experiments against 4 times `dvc repro`.").parse_args()
-    options = [option for name, value in QUICK.items() for option in ("-S", f"{name}={value}")]
-    options += ["-S", f"training.seed={','.join(map(str, SEEDS))}"]
+    options = overrides(training__seed=",".join(map(str, SEEDS)))
     repros, load = [], [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as temporary:
         alone, swept = clone(Path(temporary) / "alone"), clone(Path(temporary) / "swept")

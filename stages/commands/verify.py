@@ -16,15 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
-
 from stages.commands.compare import RevisionFiles, one_line
 from stages.commands.contents import Unlike, largest_difference
 from stages.commands.snapshots import environment_differences
+from stages.config import parse_yaml
 from stages.errors import InputError, run
+from stages.experiments.results import LOCK
 from stages.files import ENVIRONMENT
 
-LOCK = "dvc.lock"
 TOLERANCE = 1e-5  # a few of the last of the six decimals that metrics have
 STATUSES = IDENTICAL, WITHIN, DIFFERENT = "identical", "within", "different"
 LISTED = 5  # changed files of the workspace that a line names
@@ -164,7 +163,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _read_lock(clone: Path, revision: str) -> dict:
     try:
-        return YAML(typ="safe", pure=True).load((clone / LOCK).read_text(encoding="utf-8"))["stages"]
+        return parse_yaml((clone / LOCK).read_bytes())["stages"]
     except FileNotFoundError:
         raise InputError(f"{revision} has no {LOCK}; name a revision in which a `dvc repro` is committed") from None
     except Exception as error:  # YAML's own, of a file that a merge has damaged
