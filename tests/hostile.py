@@ -27,6 +27,7 @@ from stages.classifier.calibration import CALIBRATION, Calibration, load_calibra
 from stages.classifier.checkpoints import CHECKPOINT, Checkpoints
 from stages.classifier.description import DESCRIPTION, ModelDescription, read_description
 from stages.classifier.networks import build_network, create_network
+from stages.classifier.packing import pack, unpack
 from stages.classifier.weights import WEIGHTS, load_model, save_model
 from stages.config import PARAMS, Config, DataConfig, ModelConfig, load_config
 from stages.dataset.folds import read_split
@@ -449,7 +450,7 @@ def altered_tensors(data: bytes, random: Random) -> bytes:
 
 def altered_checkpoint(data: bytes, random: Random) -> bytes:
     """A checkpoint that lacks something, or that would write metrics elsewhere."""
-    state = torch.load(io.BytesIO(data), weights_only=True)
+    state = unpack(torch.load(io.BytesIO(data), weights_only=True))
     match random.randrange(4):
         case 0:
             del state[random.choice(sorted(state))]
@@ -462,7 +463,7 @@ def altered_checkpoint(data: bytes, random: Random) -> bytes:
         case 3:
             state = random.choice((None, [], torch.zeros(3), "text"))
     file = io.BytesIO()
-    torch.save(state, file)
+    torch.save(pack(state).content if isinstance(state, dict) else state, file)
     return file.getvalue()
 
 
@@ -534,7 +535,7 @@ def lay_out(folder: Path) -> None:
     keys = ("epoch", "batch", "steps", "module", "optimizer", "progress", "best", "early_stopping", "random")
     (folder / "checkpoint").mkdir()
     state = dict.fromkeys(keys, 0) | {"module": {"a": torch.zeros(3)}, "metrics": {"plots/loss.tsv": "step\tloss\n"}}
-    torch.save(state, folder / "checkpoint" / CHECKPOINT)
+    torch.save(pack(state).content, folder / "checkpoint" / CHECKPOINT)
 
 
 def _decode(path: Path) -> None:
