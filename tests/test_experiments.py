@@ -64,6 +64,11 @@ def swept(clone):
     return clone
 
 
+def test_the_tests_of_a_group_share_a_process(request):
+    if hasattr(request.config, "workerinput"):  # where there is more than one
+        assert request.node.nodeid.endswith("@experiments")
+
+
 def test_a_queued_experiment_finds_a_dataset_that_dvc_tracks(swept):
     [baseline] = [entry for entry in json.loads(swept.dvc("exp", "show", "--json")) if entry["rev"] != "workspace"]
     [experiment] = baseline["experiments"]
@@ -103,7 +108,8 @@ def test_another_repository_gets_the_model_by_its_name(swept, tmp_path):
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     url = swept._git("remote", "get-url", "origin").strip()
     command = [sys.executable, "-m", "dvc", "artifacts", "get", url, "classifier", "--out", "model.safetensors"]
-    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+    got = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True, check=False)
+    assert got.returncode == 0, got.stderr
     model = (tmp_path / "model.safetensors").read_bytes()
     assert model == (swept.folder / "models/model.safetensors").read_bytes()
 
