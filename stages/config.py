@@ -189,6 +189,9 @@ class ModelConfig(Section):
     pretrained: bool = setting(True)
     weights: str | None = setting(None)
     dropout_rate: float = setting(0.2, at_least=0, below=1)
+    drop_path_rate: float = setting(0.0, at_least=0, below=1)
+    ensemble: int = setting(1, at_least=1, at_most=10)
+    ensemble_average: str = setting("predictions", choices=("predictions", "weights"))
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,8 @@ class TrainingConfig(Section):
     early_stopping_patience: int = setting(10, at_least=1)
     gradient_clip_val: float = setting(1.0, at_least=0)
     label_smoothing: float = setting(0.0, at_least=0, below=1)
-    class_balance: str = setting("none", choices=("none", "weights", "sampling"))
+    class_balance: str = setting("none", choices=("none", "weights", "sampling", "logits"))
+    class_balance_strength: float = setting(1.0, above=0, at_most=1)
     ema_decay: float = setting(0.0, at_least=0, below=1)
     precision: str | int = setting("auto", choices=("auto", 32, 16, "bf16"))
     compile: str = setting("auto", choices=("auto", "none", "graph", "inductor"))

@@ -1,12 +1,16 @@
-"""Train: fit a classifier on the training images; keep the epoch that the validation images like best.
+"""Train: fit a classifier, or several, on the training images; keep the epoch that the validation images like best.
 
 Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training/`, `data/augmented.npy` and
 `metrics/environment.json`.
 """
 
+import gc
 import math
 import os
+import shutil
+import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +19,11 @@ import torch
 from torch import Tensor
 
 from stages.classifier.checkpoints import checkpoint_folder, fingerprint, prune
-from stages.classifier.data import SkinLesionData
-from stages.classifier.engine import fit, prepare_hardware
+from stages.classifier.engine import Fit, fit
+from stages.classifier.ensemble import combine, metrics_of_member, prepare_member
 from stages.classifier.hardware import describe_environment
-from stages.classifier.loggers import log_results
-from stages.classifier.module import SkinLesionClassifier
-from stages.classifier.networks import architecture, pixel_statistics
+from stages.classifier.loggers import end_logging, log_results
+from stages.classifier.networks import Ensemble, NormalizedNetwork, architecture, pixel_statistics
 from stages.classifier.weights import ModelDescription, save_model
 from stages.config import Config, load_config
 from stages.dataset.augmentation import augment_batch, draw
@@ -48,8 +51,8 @@ class Training(NamedTuple):
 
     Attributes:
         description: what was written to `model.json`.
-        seconds: of fitting, with validation, checkpoints and loggers.
-        images_per_second: of the median epoch, validation excluded, all devices together.
+        seconds: of fitting all networks, with validation, checkpoints and loggers.
+        images_per_second: of a network's median epoch, validation excluded, all devices together; the median network's.
     """
 
     description: ModelDescription
@@ -65,7 +68,7 @@ def train_model(
     metrics: Path = TRAINING_METRICS,
     checkpoints: Path = CHECKPOINTS,
 ) -> Training | None:
-    """Train the network of `config.model` as `config.training` says, and write its best weights.
+    """Train the networks of `config.model` as `config.training` says, and write their best weights.
 
     Args:
         config: the parameters.
@@ -76,47 +79,62 @@ def train_model(
         checkpoints: folder for the checkpoints of trainings that did not end; below DVC's root, where there is one.
 
     Returns:
-        The best epoch and the speed; None in the processes that only help the first (`training.devices`).
+        The best epochs and the speed; None in the processes that only help the first (`training.devices`).
 
     Raises:
         InputError: a parameter or a file does not fit.
     """
     parent = os.getppid()
-    config = prepare_hardware(config)
-    store, classes = PixelStore(prepared), config.model.num_classes
-    train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
-    data = SkinLesionData(train, val, config)
-    module = SkinLesionClassifier(config, store.image_size, data.class_counts)
+    store = PixelStore(prepared)
+    train, val = (SplitImages(store, name, split, config.model.num_classes) for name in ("train", "val"))
     start = time.perf_counter()
-    folder = checkpoint_folder(checkpoints) / fingerprint(config, (prepared, split))
-    prune(folder.parent)
-    fitted = fit(module, data, config, folder, metrics)
-    if fitted is None:
+    root, folders, networks, fits = checkpoint_folder(checkpoints), [], [], []
+    prune(root)
+    for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
+        shutil.rmtree(other)
+    for number in range(config.model.ensemble):
+        module, data = prepare_member(config, number, train, val)
+        folders.append(root / fingerprint(module.config, (prepared, split)))
+        fitted = fit(module, data, module.config, folders[-1], metrics_of_member(metrics, number))
+        if fitted is not None:
+            networks.append(module.kept)
+            fits.append(fitted)
+        if number + 1 < config.model.ensemble:
+            end_logging(module)
+            del module, data
+            gc.collect()  # they, their trainer and the captured step hold each other, and the GPU's memory
+    if not fits:
         return None
-    name = architecture(config.model)
+    network = combine(networks, config, train)
+    description = _describe(network, fits, config, store.image_size)
+    save_model(network, description, models)
+    training = Training(
+        description, time.perf_counter() - start, statistics.median(one.throughput.images_per_second for one in fits)
+    )
+    best = {"best_epoch": fits[-1].epoch, "best_val_loss": fits[-1].val_loss}
+    log_results(module, data, network, models, best | {"images_per_second": training.images_per_second})
+    # Where `dvc` was killed, nobody takes the result: the next `dvc repro` comes to it from the last checkpoints.
+    if os.getppid() == parent:
+        for folder in folders:
+            prune(root, finished=folder)
+    return training
+
+
+def _describe(network: NormalizedNetwork | Ensemble, fits: list[Fit], config: Config, size: int) -> ModelDescription:
+    name, last = architecture(config.model), fits[-1]
     mean, std = pixel_statistics(name)
-    description = ModelDescription(
+    return ModelDescription(
         architecture=name,
-        classes=list(class_names(classes)),
-        image_size=store.image_size,
+        networks=len(network.members) if isinstance(network, Ensemble) else 1,
+        classes=list(class_names(config.model.num_classes)),
+        image_size=size,
         mean=list(mean),
         std=list(std),
-        epoch=fitted.epoch,
-        val_loss=fitted.val_loss,
-        batch_size=math.ceil(fitted.batch_size / fitted.parts),
-        accumulate_grad_batches=config.training.accumulate_grad_batches * fitted.parts,
+        epochs=[one.epoch for one in fits],
+        val_losses=[one.val_loss for one in fits],
+        batch_size=math.ceil(last.batch_size / last.parts),
+        accumulate_grad_batches=config.training.accumulate_grad_batches * last.parts,
     )
-    save_model(module.kept, description, models)
-    training = Training(description, time.perf_counter() - start, fitted.throughput.images_per_second)
-    log_results(
-        module,
-        data,
-        models,
-        {"best_epoch": fitted.epoch, "best_val_loss": fitted.val_loss, "images_per_second": training.images_per_second},
-    )
-    # Where `dvc` was killed, nobody takes the result: the next `dvc repro` comes to it from the last checkpoint.
-    prune(folder.parent, finished=folder if os.getppid() == parent else None)
-    return training
 
 
 def augmented_examples(images: SplitImages, config: Config) -> np.ndarray:
@@ -141,6 +159,10 @@ def _as_pixels(images: Tensor) -> Tensor:
     return (images * 255).round().byte().permute(0, 2, 3, 1)
 
 
+def _listed(values: Iterable) -> str:
+    return " and ".join(map(str, values))
+
+
 def main() -> None:
     config = load_config()
     training = train_model(config)
@@ -155,7 +177,8 @@ def main() -> None:
     )
     trained = training.description
     print(
-        f"{trained.architecture}: best epoch {trained.epoch + 1}, val_loss {trained.val_loss:.4f}, "
+        f"{trained.architecture}: best epoch {_listed(epoch + 1 for epoch in trained.epochs)}, "
+        f"val_loss {_listed(f'{loss:.4f}' for loss in trained.val_losses)}, "
         f"{training.images_per_second:.0f} images/s, {training.seconds:.1f} s"
     )
 

@@ -1,10 +1,12 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from dvc.repo import Repo
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from stages import train
@@ -48,10 +50,12 @@ def test_the_written_weights_are_those_of_the_lowest_val_loss(trained):
     cpu = torch.device("cpu")
     batches = (batch.images for batch in Batches(images, 8, cpu))
     probabilities = torch.from_numpy(predict_probabilities(network, batches, cpu, test_time_augmentation=False))
-    assert cross_entropy(probabilities.log(), images.labels).item() == pytest.approx(description.val_loss, abs=1e-5)
+    assert cross_entropy(probabilities.log(), images.labels).item() == pytest.approx(
+        description.val_losses[0], abs=1e-5
+    )
     losses = read_history(trained / TRAINING_METRICS)["val_loss"]
-    assert description.epoch == losses.idxmin()
-    assert description.val_loss == pytest.approx(losses.min(), abs=1e-6)
+    assert description.epochs == [losses.idxmin()]
+    assert description.val_losses == [pytest.approx(losses.min(), abs=1e-6)]
 
 
 def test_two_trainings_write_the_same_bytes_and_another_seed_others(train_below, tmp_path, bytes_below):
@@ -89,7 +93,42 @@ def test_training_starts_from_weights_of_an_earlier_one(train_below, trained, tm
     description = train_below(
         tmp_path, **{"model.weights": str(weights), "training.learning_rate": 1e-9, "training.max_epochs": 1}
     ).description
-    assert description.val_loss == pytest.approx(load_model(trained / MODELS)[1].val_loss, abs=0.1)
+    assert description.val_losses[0] == pytest.approx(load_model(trained / MODELS)[1].val_losses[0], abs=0.1)
+
+
+def test_the_networks_of_an_ensemble_are_those_of_its_seeds(train_below, tmp_path):
+    ensemble = train_below(tmp_path / "both", **{"model.ensemble": 2}).description
+    singles = [train_below(tmp_path / str(seed), **{"training.seed": seed}).description for seed in (0, 1)]
+    assert ensemble.networks == 2
+    assert ensemble.epochs == [single.epochs[0] for single in singles]
+    state = load_file(tmp_path / "both" / MODELS / "model.safetensors")
+    for seed in (0, 1):
+        for name, tensor in load_file(tmp_path / str(seed) / MODELS / "model.safetensors").items():
+            assert torch.equal(state[f"{seed}.{name}"], tensor)
+    assert {path.name for path in (tmp_path / "both" / TRAINING_METRICS).iterdir()} == {
+        "metrics.json", "plots", "network-2"
+    }  # fmt: skip
+    assert list((tmp_path / "both" / CHECKPOINTS).iterdir()) == []
+    # A smaller one leaves nothing of it.
+    train_below(tmp_path / "both")
+    assert not (tmp_path / "both" / TRAINING_METRICS / "network-2").exists()
+
+
+def test_networks_whose_weights_are_averaged_start_alike_and_become_one(train_below, quick, tmp_path):
+    changes = {"model.ensemble": 2, "model.ensemble_average": "weights", "training.max_epochs": 1}
+    # Nothing is learnt: both are where they started, and their mean as well.
+    still = train_below(tmp_path / "still", **changes, **{"training.learning_rate": 1e-12}).description
+    single = train_below(
+        tmp_path / "single", **{"training.max_epochs": 1, "training.learning_rate": 1e-12}
+    ).description  # fmt: skip
+    assert (still.networks, len(still.epochs)) == (1, 2)
+    mean, alone = (load_file(tmp_path / name / MODELS / "model.safetensors") for name in ("still", "single"))
+    learnt = [name for name in mean if "running" not in name and "batches" not in name]
+    for name in learnt:
+        torch.testing.assert_close(mean[name], alone[name], atol=1e-6, rtol=0)
+    # The statistics of its batches are those of one pass over the 42 training images.
+    assert mean["features.1.num_batches_tracked"] == math.ceil(42 / quick().evaluation.batch_size)
+    assert (still.val_losses[0], still.val_losses[1]) == pytest.approx(single.val_losses * 2, abs=0.1)
 
 
 def test_the_stage_leaves_nothing_but_its_outputs(workspace, capsys):

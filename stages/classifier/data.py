@@ -48,7 +48,7 @@ class SkinLesionData(LightningDataModule):
             Shuffle(
                 seed=training.seed,
                 augmentation=self.config.data if self.config.data.augment else None,
-                balanced=training.class_balance == "sampling",
+                balance=training.class_balance_strength if training.class_balance == "sampling" else 0.0,
                 repeated=training.overfit_batches > 0,
             ),
         )

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from stages.errors import InputError
 from stages.files import read_json
 
 DESCRIPTION = "model.json"
+MOST_NETWORKS = 10  # of an ensemble
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # no path, and no address of a hub
 
 
@@ -19,24 +21,26 @@ class ModelDescription:
 
     Attributes:
         architecture: timm's name of the network, or baseline_cnn.
+        networks: of this architecture, whose probabilities are averaged.
         classes: in the order of the outputs.
         image_size: pixels of a side of the square input.
         mean: of each colour, in [0, 1], subtracted from the input.
         std: of each colour, in [0, 1], that the input is divided by.
-        epoch: the epoch, from 0, whose weights these are.
-        val_loss: its cross-entropy on the validation fold, in nats.
+        epochs: of each network that was trained the epoch, from 0, whose weights were kept.
+        val_losses: the cross-entropy of each in that epoch on the validation fold, in nats.
         batch_size: images of one device that went through the network at a time, in the end: fewer than
             `training.batch_size` where the GPU's memory was too small.
         accumulate_grad_batches: how many of such batches made one step of the optimizer.
     """
 
     architecture: str
+    networks: int
     classes: list[str]
     image_size: int
     mean: list[float]
     std: list[float]
-    epoch: int
-    val_loss: float
+    epochs: list[int]
+    val_losses: list[float]
     batch_size: int
     accumulate_grad_batches: int
 
@@ -63,6 +67,9 @@ def read_description(path: Path) -> ModelDescription:
             and all(type(value) in (float, int) and lowest <= value <= 1 for value in values)
         )
 
+    def all_of(values: object, right: Callable[[object], bool]) -> bool:
+        return isinstance(values, list) and 0 < len(values) <= MOST_NETWORKS and all(map(right, values))
+
     name, size = content["architecture"], content["image_size"]
     known = [list(class_names(2)), list(class_names(7))]
     check("architecture", isinstance(name, str) and _NAME.fullmatch(name), "a network of timm")
@@ -70,8 +77,14 @@ def read_description(path: Path) -> ModelDescription:
     check("image_size", type(size) is int and 16 <= size <= 2048, "pixels, from 16 to 2048")
     check("mean", colours(content["mean"], 0.0), "three numbers from 0 to 1")
     check("std", colours(content["std"], 1e-3), "three numbers from 0.001 to 1")
-    for key, least in (("epoch", 0), ("batch_size", 1), ("accumulate_grad_batches", 1)):
-        check(key, type(content[key]) is int and content[key] >= least, f"a whole number, at least {least}")
-    loss = content["val_loss"]
-    check("val_loss", type(loss) in (float, int) and 0 <= loss < math.inf, "a number, at least 0")
+    for key in ("networks", "batch_size", "accumulate_grad_batches"):
+        check(key, type(content[key]) is int and content[key] >= 1, "a whole number, at least 1")
+    epochs, losses = content["epochs"], content["val_losses"]
+    check("epochs", all_of(epochs, lambda it: type(it) is int and it >= 0), "whole numbers, at least 0")
+    check(
+        "val_losses",
+        all_of(losses, lambda it: type(it) in (float, int) and 0 <= it < math.inf) and len(losses) == len(epochs),
+        "numbers, at least 0, as many as epochs",
+    )
+    check("networks", content["networks"] in (1, len(epochs)), f"1 or {len(epochs)}, the number of epochs")
     return ModelDescription(**content)

@@ -7,18 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from stages.classifier.networks import NormalizedNetwork
+from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.dataset.augmentation import as_float
 from stages.dataset.taxonomy import malignant_classes
 
 
 def gradcam_heatmaps(
-    network: NormalizedNetwork, images: Tensor, classes: tuple[str, ...], device: torch.device
+    network: NormalizedNetwork | Ensemble, images: Tensor, classes: tuple[str, ...], device: torch.device
 ) -> np.ndarray | None:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of the log-odds of malignancy at the network's last feature maps.
 
     The log-odds are the logsumexp of the malignant logits minus that of the benign ones: the same question for 2 and 7
     classes, and unlike a probability it does not saturate, so that a confident prediction has a gradient too.
+
+    Of an ensemble, the mean of its networks' heatmaps.
 
     A heatmap says where evidence lies within one image, not how much of it there is: each has its own scale. It is as
     coarse as the feature maps, 5 × 5 for EfficientNet-Lite0 at 144 pixels.
@@ -38,19 +40,30 @@ def gradcam_heatmaps(
     # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
     network = deepcopy(network).to(device).eval().requires_grad_(False)
     inputs = as_float(images.to(device))
-    layer = _last_feature_maps(network, inputs[:1])
-    if layer is None:
-        return None
     malignant = torch.tensor([name in malignant_classes(len(classes)) for name in classes], device=device)
 
-    def log_odds(batch: Tensor) -> Tensor:
-        logits = network(batch)
-        return logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
+    def heatmaps_of(member: nn.Module) -> Tensor | None:
+        layer = _last_feature_maps(member, inputs[:1])
+        if layer is None:
+            return None
 
-    evidence = LayerGradCam(log_odds, layer).attribute(inputs, relu_attributions=True).detach()
-    heatmaps = interpolate(evidence, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
-    largest = heatmaps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return (heatmaps / largest * 255).round().byte().cpu().numpy()
+        def log_odds(batch: Tensor) -> Tensor:
+            logits = member(batch)
+            return logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
+
+        evidence = LayerGradCam(log_odds, layer).attribute(inputs, relu_attributions=True).detach()
+        return _scaled(interpolate(evidence, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0])
+
+    each = [heatmaps_of(member) for member in (network.members if isinstance(network, Ensemble) else [network])]
+    if each[0] is None:
+        return None
+    heatmaps = each[0] if len(each) == 1 else _scaled(torch.stack(each).mean(dim=0))
+    return (heatmaps * 255).round().byte().cpu().numpy()
+
+
+def _scaled(heatmaps: Tensor) -> Tensor:
+    """Heatmaps (n, height, width) whose largest value is 1, or 0 where all are."""
+    return heatmaps / heatmaps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 @torch.no_grad()

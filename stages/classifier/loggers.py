@@ -9,6 +9,7 @@ import torch
 from dvclive.lightning import DVCLiveLogger
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.model_summary import ModelSummary
+from torch import nn
 
 from stages.classifier.data import SkinLesionData
 from stages.classifier.module import SkinLesionClassifier
@@ -68,24 +69,37 @@ def _weights_and_biases(config: Config) -> WandbLogger:
     return logger
 
 
-def log_results(module: SkinLesionClassifier, data: SkinLesionData, models: Path, metrics: dict) -> None:
+def end_logging(module: SkinLesionClassifier) -> None:
+    """End the run of Weights & Biases, if it logs: the next network of an ensemble has a run of its own."""
+    for run in _runs(module):
+        run.finish()
+
+
+def log_results(
+    module: SkinLesionClassifier,
+    data: SkinLesionData,
+    network: nn.Module,
+    models: Path,
+    metrics: dict,
+) -> None:
     """Give Weights & Biases, if it logs, what DVC keeps of a training, and pictures of the validation images.
 
     The model's files, the number of parameters, the confusion matrix and some images with their probabilities.
 
     Args:
-        module: after `fit`, with the weights that are kept.
+        module: after `fit`.
         data: its images.
+        network: with the weights that are kept, maps images to logits as the module does.
         models: folder of the written model.
         metrics: of the whole training, by name.
     """
-    runs = [logger.experiment for logger in module.loggers if isinstance(logger, WandbLogger)]
+    runs = _runs(module)
     if not runs:
         return
     import wandb
 
     run, classes = runs[0], list(class_names(data.val_images.num_classes))
-    probabilities = _val_probabilities(module, data)
+    probabilities = _val_probabilities(network.to(module.device), data, module.device)
     labels, predicted = data.val_images.labels, probabilities.argmax(dim=1)
     summary = ModelSummary(module, max_depth=2)
     run.summary.update(
@@ -108,6 +122,10 @@ def log_results(module: SkinLesionClassifier, data: SkinLesionData, models: Path
     run.finish()
 
 
+def _runs(module: SkinLesionClassifier) -> list:
+    return [logger.experiment for logger in module.loggers if isinstance(logger, WandbLogger)]
+
+
 def _sample_table(data: SkinLesionData, probabilities: torch.Tensor, classes: list[str]) -> "wandb.Table":  # noqa: F821
     import wandb
 
@@ -128,9 +146,8 @@ def _sample_table(data: SkinLesionData, probabilities: torch.Tensor, classes: li
 
 
 @torch.inference_mode()
-def _val_probabilities(module: SkinLesionClassifier, data: SkinLesionData) -> torch.Tensor:
+def _val_probabilities(network: nn.Module, data: SkinLesionData, device: torch.device) -> torch.Tensor:
     """Probabilities of every validation image, not calibrated, shape (images, classes)."""
-    device = module.device
-    module.eval()
+    network.eval()
     batches = Batches(data.val_images, data.batch_size, device)
-    return torch.cat([module(as_float(batch.images)).softmax(dim=1).cpu() for batch in batches])
+    return torch.cat([network(as_float(batch.images)).softmax(dim=1).cpu() for batch in batches])

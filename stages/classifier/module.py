@@ -32,7 +32,7 @@ class SkinLesionClassifier(LightningModule):
     Args:
         config: which network, and how to fit it.
         image_size: pixels of a side of its images.
-        class_counts: training images of each class, shape (classes,); for `training.class_balance: weights`.
+        class_counts: training images of each class, shape (classes,); for `training.class_balance`.
 
     Attributes:
         network: what is trained.
@@ -51,11 +51,17 @@ class SkinLesionClassifier(LightningModule):
         decay = config.training.ema_decay
         self.average = WeightAverage(self.network, decay) if decay else None
         self.val_acc = MulticlassAccuracy(config.model.num_classes, average="micro", validate_args=False)
-        weights = None
-        if config.training.class_balance == "weights":
-            # Every class counts as much as any other, and the mean weight of the training images is 1.
-            weights = class_counts.sum() / (len(class_counts) * class_counts)
+        training, weights, adjustment = config.training, None, None
+        if class_counts is not None:
+            class_counts = class_counts.clamp(min=1)
+        if training.class_balance == "weights":
+            # At full strength every class counts as much as any other; the mean weight of the training images is 1.
+            weights = class_counts.float() ** -training.class_balance_strength
+            weights *= class_counts.sum() / (class_counts * weights).sum()
+        if training.class_balance == "logits":
+            adjustment = training.class_balance_strength * (class_counts / class_counts.sum()).log()
         self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("logit_adjustment", adjustment, persistent=False)
         self.take_step: TrainingStep | None = None
         self._learning_rate: LearningRate | None = None
         self._reader = LossReader()
@@ -82,8 +88,12 @@ class SkinLesionClassifier(LightningModule):
             exact = batch.images.device.type == "cpu" or training.precision == 32
             dtype = torch.float32 if exact else torch.float16
             pixels, targets = augment_batch(batch.images, targets, batch.draws, self.config.data, dtype)
+        logits = self._logits(network, pixels)
+        if self.logit_adjustment is not None:
+            # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: frequencies are no task of the network.
+            logits = logits + self.logit_adjustment
         return cross_entropy(
-            self._logits(network, pixels),
+            logits,
             targets,
             weight=self.class_weights,
             label_smoothing=training.label_smoothing,

@@ -1,7 +1,9 @@
 """Networks by name and variant, with or without ImageNet weights."""
 
 import importlib
+import math
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from stages.config import ModelConfig
@@ -69,6 +72,22 @@ class NormalizedNetwork(nn.Module):
         return self.backbone(normalized)
 
 
+class Ensemble(nn.Module):
+    """Networks whose class probabilities are averaged.
+
+    Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, NIPS 2017.
+    """
+
+    def __init__(self, members: Iterable[NormalizedNetwork]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes): logs of the mean probabilities."""
+        each = torch.stack([member(images).log_softmax(dim=1) for member in self.members])
+        return each.logsumexp(dim=0) - math.log(len(self.members))
+
+
 def architecture(config: ModelConfig) -> str:
     """The full name of the network: timm's, or `baseline_cnn`.
 
@@ -107,19 +126,26 @@ def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return published.mean, published.std
 
 
-def build_network(name: str, num_classes: int, image_size: int, dropout_rate: float = 0.0) -> NormalizedNetwork:
+def build_network(
+    name: str, num_classes: int, image_size: int, dropout_rate: float = 0.0, drop_path_rate: float = 0.0
+) -> NormalizedNetwork:
     """The network `name` with random weights, for square images of `image_size` pixels.
 
     Raises:
-        InputError: it cannot be built for images of this size.
+        InputError: it cannot be built for images of this size, or has no residual branches to skip.
     """
     if name == BASELINE:
+        _check_drop_path(name, drop_path_rate)
         backbone = BaselineCNN(num_classes, dropout_rate)
     else:
         options = _size_options(name, image_size)
+        if drop_path_rate:
+            options["drop_path_rate"] = drop_path_rate
         try:
             backbone = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
         except Exception as error:  # each architecture has its own complaints of a size
+            if "drop_path_rate" in str(error):
+                _check_drop_path(name, drop_path_rate)
             raise InputError(
                 f"{name} cannot be built for images of {image_size} pixels ({printable(error)}); "
                 "choose another data.image_size or model.name"
@@ -127,7 +153,14 @@ def build_network(name: str, num_classes: int, image_size: int, dropout_rate: fl
         # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features,
         # training starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
         backbone.reset_classifier(num_classes)
+        if not any(isinstance(layer, DropPath) for layer in backbone.modules()):
+            _check_drop_path(name, drop_path_rate)
     return NormalizedNetwork(backbone, *pixel_statistics(name)).to(memory_format=torch.channels_last)
+
+
+def _check_drop_path(name: str, rate: float) -> None:
+    if rate:
+        raise InputError(f"model.drop_path_rate is {rate}, but {name} cannot skip branches: set it to 0")
 
 
 def _size_options(name: str, image_size: int) -> dict[str, int]:
@@ -146,7 +179,7 @@ def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
         raise InputError(
             f"model.pretrained is true, but {BASELINE} has no published weights: set model.pretrained=false"
         )
-    network = build_network(name, config.num_classes, image_size, config.dropout_rate)
+    network = build_network(name, config.num_classes, image_size, config.dropout_rate, config.drop_path_rate)
     if config.weights is not None:
         _load_backbone(network.backbone, _weights_from_file(Path(config.weights)), f"model.weights {config.weights!r}")
     elif config.pretrained:

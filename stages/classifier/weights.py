@@ -6,25 +6,34 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from stages.classifier.description import DESCRIPTION, ModelDescription, read_description
-from stages.classifier.networks import NormalizedNetwork, build_network, is_network
+from stages.classifier.networks import Ensemble, NormalizedNetwork, build_network, is_network
 from stages.errors import InputError, printable
 from stages.files import MODELS, replacing, write_json
 
 WEIGHTS = "model.safetensors"
 
 
-def save_model(network: NormalizedNetwork, description: ModelDescription, folder: Path = MODELS) -> None:
+def save_model(network: NormalizedNetwork | Ensemble, description: ModelDescription, folder: Path = MODELS) -> None:
     """Write the weights and the description to `folder`."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.backbone.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(network).items()}
     with replacing(folder / WEIGHTS) as partial:
         # Not `save_file`: a full disk would be an error of its own kind, whatever the cause.
         partial.write_bytes(save(state, metadata={"format": "pt"}))
     write_json(folder / DESCRIPTION, asdict(description))
 
 
-def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork, ModelDescription]:
+def _tensors(network: NormalizedNetwork | Ensemble) -> dict[str, Tensor]:
+    """The state of a backbone under timm's names; of an ensemble's, each with its number before them."""
+    if isinstance(network, NormalizedNetwork):
+        return network.backbone.state_dict()
+    states = [_tensors(member) for member in network.members]
+    return {f"{number}.{name}": tensor for number, state in enumerate(states) for name, tensor in state.items()}
+
+
+def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, ModelDescription]:
     """Read the model that `save_model` wrote, ready to predict.
 
     Raises:
@@ -35,7 +44,11 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork, ModelDescripti
         raise InputError(
             f"{folder / DESCRIPTION}: architecture is {description.architecture!r}; it must be a network of timm"
         )
-    network = build_network(description.architecture, len(description.classes), description.image_size)
+    members = [
+        build_network(description.architecture, len(description.classes), description.image_size)
+        for _ in range(description.networks)
+    ]
+    network = Ensemble(members) if len(members) > 1 else members[0]
     path = folder / WEIGHTS
     try:
         state = load_file(path)
@@ -44,15 +57,18 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork, ModelDescripti
     except (OSError, SafetensorError, KeyError) as error:  # the last of numbers that PyTorch does not know
         raise InputError(f"{path} is no safetensors file ({printable(error)}); `dvc repro` makes it again") from None
     # Names, shapes and types: loading would turn whole numbers into fractions without a word.
-    expected, found = (_outline(tensors) for tensors in (network.backbone.state_dict(), state))
-    if found != expected:
-        raise InputError(f"{path} does not hold a {description.architecture}; `dvc repro` makes both again")
-    network.backbone.load_state_dict(state)
+    places = _tensors(network)
+    if _outline(state) != _outline(places):
+        what = description.architecture if len(members) == 1 else f"{len(members)} {description.architecture}"
+        raise InputError(f"{path} does not hold a {what}; `dvc repro` makes both again")
+    for name, tensor in places.items():
+        tensor.copy_(state[name])
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (description.mean, description.std))
-    network.mean.copy_(mean)
-    network.std.copy_(std)
+    for member in members:
+        member.mean.copy_(mean)
+        member.std.copy_(std)
     return network.eval(), description
 
 
-def _outline(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def _outline(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

@@ -75,13 +75,14 @@ class Shuffle(NamedTuple):
     Attributes:
         seed: of the order and of augmentation.
         augmentation: what augmentation draws for; None where nothing is augmented.
-        balanced: draw classes equally often, with replacement, instead of every image once.
+        balance: draw images with replacement, those of a class in inverse proportion to this power of its size: 1 draws
+            all classes equally often. 0: every image comes once.
         repeated: the order and the augmentation of the first epoch in every epoch.
     """
 
     seed: int
     augmentation: DataConfig | None = None
-    balanced: bool = False
+    balance: float = 0.0
     repeated: bool = False
 
 
@@ -175,9 +176,9 @@ class Batches:
         if self.shuffle is None:
             return np.arange(self.rank, count, self.world_size), None
         random = np.random.default_rng([self.shuffle.seed, epoch])
-        if self.shuffle.balanced:
+        if self.shuffle.balance:
             labels = self.images.labels.numpy()
-            chance = 1 / np.bincount(labels)[labels]
+            chance = np.bincount(labels)[labels] ** -self.shuffle.balance
             order = random.choice(count, count, p=chance / chance.sum())
         else:
             order = random.permutation(count)

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import optuna
@@ -222,7 +223,7 @@ def objective(name: str, metric: str) -> float | None:
     if content is None:
         raise InputError(f"{name} has no {path}")
     values = json.loads(content)
-    metrics = {LOSS: values["val_loss"]} if metric == LOSS else values["val"]["metrics"]
+    metrics = {LOSS: mean(values["val_losses"])} if metric == LOSS else values["val"]["metrics"]
     if metric not in metrics:
         raise InputError(f"--metric {metric}: {name} has {LOSS}, {', '.join(metrics)}")
     return metrics[metric]

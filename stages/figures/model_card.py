@@ -147,7 +147,7 @@ def _metadata(details: dict, description: dict, config: Config, source: Source) 
 
 
 def _in_timm(description: dict) -> bool:
-    return description["architecture"] != "baseline_cnn"
+    return description["architecture"] != "baseline_cnn" and description["networks"] == 1
 
 
 def _parameters(config: Config) -> dict:

@@ -1,6 +1,7 @@
 """A training that was stopped goes on to the bits of one that was not."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -138,8 +139,45 @@ def test_a_training_that_was_left_behind_is_not_done_again(train, outputs, capsy
     assert outputs("left") == outputs("whole")
 
 
+@pytest.mark.parametrize("average", ["predictions", "weights"])
+def test_an_ensemble_goes_on_with_the_network_that_was_killed(train, outputs, capsys, monkeypatch, average):
+    changes = {"model.ensemble": 3, "model.ensemble_average": average, "model.dropout_rate": 0.5}
+    train("whole", **changes)
+    trained = SkinLesionClassifier.on_train_start
+
+    def killed_in(number):
+        """Die at the start of the second epoch of the network of this number."""
+        seen = iter(range(10))
+
+        def start(module):
+            trained(module)
+            if next(seen) == number:
+                step = module.training_step
+
+                def step_or_die(batch, batch_idx):
+                    if module.global_step == 7:
+                        raise Killed
+                    return step(batch, batch_idx)
+
+                module.training_step = step_or_die
+
+        return start
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SkinLesionClassifier, "on_train_start", killed_in(1))
+        with pytest.raises(Killed):
+            train("killed", **changes)
+    capsys.readouterr()
+    train("killed", **changes)
+    # Of the first network only the last epoch is trained again.
+    assert re.findall(r"epoch (\d), batch 1", capsys.readouterr().out) == ["3", "2"]
+    assert outputs("killed") == outputs("whole")
+
+
 @pytest.mark.parametrize(
-    "change", [{"training.seed": 1}, {"training.resume": False}, {"model.dropout_rate": 0.3}], ids=str
+    "change",
+    [{"training.seed": 1}, {"training.resume": False}, {"model.dropout_rate": 0.3}, {"model.ensemble": 2}],
+    ids=str,
 )
 def test_another_training_never_goes_on_from_it(train, capsys, change):
     with pytest.raises(Killed):

@@ -52,16 +52,30 @@ def test_two_processes_train_one_model_and_write_it_once(workspace, params, laun
     images = SplitImages(PixelStore(PREPARED), "val", SPLIT, 2)
     with torch.inference_mode():
         logits = torch.cat([network(as_float(batch.images)) for batch in Batches(images, 5, torch.device("cpu"))])
-    assert description.val_loss == pytest.approx(cross_entropy(logits, images.labels).item(), abs=2e-6)
+    assert description.val_losses[0] == pytest.approx(cross_entropy(logits, images.labels).item(), abs=2e-6)
     history = read_history(TRAINING_METRICS)
-    best = history.iloc[description.epoch]
+    best = history.iloc[description.epochs[0]]
     right = (logits.argmax(dim=1) == images.labels).float().mean().item()
-    assert (best["val_loss"], best["val_acc"]) == pytest.approx((description.val_loss, right), abs=2e-6)
+    assert (best["val_loss"], best["val_acc"]) == pytest.approx((description.val_losses[0], right), abs=2e-6)
     assert len(history) == 2
     # 42 images in steps of 2 × 4.
     steps = (TRAINING_METRICS / "plots/metrics/train/loss.tsv").read_text().splitlines()[-1].split()[0]
     assert int(steps) == 2 * 5 - 1
     assert json.loads((MODELS / "model.json").read_text())["batch_size"] == 4
+
+
+def test_two_processes_train_an_ensemble(workspace, params):
+    params(QUICK | {"training.max_epochs": "1", "model.ensemble": "2"})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.train"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.count("epoch 1/1"), done.stdout.count("best epoch")) == (2, 1)
+    network, description = load_model(MODELS)
+    assert (description.networks, description.epochs) == (2, [0, 0])
+    first, second = (member.backbone.classifier.weight for member in network.members)
+    assert not torch.equal(first, second)
 
 
 def test_two_processes_that_are_killed_go_on_to_the_same_bytes(workspace, params, interrupted):

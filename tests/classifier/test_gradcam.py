@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from stages.classifier.gradcam import gradcam_heatmaps
-from stages.classifier.networks import NormalizedNetwork, build_network
+from stages.classifier.networks import Ensemble, NormalizedNetwork, build_network
 from stages.dataset.augmentation import as_float
 from stages.dataset.taxonomy import class_names, malignant_classes
 
@@ -167,6 +167,18 @@ def test_heatmaps_are_those_of_the_published_formula(name, num_classes):
     assert found.shape == (3, SIZE, SIZE)
     assert np.abs(found - expected).max() <= 1
     assert len(np.unique(found)) > 50  # there is something to compare
+
+
+def test_an_ensemble_shows_the_mean_of_its_networks_heatmaps():
+    images = random_images()
+    members = [lively("baseline_cnn", 2), deepcopy(lively("baseline_cnn", 2))]
+    members[1].backbone.classifier.weight.data.neg_()  # sees evidence where the other sees its opposite
+    one, other = (heatmaps_of(member, images) / 255 for member in members)
+    expected = one + other
+    expected = (expected / expected.max(axis=(1, 2), keepdims=True) * 255).round()
+    found = heatmaps_of(Ensemble(members), images)
+    assert np.abs(found - expected).max() <= 2  # of two that were rounded
+    assert np.abs(found - one * 255).max() > 50
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -50,6 +50,22 @@ def test_class_weights_make_classes_count_alike_and_leave_the_mean_loss_its_size
     torch.testing.assert_close(weights[1], torch.full((2,), 40 / 20))
 
 
+def test_half_the_strength_weighs_by_the_root_of_the_frequency(batch):
+    weights = classifier(class_balance="weights", class_balance_strength=0.5).class_weights
+    assert (weights[1] / weights[0]).item() == pytest.approx((30 / 10) ** 0.5)
+    assert (COUNTS * weights).sum().item() == pytest.approx(40)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_an_adjusted_loss_is_that_of_logits_with_the_frequencies_added(batch, strength):
+    module = classifier(class_balance="logits", class_balance_strength=strength)
+    logits = module(as_float(batch.images))
+    # softmax(logits) ∝ p(class | image) / frequency^strength is what has the least loss.
+    adjusted = logits.softmax(dim=1) * torch.tensor([0.75, 0.25]) ** strength
+    expected = -(adjusted / adjusted.sum(dim=1, keepdim=True))[torch.arange(6), batch.labels].log()
+    torch.testing.assert_close(module.losses(module.network, batch), expected)
+
+
 def test_what_is_kept_is_the_average_where_there_is_one():
     plain, averaged = classifier(), classifier(ema_decay=0.9)
     assert plain.kept is plain.network

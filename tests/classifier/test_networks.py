@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from torch.nn.functional import cross_entropy
 
 from stages.classifier import networks
@@ -109,6 +110,21 @@ def test_the_baseline_says_what_to_set_if_asked_for_weights_or_a_variant():
 def test_the_dropout_rate_is_that_of_the_last_layer():
     assert create_network(config(dropout_rate=0.4), 32).backbone.dropout.p == 0.4
     assert create_network(config("resnet", 18, dropout_rate=0.4), 32).backbone.drop_rate == 0.4
+
+
+def test_branches_are_skipped_more_often_towards_the_end():
+    for name, variant in (("resnet", 18), ("efficientnet", "lite0")):
+        network = create_network(config(name, variant, drop_path_rate=0.4), 32)
+        rates = [layer.drop_prob for layer in network.modules() if isinstance(layer, DropPath)]
+        assert rates == sorted(rates)
+        assert 0 < rates[0] < rates[-1] <= 0.4
+
+
+@pytest.mark.parametrize(("name", "variant"), [("baseline_cnn", None), ("vgg", 11), ("densenet", 121)])
+def test_a_network_without_branches_refuses_to_skip_them(name, variant):
+    message = refusal(name, variant, drop_path_rate=0.1)
+    assert message.startswith("model.drop_path_rate is 0.1, but ")
+    assert message.endswith("cannot skip branches: set it to 0")
 
 
 # Pretrained weights

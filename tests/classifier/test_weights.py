@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.classifier.networks import build_network, pixel_statistics
+from stages.classifier.networks import Ensemble, build_network, pixel_statistics
 from stages.classifier.weights import DESCRIPTION, WEIGHTS, ModelDescription, load_model, save_model
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
@@ -15,9 +15,11 @@ from stages.errors import InputError
 NAME = "baseline_cnn"
 
 
-def description(name=NAME, classes=2):
+def description(name=NAME, classes=2, networks=1):
     mean, std = pixel_statistics(name)
-    return ModelDescription(name, list(class_names(classes)), 32, list(mean), list(std), 3, 0.25, 32, 1)
+    return ModelDescription(
+        name, networks, list(class_names(classes)), 32, list(mean), list(std), [3] * networks, [0.25] * networks, 32, 1
+    )
 
 
 def network(name=NAME, classes=2, seed=0):
@@ -50,6 +52,25 @@ def test_a_loaded_model_gives_the_bits_of_the_saved_one(tmp_path, name, classes)
         assert torch.equal(loaded(images), saved(images))
     assert loaded_description == description(name, classes)
     assert not loaded.training
+
+
+def test_an_ensemble_gives_the_mean_of_its_networks_probabilities(tmp_path):
+    members = [network(seed=seed) for seed in range(3)]
+    save_model(Ensemble(members), description(networks=3), tmp_path)
+    loaded, _ = load_model(tmp_path)
+    images = torch.rand(4, 3, 32, 32)
+    with torch.inference_mode():
+        expected = torch.stack([member(images).softmax(dim=1) for member in members]).mean(dim=0)
+        torch.testing.assert_close(loaded(images).softmax(dim=1), expected)
+        torch.testing.assert_close(loaded(images).exp().sum(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize(("saved", "described"), [(1, 2), (2, 1), (2, 3)])
+def test_an_ensemble_of_another_size_than_described_is_refused(tmp_path, saved, described):
+    members = [network(seed=seed) for seed in range(saved)]
+    save_model(Ensemble(members) if saved > 1 else members[0], description(networks=described), tmp_path)
+    what = NAME if described == 1 else f"{described} {NAME}"
+    assert refusal(tmp_path).startswith(f"{tmp_path / WEIGHTS} does not hold a {what}; `dvc repro`")
 
 
 def test_the_statistics_of_pixels_come_from_the_description(tmp_path):
@@ -130,8 +151,9 @@ def test_weights_and_a_description_of_different_networks_are_refused(folder, cha
             [[0.5, 0.5], [0.5] * 4, 0.5, None, "0.5", [0.5, 0.5, "0.5"], [0.5, math.nan, 0.5], [-0.1, 0, 0], [2, 0, 0]],
         ),
         ("std", [[0.5, 0.5], [0.0, 0.5, 0.5], [0.5, math.nan, 0.5], [math.inf, 1, 1], None, [True, True, True]]),
-        ("epoch", [-1, 1.5, "1", None, True]),
-        ("val_loss", [-0.1, math.nan, math.inf, "0.5", None, True]),
+        ("networks", [0, 2, 1.0, "1", None, True]),
+        ("epochs", [[-1], [1.5], ["1"], [None], [True], [], 1, None, [1] * 11]),
+        ("val_losses", [[-0.1], [math.nan], [math.inf], ["0.5"], [None], [True], [], 0.5, None, [0.1, 0.2]]),
     ],
 )
 def test_every_field_of_the_description_is_checked(folder, key, values):

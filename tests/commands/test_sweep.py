@@ -56,7 +56,7 @@ for folder in ("models", "metrics"):
 pathlib.Path("gpu.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
 pathlib.Path("metrics/evaluation.json").write_text(json.dumps({"auroc": 0.8 + fold / 100}))
 pathlib.Path("metrics/details.json").write_text(json.dumps({"val": {"metrics": {"auroc": 1 - abs(rate - 0.01)}}}))
-pathlib.Path("models/model.json").write_text(json.dumps({"val_loss": abs(rate - 0.01)}))
+pathlib.Path("models/model.json").write_text(json.dumps({"val_losses": [abs(rate - 0.01)]}))
 """
 
 # One group: each test has workers of its own, and the machine few cores.

@@ -119,11 +119,22 @@ def test_without_augmentation_nothing_is_drawn_and_the_order_is_the_same(images)
 def test_balanced_batches_hold_rare_classes_as_often_as_common_ones(images):
     labels = torch.cat([batch.labels for batch in Batches(images(), 42, CPU, Shuffle(0))])
     assert labels.float().mean() < 0.45
-    batches, drawn = Batches(images(), 42, CPU, Shuffle(0, balanced=True)), []
+    batches, drawn = Batches(images(), 42, CPU, Shuffle(0, balance=1.0)), []
     for epoch in range(30):
         batches.set_epoch(epoch)
         drawn += [batch.labels for batch in batches]
     assert torch.cat(drawn).float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_half_the_strength_balances_half_of_the_way(images):
+    share = images().labels.float().mean().item()
+    batches, drawn = Batches(images(), 42, CPU, Shuffle(0, balance=0.5)), []
+    for epoch in range(30):
+        batches.set_epoch(epoch)
+        drawn += [batch.labels for batch in batches]
+    # Classes of sizes a and b come as √a to √b.
+    odds = (share / (1 - share)) ** 0.5
+    assert torch.cat(drawn).float().mean().item() == pytest.approx(odds / (1 + odds), abs=0.03)
 
 
 def test_repeated_epochs_are_the_first_again(images):

@@ -21,8 +21,9 @@ DESCRIPTION = {
     "image_size": 64,
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
-    "epoch": 4,
-    "val_loss": 0.5,
+    "networks": 1,
+    "epochs": [4],
+    "val_losses": [0.5],
 }
 IDS = {"synthetic": ("SYN_{:07d}", "SYN_L{:06d}"), "ham10000": ("ISIC_{:07d}", "HAM_{:07d}"), "own": ("I{}", "L{}")}
 
