@@ -70,7 +70,9 @@ def command(
     folder: Path, network: NormalizedNetwork, size: int, calibration: Calibration, device: torch.device, threads: int
 ) -> np.ndarray:
     """What the command does between reading the model and its end."""
-    description = ModelDescription(ARCHITECTURE, list(class_names(2)), size, [0.5] * 3, [0.5] * 3, 0, 0.0)
+    description = ModelDescription(
+        ARCHITECTURE, 1, list(class_names(2)), size, [0.5] * 3, [0.5] * 3, [0], [0.0], [], 32, 1
+    )
     files, _ = find_files([folder])
     table, _ = predict_images(files, network, description, calibration, device, BATCH_SIZE, threads)
     write_csv(folder / "predictions.csv", table)

@@ -191,7 +191,16 @@ class ModelConfig(Section):
     dropout_rate: float = setting(0.2, at_least=0, below=1)
     drop_path_rate: float = setting(0.0, at_least=0, below=1)
     ensemble: int = setting(1, at_least=1, at_most=10)
+    ensemble_over: str = setting("seeds", choices=("seeds", "folds"))
     ensemble_average: str = setting("predictions", choices=("predictions", "weights"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ensemble > 1 and self.ensemble_over == "folds" and self.ensemble_average == "weights":
+            raise InputError(
+                "model.ensemble_average is 'weights' and model.ensemble_over 'folds': the mean has been trained on all "
+                "folds, and none is left to validate it; set ensemble_over to seeds, or ensemble_average to predictions"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from stages.classifier.calibration import Calibration, apply_temperature, save_c
 from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import predict_probabilities
+from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.classifier.weights import load_model
 from stages.config import Config, load_config
 from stages.dataset.loaders import Batches, SplitImages
@@ -81,25 +82,28 @@ def evaluate_model(
             "`dvc repro` trains for these"
         )
     settings, classes = config.evaluation, tuple(description.classes)
-    train, val, test = (SplitImages(store, name, split, len(classes)) for name in ("train", "val", "test"))
-    raw = {
-        images: predict_probabilities(
-            network,
-            (batch.images for batch in Batches(images, settings.batch_size, device)),
-            device,
-            settings.test_time_augmentation,
-        )
-        for images in (val, test)
-    }
-    calibration = fit_calibration(raw[val], val.labels.numpy(), settings)
+
+    def predict(part: NormalizedNetwork | Ensemble, images: SplitImages) -> np.ndarray:
+        batches = (batch.images for batch in Batches(images, settings.batch_size, device))
+        return predict_probabilities(part, batches, device, settings.test_time_augmentation)
+
+    train, test = (SplitImages(store, name, split, len(classes)) for name in ("train", "test"))
+    # Images that validate one network of an ensemble over folds have trained the others.
+    judges = zip(network.members, description.validation_folds) if description.validation_folds else [(network, None)]
+    val = [(part, SplitImages(store, "val", split, len(classes), fold)) for part, fold in judges]
+    raw_val = np.concatenate([predict(part, images) for part, images in val])
+    raw_test = predict(network, test)
+    val_labels = np.concatenate([images.labels for _, images in val])
+    calibration = fit_calibration(raw_val, val_labels, settings)
+    val_table = pd.concat([images.table for _, images in val], ignore_index=True)
     tables = [
         predictions_table(
-            images.table,
-            name,
-            [classes[number] for number in images.labels],
-            apply_temperature(raw[images], calibration.temperature),
+            table, name, [classes[number] for number in labels], apply_temperature(raw, calibration.temperature)
         )
-        for name, images in (("val", val), ("test", test))
+        for name, table, labels, raw in (
+            ("val", val_table, val_labels, raw_val),
+            ("test", test.table, test.labels, raw_test),
+        )
     ]
     predictions = Predictions(pd.concat(tables, ignore_index=True), classes)
     judged = predictions.of("test")
@@ -109,7 +113,7 @@ def evaluate_model(
         "bootstrap_replicates": settings.bootstrap_replicates,
         "calibration": asdict(calibration),
         "val": _summary(predictions.of("val")),
-        "test": judge(judged, raw[test], test.table, calibration, settings),
+        "test": judge(judged, raw_test, test.table, calibration, settings),
         "baselines": judge_baselines(
             judged, test.table, train.table, settings.bootstrap_replicates, settings.confidence
         ),

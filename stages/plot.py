@@ -168,7 +168,7 @@ def main() -> None:
 
     tables = draw_tables(test, details) | {"training": history}
     pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
-    pictures["training_curves"] = draw_training_curves(history, details, len(description["epochs"]))
+    pictures["training_curves"] = draw_training_curves(history, details, description)
     pictures["augmentation"] = draw_augmentation(read_examples(AUGMENTED))
     write_plots(PLOTS, tables, pictures)
     write_report(REPORT, details, PICTURES)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stages.classifier.checkpoints import checkpoint_folder, fingerprint, prune
 from stages.classifier.engine import Fit, fit
-from stages.classifier.ensemble import combine, metrics_of_member, prepare_member
+from stages.classifier.ensemble import choose_val_folds, combine, metrics_of_member, prepare_member
 from stages.classifier.hardware import describe_environment
 from stages.classifier.loggers import end_logging, log_results
 from stages.classifier.networks import Ensemble, NormalizedNetwork, architecture, pixel_statistics
@@ -86,13 +86,16 @@ def train_model(
     """
     parent = os.getppid()
     store = PixelStore(prepared)
-    train, val = (SplitImages(store, name, split, config.model.num_classes) for name in ("train", "val"))
+    val_folds = choose_val_folds(config.model, split, store.manifest)
     start = time.perf_counter()
     root, folders, networks, fits = checkpoint_folder(checkpoints), [], [], []
     prune(root)
     for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
         shutil.rmtree(other)
     for number in range(config.model.ensemble):
+        train, val = (
+            SplitImages(store, name, split, config.model.num_classes, val_folds[number]) for name in ("train", "val")
+        )
         module, data = prepare_member(config, number, train, val)
         folders.append(root / fingerprint(module.config, (prepared, split)))
         fitted = fit(module, data, module.config, folders[-1], metrics_of_member(metrics, number))
@@ -106,7 +109,7 @@ def train_model(
     if not fits:
         return None
     network = combine(networks, config, train)
-    description = _describe(network, fits, config, store.image_size)
+    description = _describe(network, fits, config, store.image_size, val_folds)
     save_model(network, description, models)
     training = Training(
         description, time.perf_counter() - start, statistics.median(one.throughput.images_per_second for one in fits)
@@ -120,7 +123,9 @@ def train_model(
     return training
 
 
-def _describe(network: NormalizedNetwork | Ensemble, fits: list[Fit], config: Config, size: int) -> ModelDescription:
+def _describe(
+    network: NormalizedNetwork | Ensemble, fits: list[Fit], config: Config, size: int, val_folds: list[int | None]
+) -> ModelDescription:
     name, last = architecture(config.model), fits[-1]
     mean, std = pixel_statistics(name)
     return ModelDescription(
@@ -132,6 +137,7 @@ def _describe(network: NormalizedNetwork | Ensemble, fits: list[Fit], config: Co
         std=list(std),
         epochs=[one.epoch for one in fits],
         val_losses=[one.val_loss for one in fits],
+        validation_folds=[] if None in val_folds else val_folds,
         batch_size=math.ceil(last.batch_size / last.parts),
         accumulate_grad_batches=config.training.accumulate_grad_batches * last.parts,
     )

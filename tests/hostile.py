@@ -507,7 +507,9 @@ def lay_out(folder: Path) -> None:
     write_json(folder / SPLIT_METRICS, {"leakage": LEAKAGE})
 
     torch.manual_seed(0)
-    description = ModelDescription("baseline_cnn", list(class_names(2)), SIZE, [0.5] * 3, [0.2] * 3, 0, 1.0, 32, 1)
+    description = ModelDescription(
+        "baseline_cnn", 1, list(class_names(2)), SIZE, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
+    )
     save_model(build_network("baseline_cnn", 2, SIZE), description, folder / MODELS)
     save_calibration(Calibration(False, 1.0, 0.4, 0.9, 0.5), folder / MODELS)
     random = np.random.default_rng(0)

@@ -57,6 +57,12 @@ def test_defaults_are_those_that_are_promised():
     )
 
 
+def test_weights_of_networks_that_validate_on_each_others_images_are_not_averaged(params):
+    path = params({"model.ensemble": "2", "model.ensemble_over": "folds", "model.ensemble_average": "weights"})
+    with pytest.raises(InputError, match=r"model\.ensemble_average is 'weights' and model\.ensemble_over 'folds'"):
+        load_config(path)
+
+
 def test_a_file_of_the_defaults_gives_the_defaults(params):
     assert load_config(params()) == Config()
 

@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 from stages import train
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
+from stages.dataset.folds import validated_on
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run
 from stages.evaluation.history import read_history
-from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS
+from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_csv, write_csv
 from stages.train import train_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -112,6 +113,28 @@ def test_the_networks_of_an_ensemble_are_those_of_its_seeds(train_below, tmp_pat
     # A smaller one leaves nothing of it.
     train_below(tmp_path / "both")
     assert not (tmp_path / "both" / TRAINING_METRICS / "network-2").exists()
+
+
+def test_each_network_of_an_ensemble_over_folds_leaves_another_one_out(train_below, tiny, quick, tmp_path):
+    changes = {"model.ensemble": 2, "model.ensemble_over": "folds"}
+    description = train_below(tmp_path / "both", **changes).description
+    table = read_csv(tiny.split, [])
+    first = int(table["fold"][table["split"] == "val"].iloc[0])
+    second = min(set(table["fold"][table["split"] == "train"]) & set(range(first + 1, 100)))
+    assert description.validation_folds == [first, second]
+    # The second is what a training of its own on that split and seed gives.
+    split = tmp_path / "split.csv"
+    write_csv(split, validated_on(table, second))
+    places = (tmp_path / "alone" / place for place in (MODELS, TRAINING_METRICS, CHECKPOINTS))
+    train_model(quick(**{"training.seed": 1}), tiny.folder, split, *places)
+    state = load_file(tmp_path / "both" / MODELS / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "alone" / MODELS / "model.safetensors").items():
+        assert torch.equal(state[f"1.{name}"], tensor)
+
+
+def test_more_networks_than_folds_are_refused(train_below, tmp_path):
+    with pytest.raises(InputError, match=r"model\.ensemble is 10 and .* 'folds', but .* only \d folds"):
+        train_below(tmp_path, **{"model.ensemble": 10, "model.ensemble_over": "folds"})
 
 
 def test_networks_whose_weights_are_averaged_start_alike_and_become_one(train_below, quick, tmp_path):

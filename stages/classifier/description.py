@@ -27,7 +27,9 @@ class ModelDescription:
         mean: of each colour, in [0, 1], subtracted from the input.
         std: of each colour, in [0, 1], that the input is divided by.
         epochs: of each network that was trained the epoch, from 0, whose weights were kept.
-        val_losses: the cross-entropy of each in that epoch on the validation fold, in nats.
+        val_losses: the cross-entropy of each in that epoch on its validation images, in nats.
+        validation_folds: of an ensemble over folds, the fold that each network was not trained but validated on; empty
+            where all have the split's validation images.
         batch_size: images of one device that went through the network at a time, in the end: fewer than
             `training.batch_size` where the GPU's memory was too small.
         accumulate_grad_batches: how many of such batches made one step of the optimizer.
@@ -41,6 +43,7 @@ class ModelDescription:
     std: list[float]
     epochs: list[int]
     val_losses: list[float]
+    validation_folds: list[int]
     batch_size: int
     accumulate_grad_batches: int
 
@@ -85,6 +88,12 @@ def read_description(path: Path) -> ModelDescription:
         "val_losses",
         all_of(losses, lambda it: type(it) in (float, int) and 0 <= it < math.inf) and len(losses) == len(epochs),
         "numbers, at least 0, as many as epochs",
+    )
+    folds = content["validation_folds"]
+    check(
+        "validation_folds",
+        folds == [] or (all_of(folds, lambda it: type(it) is int and it >= 0) and len(folds) == content["networks"]),
+        "empty, or a whole number for each network",
     )
     check("networks", content["networks"] in (1, len(epochs)), f"1 or {len(epochs)}, the number of epochs")
     return ModelDescription(**content)

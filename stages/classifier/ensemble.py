@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.optim.swa_utils import update_bn
 
@@ -12,9 +13,33 @@ from stages.classifier.data import SkinLesionData
 from stages.classifier.engine import prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.networks import Ensemble, NormalizedNetwork
-from stages.config import Config
+from stages.config import Config, ModelConfig
 from stages.dataset.augmentation import as_float
+from stages.dataset.folds import read_split, validation_folds
 from stages.dataset.loaders import Batches, SplitImages
+from stages.errors import InputError
+
+
+def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> list[int | None]:
+    """For each network of an ensemble the fold that it is validated on; None: the split's.
+
+    Args:
+        config: how many networks.
+        split: table of the splits.
+        images: the manifest of the prepared images.
+
+    Raises:
+        InputError: there are fewer folds than networks.
+    """
+    if config.ensemble == 1 or config.ensemble_over == "seeds":
+        return [None] * config.ensemble
+    folds = validation_folds(read_split(split, images))
+    if config.ensemble > len(folds):
+        raise InputError(
+            f"model.ensemble is {config.ensemble} and model.ensemble_over 'folds', but {split} has only {len(folds)} "
+            "folds that are not tested; lower it, or raise split.folds"
+        )
+    return folds[: config.ensemble]
 
 
 def prepare_member(

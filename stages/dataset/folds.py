@@ -83,6 +83,23 @@ def split_of(fold: pd.Series, test_fold: int, val_fold: int) -> pd.Series:
     return fold.map(lambda number: {test_fold: "test", val_fold: "val"}.get(number, "train")).rename("split")
 
 
+def validation_folds(table: pd.DataFrame) -> list[int]:
+    """The folds that are not tested, from the one that validates on.
+
+    Args:
+        table: what `read_split` gives.
+    """
+    folds = sorted(set(table["fold"][table["split"] != "test"]))
+    first = folds.index(table["fold"][table["split"] == "val"].min()) if (table["split"] == "val").any() else 0
+    return [int(fold) for fold in folds[first:] + folds[:first]]
+
+
+def validated_on(table: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """The table of the splits in which another fold validates and all that are neither it nor tested train."""
+    other = table["fold"].map(lambda number: "val" if number == fold else "train")
+    return table.assign(split=table["split"].where(table["split"] == "test", other))
+
+
 def read_split(path: Path, images: pd.DataFrame) -> pd.DataFrame:
     """Read the table of the splits.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.config import DataConfig
 from stages.dataset.augmentation import draw
-from stages.dataset.folds import read_split
+from stages.dataset.folds import read_split, validated_on
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
 from stages.dataset.taxonomy import class_names, class_of
@@ -43,6 +43,7 @@ class SplitImages:
         split: the split's name.
         split_file: the table that `split` wrote.
         num_classes: 2 for benign and malignant, 7 for the diagnoses.
+        val_fold: that validates instead of the one that the table says.
 
     Attributes:
         table: the rows of the manifest in the split.
@@ -54,8 +55,12 @@ class SplitImages:
         InputError: the table is not of the same images as the store, or has none in the split.
     """
 
-    def __init__(self, store: PixelStore, split: str, split_file: Path, num_classes: int) -> None:
+    def __init__(
+        self, store: PixelStore, split: str, split_file: Path, num_classes: int, val_fold: int | None = None
+    ) -> None:
         assignment = read_split(split_file, store.manifest)
+        if val_fold is not None:
+            assignment = validated_on(assignment, val_fold)
         self.store = store
         self.num_classes = num_classes
         self.indices = np.flatnonzero(assignment["split"] == split)

@@ -8,13 +8,13 @@ from matplotlib.ticker import MaxNLocator
 from stages.figures.style import BLUE, GAP, GREEN, GREY, ORANGE, describe, new_canvas, new_figure, show, side_of
 
 
-def draw_training_curves(history: pd.DataFrame, details: dict, networks: int = 1) -> Figure:
+def draw_training_curves(history: pd.DataFrame, details: dict, description: dict) -> Figure:
     """Loss, validation accuracy and learning rate against the epoch; the epoch that was kept is marked.
 
     Args:
         history: columns epoch, train_loss, val_loss, val_acc and learning_rate.
         details: what metrics/details.json holds of the validation images.
-        networks: that were trained, of which this is the first.
+        description: what models/model.json holds; of several networks this is the first.
     """
     figure, (loss, accuracy, rate) = new_figure(7, rows=3, sharex=True, gridspec_kw={"height_ratios": [2, 2, 1]})
     epoch = history["epoch"]
@@ -31,11 +31,12 @@ def draw_training_curves(history: pd.DataFrame, details: dict, networks: int = 1
         axes.axvline(kept, color=GREY, linestyle=":", linewidth=1.5)
     loss.legend()
     figure.align_ylabels()
+    networks, folds = len(description["epochs"]), description["validation_folds"]
     which = f", first of {networks} networks" if networks > 1 else ""
+    count = f"n = {details['val']['images']} validation images of {details['val']['lesions']} lesions"
     describe(
         figure, f"Training: epoch {kept} of {len(history)} was kept{which}",
-        f"n = {details['val']['images']} validation images of {details['val']['lesions']} lesions. "
-        "Dotted: their lowest loss.",
+        f"{f'Validation images: fold {folds[0]}' if folds else count}. Dotted: their lowest loss.",
     )  # fmt: skip
     return figure
 

@@ -17,8 +17,9 @@ NAME = "baseline_cnn"
 
 def description(name=NAME, classes=2, networks=1):
     mean, std = pixel_statistics(name)
+    epochs, losses, size, batch = [3] * networks, [0.25] * networks, 32, 32
     return ModelDescription(
-        name, networks, list(class_names(classes)), 32, list(mean), list(std), [3] * networks, [0.25] * networks, 32, 1
+        name, networks, list(class_names(classes)), size, list(mean), list(std), epochs, losses, [], batch, 1
     )
 
 
@@ -153,6 +154,7 @@ def test_weights_and_a_description_of_different_networks_are_refused(folder, cha
         ("std", [[0.5, 0.5], [0.0, 0.5, 0.5], [0.5, math.nan, 0.5], [math.inf, 1, 1], None, [True, True, True]]),
         ("networks", [0, 2, 1.0, "1", None, True]),
         ("epochs", [[-1], [1.5], ["1"], [None], [True], [], 1, None, [1] * 11]),
+        ("validation_folds", [[-1], [1.5], ["1"], [0, 1], 1, None, [True]]),
         ("val_losses", [[-0.1], [math.nan], [math.inf], ["0.5"], [None], [True], [], 0.5, None, [0.1, 0.2]]),
     ],
 )

@@ -45,7 +45,9 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     network = build_network("baseline_cnn", 7, 16)
-    description = ModelDescription("baseline_cnn", list(class_names(7)), 16, [0.5] * 3, [0.2] * 3, 0, 1.0, 32, 1)
+    description = ModelDescription(
+        "baseline_cnn", 1, list(class_names(7)), 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
+    )
     save_model(network, description, folder)
     save_calibration(CALIBRATION, folder)
     return folder
@@ -125,7 +127,9 @@ def test_the_probability_of_malignancy_is_that_of_the_malignant_diagnoses_togeth
 
 
 def test_an_image_right_at_the_threshold_is_malignant(tmp_path, photos, capsys):
-    description = ModelDescription("baseline_cnn", list(class_names(2)), 16, [0.5] * 3, [0.2] * 3, 0, 1.0, 32, 1)
+    description = ModelDescription(
+        "baseline_cnn", 1, list(class_names(2)), 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
+    )
     save_model(build_network("baseline_cnn", 2, 16), description, tmp_path / "even")
     # So high a temperature leaves no class more probable than the other.
     for threshold, decision in ((0.5, "malignant"), (0.500001, "benign")):

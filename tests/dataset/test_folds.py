@@ -3,7 +3,7 @@ import random
 import pandas as pd
 import pytest
 
-from stages.dataset.folds import KNOWN_DUPLICATES, assign_folds, lesion_groups, split_of
+from stages.dataset.folds import KNOWN_DUPLICATES, assign_folds, lesion_groups, split_of, validated_on, validation_folds
 from stages.errors import InputError
 
 COUNTS = {"nv": 150, "mel": 40, "bkl": 35, "df": 12}
@@ -119,3 +119,11 @@ def test_known_duplicates_share_a_fold(table):
 def test_the_held_out_folds_are_the_ones_chosen():
     fold = pd.Series([0, 1, 2, 3, 2])
     assert list(split_of(fold, test_fold=2, val_fold=0)) == ["val", "train", "test", "train", "test"]
+
+
+def test_folds_validate_in_turn_from_the_one_that_the_split_names_on():
+    fold = pd.Series([0, 1, 2, 3, 2])
+    table = pd.DataFrame({"fold": fold, "split": split_of(fold, test_fold=1, val_fold=2)})
+    assert validation_folds(table) == [2, 3, 0]
+    assert list(validated_on(table, 3)["split"]) == ["train", "test", "train", "val", "train"]
+    assert validated_on(table, 2).equals(table)

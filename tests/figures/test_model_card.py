@@ -24,6 +24,7 @@ DESCRIPTION = {
     "networks": 1,
     "epochs": [4],
     "val_losses": [0.5],
+    "validation_folds": [],
 }
 IDS = {"synthetic": ("SYN_{:07d}", "SYN_L{:06d}"), "ham10000": ("ISIC_{:07d}", "HAM_{:07d}"), "own": ("I{}", "L{}")}
 

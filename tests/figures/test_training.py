@@ -5,6 +5,7 @@ import pytest
 from stages.figures.training import draw_training_curves
 
 DETAILS = {"val": {"images": 30, "lesions": 12}}
+ONE = {"epochs": [3], "validation_folds": []}
 
 
 def history(epochs):
@@ -15,13 +16,22 @@ def history(epochs):
 
 @pytest.mark.parametrize("epochs", [1, 30])
 def test_training_is_drawn_of_any_number_of_epochs(words_of, epochs):
-    words = words_of(draw_training_curves(history(epochs), DETAILS))
+    words = words_of(draw_training_curves(history(epochs), DETAILS, ONE))
     assert "n = 30 validation images of 12 lesions" in words
 
 
 def test_training_names_the_epoch_that_was_kept():
     course = history(5)
     course["val_loss"] = [0.9, 0.5, 0.7, 0.4, float("nan")]
-    figure = draw_training_curves(course, DETAILS)
+    figure = draw_training_curves(course, DETAILS, ONE)
     assert "epoch 4 of 5 was kept" in figure.texts[0].get_text()
     assert set(figure.axes[1].lines[-1].get_xdata()) == {4}
+
+
+@pytest.mark.parametrize(
+    ("folds", "validated"), [([], "n = 30 validation images"), ([4, 5], "Validation images: fold 4")]
+)
+def test_of_an_ensemble_the_first_network_is_drawn_with_its_validation_images(words_of, folds, validated):
+    words = words_of(draw_training_curves(history(5), DETAILS, {"epochs": [3, 2], "validation_folds": folds}))
+    assert "first of 2 networks" in words
+    assert validated in words
