@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
-from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
 from stages.evaluation.calibration import weighted_gaps
 from stages.evaluation.headline import headline
-from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import SMALLEST_JUDGED, subgroup_table
 from stages.evaluation.uncertainty import DIGITS, Statistic, count_lesions, lesions_behind, replicate
 from stages.evaluation.weighted import weighted_areas
@@ -78,7 +77,7 @@ def compare_predictions(
     if problem := differences_of_test_sets(base, new):
         raise InputError(f"the predictions are of different test sets: {problem}")
     if base.classes != new.classes:
-        base, new = _of_malignancy(base), _of_malignancy(new)
+        base, new = base.benign_or_malignant, new.benign_or_malignant
     base, new = _in_order(base), _in_order(new)
     lesions, is_malignant = base.lesions, base.is_malignant
     decided = None not in thresholds
@@ -155,14 +154,6 @@ def _examples(ids: Sequence[str]) -> str:
 
 def _in_order(predictions: Predictions) -> Predictions:
     return Predictions(predictions.table.sort_values("image_id", ignore_index=True), predictions.classes)
-
-
-def _of_malignancy(predictions: Predictions) -> Predictions:
-    """The same predictions with the classes benign and malignant."""
-    names = class_names(2)
-    score = predictions.malignant_probability
-    labels = [names[malignant] for malignant in predictions.is_malignant.astype(int)]
-    return Predictions(predictions_table(predictions.table, "test", labels, np.stack([1 - score, score], 1)), names)
 
 
 def paired_replicates(base: Statistic, new: Statistic, lesions: np.ndarray, replicates: int) -> dict[str, Pair]:

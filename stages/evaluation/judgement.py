@@ -84,14 +84,20 @@ def judge(
 
         return estimate(statistic, lesions, config.bootstrap_replicates, config.confidence, of, gaps)
 
-    per_class = {"classes": measured["classes"]} if "classes" in measured else {}
+    def headline_of(judged: Predictions) -> dict:
+        return estimated(headline(judged, calibration.threshold), _gaps(judged.probabilities, judged.labels))
+
+    of_diagnoses = {}
+    if "classes" in measured:
+        two_classes = predictions.benign_or_malignant
+        of_diagnoses = {"malignancy": {"metrics": headline_of(two_classes)}, "classes": measured["classes"]}
     return {
         "images": len(lesions),
         "lesions": counts[0],
         "malignant_images": int(is_malignant.sum()),
         "malignant_lesions": counts[1],
-        "metrics": estimated(headline(predictions, calibration.threshold), _gaps(predictions.probabilities, labels)),
-        **per_class,
+        "metrics": headline_of(predictions),
+        **of_diagnoses,
         "confusion_matrix": measured["confusion_matrix"],
         "operating_points": {
             "target_sensitivity": _operating_point(predictions, calibration.threshold, config.prevalences, estimated),

@@ -56,6 +56,20 @@ class Predictions:
         """bool, shape (n,)."""
         return self.table["label"].isin(malignant_classes(len(self.classes))).to_numpy()
 
+    @property
+    def benign_or_malignant(self) -> "Predictions":
+        """The same predictions with the classes benign and malignant; of two classes already, they stay as they are.
+
+        The sums are not rounded, so that at every threshold they decide as `malignant_probability` does.
+        """
+        names = class_names(2)
+        if self.classes == names:
+            return self
+        score = self.malignant_probability
+        probabilities = {PREFIX + name: column for name, column in zip(names, (1 - score, score))}
+        labels = [names[malignant] for malignant in self.is_malignant.astype(int)]
+        return Predictions(self.table[COLUMNS].assign(label=labels, **probabilities), names)
+
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
         return Predictions(self.table[self.table["split"] == split].reset_index(drop=True), self.classes)

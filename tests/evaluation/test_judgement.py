@@ -13,6 +13,7 @@ from stages.classifier.calibration import Calibration, apply_temperature
 from stages.config import EvaluationConfig
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
+from stages.evaluation.comparison import AT_THRESHOLD
 from stages.evaluation.headline import headline
 from stages.evaluation.judgement import fit_calibration, judge
 from stages.evaluation.metrics import compute_metrics
@@ -95,6 +96,59 @@ def test_the_headline_metrics_are_those_of_scikit_learn(classes):
     assert values == pytest.approx(expected)
     assert len(values) == {2: 13, 7: 14}[classes] <= 15
     assert list(headline(test, 0.3)(np.ones((1, 240)))) == list(values), "what a comparison of two models compares"
+
+
+def test_seven_diagnoses_are_judged_as_benign_or_malignant_too():
+    #          akiec bcc   bkl   df    mel   nv    vasc
+    probabilities = np.array([
+        [0.30, 0.20, 0.00, 0.00, 0.20, 0.30, 0.00],  # mel, 0.7: found, as another diagnosis
+        [0.05, 0.05, 0.00, 0.00, 0.25, 0.65, 0.00],  # mel, 0.35: found from the threshold 0.3 on only
+        [0.00, 0.10, 0.00, 0.00, 0.00, 0.90, 0.00],  # bcc, 0.1: missed
+        [0.00, 0.00, 0.10, 0.00, 0.20, 0.70, 0.00],  # nv, 0.2
+        [0.20, 0.20, 0.30, 0.00, 0.20, 0.10, 0.00],  # bkl, 0.6: its own diagnosis, and yet a false alarm
+        [0.00, 0.00, 0.40, 0.60, 0.00, 0.00, 0.00],  # bkl, 0
+        [0.00, 0.05, 0.00, 0.00, 0.00, 0.95, 0.00],  # nv, 0.05
+        [0.00, 0.00, 0.00, 0.00, 0.15, 0.00, 0.85],  # vasc, 0.15
+    ])  # fmt: skip
+    test = predictions(probabilities, np.array([4, 4, 1, 5, 2, 2, 5, 6]))
+    section = judge(test, probabilities, manifest(8), CALIBRATION, CONFIG)
+    assert section["metrics"]["accuracy"]["value"] == 4 / 8
+    values = {name: number["value"] for name, number in section["malignancy"]["metrics"].items()}
+    malignant, benign = np.array([0.7, 0.35, 0.1]), np.array([0.2, 0.6, 0, 0.05, 0.15])
+    assert values == pytest.approx({
+        "accuracy": 5 / 8,
+        "balanced_accuracy": (1 / 3 + 4 / 5) / 2,
+        "sensitivity": 1 / 3,
+        "specificity": 4 / 5,
+        "precision": 1 / 2,
+        "f1": 2 / 5,
+        "auroc": (5 + 4 + 2) / 15,  # benign images below each malignant one
+        "auprc": (1 / 1 + 2 / 3 + 3 / 6) / 3,
+        "sensitivity_at_threshold": 2 / 3,
+        "specificity_at_threshold": 4 / 5,
+        # No bin holds an image that is right and one that is wrong, so the surpluses of all images add up.
+        "ece": (0.3 + 0.65 + 0.9 + 0.2 + 0.6 + 0 + 0.05 + 0.15) / 8,
+        "brier": (((1 - malignant) ** 2).sum() + (benign**2).sum()) / 8,
+        "nll": -(np.log(malignant).sum() + np.log(1 - benign).sum()) / 8,
+    })  # fmt: skip
+
+
+def test_read_as_benign_or_malignant_seven_diagnoses_are_judged_like_a_model_of_two_classes():
+    raw, labels = random_outputs(7)
+    seven = predictions(raw, labels)
+    score = seven.malignant_probability
+    two = predictions(np.stack([1 - score, score], axis=1), seven.is_malignant.astype(int))
+    sections = [judge(test, test.probabilities, manifest(240), CALIBRATION, CONFIG) for test in (two, seven)]
+    of_two, of_seven = (section["metrics"] for section in sections)
+    malignancy = sections[1]["malignancy"]["metrics"]
+    assert "malignancy" not in sections[0]
+    assert list(malignancy) == list(of_two)
+    for name, number in malignancy.items():
+        assert [number["value"], *number["interval"]] == pytest.approx(
+            [of_two[name]["value"], *of_two[name]["interval"]]
+        )
+    shared = {"auroc": "malignant_auroc", **{name: name for name in AT_THRESHOLD}}
+    assert {name: malignancy[name] for name in shared} == {name: of_seven[other] for name, other in shared.items()}
 
 
 @pytest.mark.parametrize("classes", [2, 7])

@@ -41,6 +41,17 @@ def test_malignancy_is_the_second_of_two_classes(predictions_of):
     assert np.array_equal(predictions.malignant_probability, predictions.probabilities[:, 1])
 
 
+def test_seven_diagnoses_are_read_as_benign_or_malignant(predictions_of):
+    seven = predictions_of(list(range(7)), 7, split="val")
+    two = seven.benign_or_malignant
+    assert two.classes == ("benign", "malignant")
+    assert list(two.labels) == [1, 1, 0, 0, 1, 0, 0]
+    assert np.array_equal(two.malignant_probability, seven.malignant_probability), "rounded, it might cross a threshold"
+    np.testing.assert_allclose(two.probabilities[:, 0], seven.probabilities[:, [2, 3, 5, 6]].sum(axis=1), atol=3e-6)
+    assert two.table[["image_id", "lesion_id", "split"]].equals(seven.table[["image_id", "lesion_id", "split"]])
+    assert two.benign_or_malignant is two
+
+
 def test_a_split_has_its_rows_only(predictions_of):
     table = predictions_of([0, 1, 0, 1], 2).table
     table["split"] = ["val", "test", "test", "val"]

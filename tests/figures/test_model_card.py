@@ -13,6 +13,7 @@ from huggingface_hub.repocard import metadata_load
 from ruamel.yaml import YAML
 
 from stages.figures.model_card import write_model_card
+from stages.figures.wording import METRICS, estimate
 from tests.figures.findings import details_of
 
 DESCRIPTION = {
@@ -183,6 +184,14 @@ def test_performance_is_stated_with_intervals(card, classes):
         assert thresholds["threshold"][column] == f"{found['threshold']:.3f}"
         rare = found["at_prevalence"][0]["ppv"]["value"]
         assert thresholds["PPV where 2 % are malignant"][column].startswith(f"{rare:.3f} (")
+
+
+def test_seven_diagnoses_are_stated_as_benign_or_malignant_too(card):
+    details = details_of(7)
+    written = {row[0]: row[1] for row in rows(card(details).read_text(encoding="utf-8"), "Benign or malignant")}
+    for name, number in details["test"]["malignancy"]["metrics"].items():
+        assert written[METRICS[name].title] == estimate(number), name
+    assert "# Benign or malignant" not in card(details_of(2)).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("classes", [2, 7])

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from stages.figures.report import MOST_PAIRS, WORDS, write_report
+from stages.figures.wording import METRICS
 from tests.figures.findings import details_of
 
 PICTURES = (
@@ -134,6 +135,17 @@ def test_seven_diagnoses_have_a_table_of_their_own(report):
     assert "melanoma" in text
     assert f"melanoma {details['test']['classes']['mel']['auroc']:.3f}" in text
     assert "Each diagnosis against the rest" not in report(details_of(2)).text
+
+
+def test_seven_diagnoses_are_shown_as_benign_or_malignant_too(report):
+    details = details_of(7)
+    title = "Benign or malignant: test metrics"
+    shown = report(details).text.split(title)[-1].split("The same probabilities")[0]
+    for name, number in details["test"]["malignancy"]["metrics"].items():
+        low, high = number["interval"]
+        title_and_meaning = f"{METRICS[name].title} {METRICS[name].meaning}"
+        assert f"{title_and_meaning} {number['value']:.3f} {low:.3f} to {high:.3f}" in shown, name
+    assert title not in report(details_of(2)).text
 
 
 def test_a_difference_below_0_has_a_minus_sign(report):
