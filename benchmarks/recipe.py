@@ -25,6 +25,7 @@ import io
 import json
 import tempfile
 import time
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,7 +183,11 @@ def plan(names: list[str], base: dict, folds: list[int], seeds: list[int]) -> li
         if not {"all", family, variant}.isdisjoint(names)
     }
     known = {"all", *FAMILIES, *(variant for variants in FAMILIES.values() for variant in variants)}
-    problems = [f"{name} is no variant; known are {', '.join(sorted(known))}" for name in names if name not in known]
+    problems = {
+        f"{name} is no variant and no family; close are {', '.join(get_close_matches(name, known, cutoff=0.3))}": None
+        for name in names
+        if name not in known
+    }
     runs: dict[str, dict] = {}
     for variant, changes in chosen.items():
         for fold, seed in product(folds, seeds):
@@ -191,7 +196,7 @@ def plan(names: list[str], base: dict, folds: list[int], seeds: list[int]) -> li
             try:
                 config_of(planned)
             except InputError as error:
-                problems.append(f"{variant}, fold {fold}, seed {seed}: {error}")
+                problems[f"{variant}: {error}"] = None
     if problems:
         raise InputError("\n  ".join(["these cannot be run:", *problems]))
     return list(runs.values())
@@ -528,7 +533,8 @@ def table(records: list[dict], ensembles: list[dict], base: dict) -> str:
             if runs := runs_of.get(spelt):
                 numbers = {run: _numbers(record) for run, record in runs.items()}
                 rows.append(Row(name, numbers, {} if runs is base_runs else base_numbers))
-        sections.append((family, rows))
+        if family == "base" or any(row.others for row in rows):  # of the base alone there is nothing to compare
+            sections.append((family, rows))
     sections += [
         ("test-time augmentation", _reading_rows("plain", "without", base_runs, records)),
         ("metadata", _reading_rows("metadata", "image and metadata", base_runs, records)),
