@@ -33,17 +33,10 @@ def judge_baselines(
         classifier's metrics less these, with paired intervals.
     """
     classes = class_names(len(test.classes))
-    labels = np.array([classes.index(class_of(dx, len(classes))) for dx in train_images["dx"]])
-    majority = int(np.bincount(labels).argmax())
+    majority = int(np.bincount(_labels(train_images, len(classes))).argmax())
     always = np.zeros((len(test.table), len(classes)))
     always[:, majority] = 1
-
-    guessed = always.copy()
-    if len(np.unique(labels)) > 1:  # of a single class there is nothing to learn
-        model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression(max_iter=1000))
-        model.fit(subgroup_table(train_images)[COLUMNS], labels)
-        guessed[:] = 0
-        guessed[:, model.classes_] = model.predict_proba(subgroup_table(test_images)[COLUMNS])
+    guessed = predict_from_metadata(train_images, test_images, len(classes))
 
     def metrics(probabilities: np.ndarray):
         return lambda weights: weighted_metrics(probabilities, test.labels, weights)
@@ -62,3 +55,30 @@ def judge_baselines(
             "image_adds": estimate(image_adds, *settings, span=DIFFERENCE),
         },
     }
+
+
+def predict_from_metadata(train_images: pd.DataFrame, images: pd.DataFrame, num_classes: int) -> np.ndarray:
+    """Probabilities of images that nobody looks at: a logistic regression on age band, sex and localization.
+
+    Args:
+        train_images: what it is fitted on: columns dx, age, sex, localization, dataset and dx_type.
+        images: n rows with these columns but for dx.
+        num_classes: 2 for benign and malignant, 7 for the diagnoses.
+
+    Returns:
+        Shape (n, num_classes), rows that sum to 1; a class without training images has 0.
+    """
+    labels = _labels(train_images, num_classes)
+    probabilities = np.zeros((len(images), num_classes))
+    if len(np.unique(labels)) == 1:  # there is nothing to learn
+        probabilities[:, labels[0]] = 1
+        return probabilities
+    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression(max_iter=1000))
+    model.fit(subgroup_table(train_images)[COLUMNS], labels)
+    probabilities[:, model.classes_] = model.predict_proba(subgroup_table(images)[COLUMNS])
+    return probabilities
+
+
+def _labels(images: pd.DataFrame, num_classes: int) -> np.ndarray:
+    names = class_names(num_classes)
+    return np.array([names.index(class_of(dx, num_classes)) for dx in images["dx"]])

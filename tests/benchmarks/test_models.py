@@ -1,0 +1,131 @@
+import pandas as pd
+import pytest
+
+from benchmarks.models import (
+    MARKERS,
+    RECIPES,
+    RESULT,
+    ROOT,
+    choose,
+    judge_malignancy,
+    number,
+    read_recipes,
+    run_pipeline,
+    section,
+    table,
+    write_between_markers,
+)
+from stages.dataset.taxonomy import class_names
+from stages.errors import InputError
+from stages.evaluation.predictions import PREFIX, Predictions
+
+
+def estimate(value):
+    return {"value": value, "interval": [value - 0.1, value + 0.1]}
+
+
+def measured(classes, commit="0123456789", dirty=False):
+    """What the benchmark keeps of a recipe: the same number for each metric."""
+    names = ["accuracy", "balanced_accuracy", "ece", "sensitivity_at_threshold", "specificity_at_threshold"]
+    names += ["specificity_at_90", *(("macro_auroc", "malignant_auroc") if classes == 7 else ("auroc",))]
+    row = {
+        "metrics": {name: estimate(0.8) for name in names},
+        "overrides": {"training.max_epochs": 20},
+        "test": {"images": 1226, "lesions": 917},
+        "val_accuracy": 0.8125,
+        "best_epoch": 7,
+        "training_seconds": 45.4,
+        "images_per_second": 10358.2,
+        "seconds": {"all": 99.6},
+        "confidence": 0.95,
+        "environment": {
+            "gpu": "NVIDIA H100", "cpu": "AMD EPYC", "cpu_cores": 16, "python": "3.12.3", "torch": "2.11.0",
+            "commit": commit, "dirty": dirty,
+        },
+    }  # fmt: skip
+    if classes == 7:
+        row["malignancy"] = {name: estimate(0.5) for name in ("accuracy", "balanced_accuracy", "auroc", "ece")}
+    return row
+
+
+def test_the_readme_shows_what_was_measured():
+    readme = ROOT / "README.md"
+    content = readme.read_text(encoding="utf-8")
+    if not any(marker in content for marker in MARKERS):
+        pytest.skip("README.md has no place for the table")
+    assert section(content, readme) == table(read_recipes(ROOT / RESULT))
+
+
+def test_the_table_has_a_line_for_each_reading_and_says_where_it_was_measured():
+    lines = table({"lite0/2": measured(2), "lite0/7": measured(7)}).splitlines()
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows} == {15}
+    assert [row[:3] for row in rows[2:]] == [
+        ["EfficientNet-Lite0", "7", "0.800 (0.700–0.900)"],
+        ["EfficientNet-Lite0", "7, as 2", "0.500 (0.400–0.600)"],
+        ["EfficientNet-Lite0", "2", "0.800 (0.700–0.900)"],
+    ]
+    assert rows[2][-5:] == ["0.812", "7 of 20", "45", "10,358", "100"]
+    below = " ".join(lines[len(rows) :])
+    assert "Of 1,226 test images of 917 lesions" in below
+    assert "NVIDIA H100, 16 cores of AMD EPYC, Python 3.12.3, PyTorch 2.11.0, commit 0123456." in below
+
+
+def test_recipes_of_different_commits_are_told_apart():
+    text = table({"lite0/7": measured(7), "lite1/2": measured(2, commit="abcdef012", dirty=True)}).replace("\n", " ")
+    assert "commit 0123456: lite0/7." in text
+    assert "commit abcdef0 with changes that were not committed: lite1/2." in text
+    with pytest.raises(InputError, match="no recipe has been measured"):
+        table({})
+
+
+def test_a_number_that_does_not_exist_is_a_dash():
+    assert number({"value": None, "interval": None}) == "–"
+    assert number({"value": 0.8164, "interval": [0.79, 0.8405]}) == "0.816 (0.790–0.841)"
+
+
+def test_the_table_takes_its_place_in_a_file(tmp_path):
+    page = tmp_path / "README.md"
+    begin, end = MARKERS
+    page.write_text(f"# Title\n\n{begin}\nold\n{end}\n\nEnd.\n", encoding="utf-8")
+    for text in ("| new |", "| newer |"):
+        write_between_markers(page, text)
+        assert page.read_text(encoding="utf-8") == f"# Title\n\n{begin}\n{text}\n{end}\n\nEnd.\n"
+        assert section(page.read_text(encoding="utf-8"), page) == text
+
+
+@pytest.mark.parametrize("content", ["", MARKERS[0], "".join(MARKERS[::-1]), "".join(MARKERS * 2)])
+def test_a_file_without_the_markers_is_left_alone(tmp_path, content):
+    page = tmp_path / "README.md"
+    page.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match="must have the lines <!-- models: begin -->"):
+        write_between_markers(page, "| new |")
+    assert page.read_text(encoding="utf-8") == content
+
+
+def test_a_name_stands_for_all_numbers_of_classes():
+    assert choose([]) == [f"{name}/{classes}" for name in RECIPES for classes in (7, 2)]
+    assert choose(["best/2", "lite0"]) == ["lite0/7", "lite0/2", "best/2"]
+    with pytest.raises(InputError, match="lite9: no such recipe; there are baseline-cnn"):
+        choose(["lite0", "lite9"])
+
+
+def test_seven_classes_are_read_as_two():
+    classes = class_names(7)
+    # Half of a melanoma's probability is an akiec's: malignant all the same. The bcc is missed.
+    shares = [{"akiec": 0.5, "mel": 0.4}, {"nv": 0.9}, {"bkl": 0.7}, {"nv": 0.6, "bcc": 0.4}]
+    table_of = pd.DataFrame({"image_id": list("abcd"), "lesion_id": list("abcd"), "label": ["mel", "nv", "bkl", "bcc"]})
+    for name in classes:
+        table_of[PREFIX + name] = [share.get(name, (1 - sum(share.values())) * (name == "vasc")) for share in shares]
+    found = judge_malignancy(Predictions(table_of.assign(split="test"), classes), 0.3, 100, 0.95)
+    assert found["accuracy"]["value"] == 0.75
+    assert found["balanced_accuracy"]["value"] == 0.75
+    assert found["auroc"]["value"] == 1
+    assert found["sensitivity_at_threshold"]["value"] == found["specificity_at_threshold"]["value"] == 1
+    # Confidences 0.9, 1, 1 and 0.6; the last image is wrong.
+    assert found["ece"]["value"] == pytest.approx((0.1 + 0.6) / 4)
+
+
+def test_a_stage_that_fails_says_so(tmp_path):
+    with pytest.raises(InputError, match=r"stages\.prepare failed:\n.*nowhere"):
+        run_pipeline({"data.data_dir": str(tmp_path / "nowhere")}, tmp_path)
