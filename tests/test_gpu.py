@@ -17,6 +17,7 @@ from stages.classifier import memory
 from stages.classifier.engine import prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.optimization import create_optimizer
+from stages.classifier.packing import pack, unpack
 from stages.classifier.step import LossReader, StepLoss, TrainingStep
 from stages.classifier.weights import load_model
 from stages.config import DataConfig
@@ -201,15 +202,43 @@ def test_no_step_waits_for_the_gpu(tiny, quick):
         step(batch)
     assert step.captured
     batches.set_epoch(1)
-    loop = iter(batches)
-    first = next(loop)  # the order of an epoch goes to the GPU before its first step
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for number, batch in enumerate([first, *loop]):
+        for number, batch in enumerate(batches):
             reader.put(StepLoss(1, number, number, 1e-3, float("nan")), step(batch))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(np.isfinite(taken.loss) for taken in reader.drain())
+
+
+@pytest.mark.parametrize("free", [None, 0], ids=["joined on the GPU", "copied one by one"])
+def test_what_is_packed_is_what_was_there_before_the_next_step(free, monkeypatch):
+    if free is not None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    on_gpu = {
+        "weights": [torch.randn(2048, 1024, 3, 3, device="cuda").to(memory_format=torch.channels_last)],
+        "turned": torch.randn(300, 200, device="cuda").T[:, ::2],
+        "scalars": [torch.tensor(float(number), device="cuda") for number in range(300)],
+        "numbers": (torch.arange(5, device="cuda"), torch.empty(0, 3, device="cuda")),
+    }
+    state = on_gpu | {"on the CPU": torch.arange(7.0)}
+    expected = {"weights": on_gpu["weights"][0].cpu(), "turned": on_gpu["turned"].cpu()}
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        packed = pack(state)
+        for tensor in (on_gpu["weights"][0], on_gpu["turned"], *on_gpu["scalars"], *on_gpu["numbers"]):
+            tensor.zero_()  # as a step would
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    packed.ready.synchronize()
+    back = unpack(packed.content)
+    assert torch.equal(back["weights"][0], expected["weights"])
+    assert back["weights"][0].stride() == expected["weights"].stride()
+    assert torch.equal(back["turned"], expected["turned"])
+    assert [scalar.item() for scalar in back["scalars"]] == list(range(300))
+    assert back["numbers"][0].tolist() == list(range(5))
+    assert back["on the CPU"].tolist() == list(range(7))
 
 
 def test_weights_are_written_as_they_were_trained(train, tmp_path):

@@ -326,8 +326,8 @@ def _random_state(device: torch.device) -> dict:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": (kind, [int(word) for word in words], position, has_gauss, gauss),
-        "python": (version, list(numbers), gauss_next),
+        "numpy": (kind, torch.from_numpy(words.astype(np.int64)), position, has_gauss, gauss),
+        "python": (version, torch.tensor(numbers), gauss_next),
     }
 
 
@@ -336,9 +336,9 @@ def _set_random_state(state: dict, device: torch.device) -> None:
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
     kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(words, np.uint32), *rest))
+    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
     version, numbers, gauss_next = state["python"]
-    random.setstate((version, tuple(numbers), gauss_next))
+    random.setstate((version, tuple(numbers.tolist()), gauss_next))
 
 
 def prune(root: Path, finished: Path | None = None) -> None:

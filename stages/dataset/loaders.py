@@ -155,31 +155,40 @@ class Batches:
         return -(-len(range(self.rank, len(self.images), self.world_size)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch | None]:
-        rows, draws = self._next_order()
-        on_device = torch.from_numpy(rows).to(self.device)
-        draws = None if draws is None else torch.from_numpy(draws).to(self.device)
+        epoch = self.epoch
+        rows, draws = self._take_order(epoch)
+        on_device = rows.to(self.device, non_blocking=True)
+        draws = None if draws is None else draws.to(self.device, non_blocking=True)
+        labels = self._labels[on_device]
         parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)]
         for _ in range(self.skip):
             yield None
         parts = parts[self.skip :]
-        pixels = self._pixels(rows, on_device, parts)
-        for part, images in zip(parts, pixels):
-            yield Batch(images, self._labels[on_device[part]], None if draws is None else draws[part])
+        pixels = self._pixels(rows.numpy(), on_device, parts)
+        for number, (part, images) in enumerate(zip(parts, pixels)):
+            if number == len(parts) // 2:
+                # Not at the epoch's start: the thread would take Python's lock while the GPU has nothing to do yet.
+                self._make_order(epoch + 1)
+            yield Batch(images, labels[part], None if draws is None else draws[part])
 
-    def _next_order(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """`_order` of this epoch; that of the next one is made while this one is trained on."""
-        if self.shuffle is None or self.shuffle.repeated:
-            return self._order(self.epoch)
-        epoch, ahead = self._ahead or (None, None)
-        order = ahead.result() if epoch == self.epoch else self._order(self.epoch)
-        self._ahead = (self.epoch + 1, self._thread.submit(self._order, self.epoch + 1))
-        return order
+    def _take_order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """`_order` of an epoch: what was made ahead, if it is of this one."""
+        ahead, order = self._ahead or (None, None)
+        return order.result() if ahead == epoch else self._order(epoch)
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The rows of the split that this process sees in an epoch, and what augmentation draws for them."""
+    def _make_order(self, epoch: int) -> None:
+        """Let a thread make `_order` of an epoch while the one before it is trained on."""
+        if self.shuffle is not None and not self.shuffle.repeated:
+            self._ahead = epoch, self._thread.submit(self._order, epoch)
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """The rows of the split that this process sees in an epoch, and what augmentation draws for them.
+
+        On the CPU, where a GPU takes them from without anybody waiting.
+        """
         count = len(self.images)
         if self.shuffle is None:
-            return np.arange(self.rank, count, self.world_size), None
+            return self._for_copying(np.arange(self.rank, count, self.world_size)), None
         random = np.random.default_rng([self.shuffle.seed, epoch])
         if self.shuffle.balance:
             labels = self.images.labels.numpy()
@@ -192,7 +201,11 @@ class Batches:
         # A step takes the next images of the order, and each process an equal part of them.
         steps = np.arange(len(self) * self.batch_size * self.world_size).reshape(len(self), self.world_size, -1)
         mine = steps[:, self.rank].ravel()
-        return order[mine], None if draws is None else draws[mine]
+        return self._for_copying(order[mine]), None if draws is None else self._for_copying(draws[mine])
+
+    def _for_copying(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _pixels(self, rows: np.ndarray, on_device: Tensor, parts: list[slice]) -> Iterator[Tensor]:
         store, indices = self.images.store, self.images.indices[rows]
@@ -205,4 +218,4 @@ class Batches:
     def image_ids(self, batch: int) -> list[str]:
         """The ids of the images in a batch of this epoch, counted from 0."""
         rows, _ = self._order(self.epoch)
-        return list(self.images.table["image_id"].iloc[rows[batch * self.batch_size :][: self.batch_size]])
+        return list(self.images.table["image_id"].iloc[rows[batch * self.batch_size :][: self.batch_size].numpy()])

@@ -1,7 +1,11 @@
 """Packing keeps everything, and nothing but data."""
 
+import random
+
+import numpy as np
 import torch
 
+from stages.classifier.checkpoints import _random_state, _set_random_state
 from stages.classifier.packing import pack, unpack
 
 
@@ -29,3 +33,10 @@ def test_what_is_packed_does_not_change_with_its_source():
     packed = pack({"weights": weights})
     weights += 1
     assert unpack(packed.content)["weights"].tolist() == [1, 1, 1]
+
+
+def test_random_numbers_go_on_from_where_they_were_packed():
+    state = unpack(pack(_random_state(torch.device("cpu"))).content)
+    expected = random.random(), np.random.random(), torch.rand(1).item()
+    _set_random_state(state, torch.device("cpu"))
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == expected

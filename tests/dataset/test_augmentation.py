@@ -53,6 +53,16 @@ def test_the_result_is_a_batch_of_float_images_in_0_to_1(random_uniforms):
         assert result.max() <= 1
 
 
+@pytest.mark.parametrize(
+    "mixing", [{}, {"mixup": 0.4, "cutmix": 1.0}, {"cutout": 0.3}], ids=["plain", "mixed", "cut out"]
+)
+def test_the_result_lies_in_memory_as_networks_take_it(images, mixing):
+    config = DataConfig(**mixing)
+    draws = torch.from_numpy(draw(np.random.default_rng(0), 4, config))
+    pixels, _ = augment_batch(images, torch.eye(4), draws, config)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_neutral_uniforms_leave_an_image_as_it_is(images):
     torch.testing.assert_close(augment(images, uniforms()), as_float(images), atol=2e-3, rtol=0)
 

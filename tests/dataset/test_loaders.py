@@ -73,6 +73,19 @@ def test_the_order_and_the_draws_depend_on_the_seed_and_the_epoch_alone(images):
         assert not torch.equal(different[0].draws, first[0].draws)
 
 
+def test_epochs_made_ahead_are_those_that_are_made_when_they_are_wanted(images):
+    batches = Batches(images(), 8, CPU, Shuffle(0, DataConfig()))
+    for epoch, skipped in ((0, 0), (1, 4), (2, 0), (4, 0), (5, 0)):
+        batches.set_epoch(epoch)
+        batches.skip = skipped
+        loop = iter(batches)
+        # As Lightning does, which knows how many there are: what is behind the last batch is never reached.
+        seen = [next(loop) for _ in range(len(batches))]
+        assert seen[:skipped] == [None] * skipped
+        for one, other in zip(seen[skipped:], epoch_of(images(), epoch)[skipped:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
 def test_the_batch_size_does_not_change_the_order_nor_an_image_s_draws(images):
     small, large = epoch_of(images(), 1, size=7), epoch_of(images(), 1, size=21)
     assert order(small) == order(large)
