@@ -24,22 +24,14 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import numpy as np
-
 from benchmarks.recipe import BASE, configure, parse_value
 from benchmarks.sweep import set_parameters
 from stages.classifier.hardware import describe_environment
-from stages.dataset.taxonomy import class_names, class_of
 from stages.errors import InputError, run
-from stages.evaluation.calibration import weighted_gaps
-from stages.evaluation.headline import headline
-from stages.evaluation.predictions import Predictions, predictions_table, read_predictions
-from stages.evaluation.uncertainty import count_lesions, estimate, lesions_behind
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
     MODEL_DESCRIPTION,
-    PREDICTIONS,
     read_json,
     replacing,
     write_json,
@@ -122,41 +114,13 @@ def collect(folder: Path) -> dict:
         "metrics": test["metrics"] | {"specificity_at_90": at_90["specificity"]},
         "test": {name: test[name] for name in ("images", "lesions")},
         "val_accuracy": details["val"]["metrics"]["accuracy"],
-        "best_epoch": read_json(folder / MODEL_DESCRIPTION)["epoch"] + 1,
+        "best_epochs": [epoch + 1 for epoch in read_json(folder / MODEL_DESCRIPTION)["epochs"]],
         "training_seconds": environment.pop("training_seconds"),
         "images_per_second": environment.pop("training_images_per_second"),
         "confidence": details["confidence"],
         "environment": environment,
     }
-    if len(details["classes"]) == 7:
-        predictions = read_predictions(folder / PREDICTIONS).of("test")
-        settings = details["calibration"]["threshold"], details["bootstrap_replicates"], details["confidence"]
-        found["malignancy"] = judge_malignancy(predictions, *settings)
-    return found
-
-
-def judge_malignancy(predictions: Predictions, threshold: float, replicates: int, confidence: float) -> dict:
-    """The headline metrics, with intervals, of what seven classes say of two: the sums of their probabilities.
-
-    Args:
-        predictions: calibrated, of the test images.
-        threshold: of malignancy.
-        replicates: of the bootstrap.
-        confidence: of the intervals.
-    """
-    malignant = predictions.malignant_probability
-    probabilities = np.stack([1 - malignant, malignant], axis=1)
-    labels = [class_of(dx, 2) for dx in predictions.table["label"]]
-    two = Predictions(predictions_table(predictions.table, "test", labels, probabilities), class_names(2))
-    counts = count_lesions(two.lesions, two.is_malignant)
-    return estimate(
-        headline(two, threshold),
-        two.lesions,
-        replicates,
-        confidence,
-        lambda name: lesions_behind(name, *counts),
-        {"ece": lambda weights: weighted_gaps(two.probabilities, two.labels, weights)},
-    )
+    return found | ({"malignancy": test["malignancy"]["metrics"]} if "malignancy" in test else {})
 
 
 def overrides_of(recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +187,7 @@ def table(recipes: dict[str, dict]) -> str:
         metrics = [number(row["metrics"][seven if classes == "7" else two]) for _, seven, two, _ in METRICS]
         costs = [
             f"{row['val_accuracy']:.3f}",
-            f"{row['best_epoch']} of {row['overrides']['training.max_epochs']}",
+            f"{', '.join(map(str, row['best_epochs']))} of {row['overrides']['training.max_epochs']}",
             f"{row['training_seconds']:,.0f}",
             f"{row['images_per_second']:,.0f}",
             f"{row['seconds']['all']:,.0f}",

@@ -374,7 +374,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
         "data": {"images": len(store.manifest), "lesions": int(store.manifest["lesion_id"].nunique())},
         "images": {"train": len(train), "val": len(val)},
         "metrics": {name: judge(probabilities, labels, half) for name, probabilities in readings.items()},
-        "best_epoch": training.description.epoch + 1,
+        "best_epoch": training.description.epochs[0] + 1,
         "epochs": epochs,
         "training_seconds": round(training.seconds, 1),
         "images_per_second": round(training.images_per_second),
