@@ -8,14 +8,12 @@ from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath
 from torch import Tensor, nn
 
+from stages.classifier.lean_timm import timm
 from stages.config import ModelConfig
 from stages.errors import InputError, printable
 
@@ -121,7 +119,7 @@ def is_network(name: str) -> bool:
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, in [0, 1] for each colour, that the network `name` normalises its images with."""
     if name == BASELINE:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     published = timm.get_pretrained_cfg(name)
     return published.mean, published.std
 
@@ -153,7 +151,7 @@ def build_network(
         # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features,
         # training starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
         backbone.reset_classifier(num_classes)
-        if not any(isinstance(layer, DropPath) for layer in backbone.modules()):
+        if not any(isinstance(layer, timm.layers.DropPath) for layer in backbone.modules()):
             _check_drop_path(name, drop_path_rate)
     return NormalizedNetwork(backbone, *pixel_statistics(name)).to(memory_format=torch.channels_last)
 

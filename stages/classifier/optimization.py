@@ -4,12 +4,12 @@ import copy
 import math
 from collections.abc import Callable
 
-import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from stages.classifier.lean_timm import timm
 from stages.config import TrainingConfig
 from stages.errors import InputError
 

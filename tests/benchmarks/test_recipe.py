@@ -135,17 +135,8 @@ def test_the_base_comes_first_and_a_variant_that_says_the_same_is_no_run_of_its_
     assert {"warm-up-0", "warm-up-3", "lesions-0.25", "lite1", "resnet18-from-scratch"} <= names
 
 
-def problems(family: str) -> list[str]:
-    try:
-        plan([family], BASE, [1, 2, 3], [0])
-    except InputError as error:
-        return str(error).splitlines()[1:]
-    return []
-
-
-def test_every_variant_whose_parameters_exist_is_allowed():
-    found = [line for family in FAMILIES for line in problems(family)]
-    assert [line for line in found if not line.endswith("is not a parameter") and "'logits'" not in line] == []
+def test_every_variant_can_be_run():
+    assert len(plan(["all"], BASE, [1, 2, 3], [0])) > 100
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -18,6 +20,7 @@ from stages.classifier.networks import (
 )
 from stages.config import ModelConfig
 from stages.errors import InputError
+from tests.clone import ROOT
 
 
 def config(name="baseline_cnn", variant=None, **settings):
@@ -125,6 +128,12 @@ def test_a_network_without_branches_refuses_to_skip_them(name, variant):
     message = refusal(name, variant, drop_path_rate=0.1)
     assert message.startswith("model.drop_path_rate is 0.1, but ")
     assert message.endswith("cannot skip branches: set it to 0")
+
+
+def test_a_stage_starts_without_weights_and_biases():
+    """It is installed here, and timm would import it; a logger that wants it still can."""
+    program = "import sys, stages.train\nassert 'timm' in sys.modules and 'wandb' not in sys.modules\nimport wandb"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 # Pretrained weights
