@@ -116,7 +116,7 @@ class Checkpoints(Callback):
         self.written = True
         self._metrics, self._minutes = metrics, minutes
         self._opened: int | None = None
-        self._written = time.monotonic()
+        self._saved_at = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._packed: Packed | None = None
         self._writing: Future | None = None
@@ -188,7 +188,7 @@ class Checkpoints(Callback):
         # Not before the GPU has enough to do: writing takes Python's lock from the thread that launches its steps.
         if batch_idx + 1 >= STEPS_AHEAD or trainer.is_last_batch:
             self._write()
-        due = time.monotonic() - self._written > 60 * self._minutes
+        due = time.monotonic() - self._saved_at > 60 * self._minutes
         # A batch with a validation behind it is not over yet.
         if due and batch is not None and (batch_idx + 1) % trainer.val_check_batch and not trainer.is_last_batch:
             self.save(trainer, module, trainer.current_epoch, batch_idx + 1)
@@ -232,7 +232,7 @@ class Checkpoints(Callback):
         if trainer.world_size > 1:
             states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, _random_state(module.device))
-        self._written = time.monotonic()
+        self._saved_at = time.monotonic()
         if not trainer.is_global_zero:
             return
         if not self._in_place():

@@ -144,10 +144,7 @@ def build_network(
         except Exception as error:  # each architecture has its own complaints of a size
             if "drop_path_rate" in str(error):
                 _check_drop_path(name, drop_path_rate)
-            raise InputError(
-                f"{name} cannot be built for images of {image_size} pixels ({printable(error)}); "
-                "choose another data.image_size or model.name"
-            ) from None
+            raise _unfit(name, image_size, error) from None
         # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features,
         # training starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
         backbone.reset_classifier(num_classes)
@@ -170,7 +167,7 @@ def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
     """The network that `config` asks for, its weights loaded, its last layer new.
 
     Raises:
-        InputError: there is no such network, or its weights cannot be had.
+        InputError: there is no such network, it cannot take such images, or its weights cannot be had.
     """
     name = architecture(config)
     if config.pretrained and config.weights is None and name == BASELINE:
@@ -178,11 +175,29 @@ def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
             f"model.pretrained is true, but {BASELINE} has no published weights: set model.pretrained=false"
         )
     network = build_network(name, config.num_classes, image_size, config.dropout_rate, config.drop_path_rate)
+    _try_out(network, name, image_size)
     if config.weights is not None:
         _load_backbone(network.backbone, _weights_from_file(Path(config.weights)), f"model.weights {config.weights!r}")
     elif config.pretrained:
         _load_backbone(network.backbone, _published_weights(name, image_size), f"the published weights of {name}")
     return network
+
+
+@torch.no_grad()
+def _try_out(network: NormalizedNetwork, name: str, image_size: int) -> None:
+    """Raise an InputError if the network cannot take images of this size, which some say only when they get one."""
+    try:
+        network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # each architecture has its own complaints
+        raise _unfit(name, image_size, error) from None
+    network.train()
+
+
+def _unfit(name: str, image_size: int, error: Exception) -> InputError:
+    return InputError(
+        f"{name} cannot be built for images of {image_size} pixels ({printable(error)}); "
+        "choose another data.image_size or model.name"
+    )
 
 
 def _weights_from_file(path: Path) -> dict[str, Tensor]:

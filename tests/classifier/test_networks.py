@@ -136,6 +136,14 @@ def test_a_stage_starts_without_weights_and_biases():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize(("name", "size"), [("vgg11", 16), ("inception_v3", 32), ("convnext_atto", 17)])
+def test_images_that_are_too_small_for_a_network_are_refused(name, size):
+    with pytest.raises(InputError) as caught:
+        create_network(config(name, None), size)
+    assert str(caught.value).startswith(f"{name} cannot be built for images of {size} pixels (")
+    assert "\n" not in str(caught.value)
+
+
 # Pretrained weights
 
 
