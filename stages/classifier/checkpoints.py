@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed
+from dvclive.lightning import DVCLiveLogger
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -240,7 +241,6 @@ class Checkpoints(Callback):
                 f"{self._metrics} was deleted while training wrote to it, as by another `dvc repro`; this training "
                 f"ends, and that one goes on from the last checkpoint in {self.path.parent}, if there is one"
             )
-        files = (path for path in self._metrics.rglob("*") if path.is_file())
         state = {
             "epoch": epoch,
             "batch": batch,
@@ -251,11 +251,21 @@ class Checkpoints(Callback):
             "best": None if self.best is None else tuple(self.best),
             "early_stopping": _early_stopping(trainer).state_dict(),
             "random": states,
-            "metrics": {path.relative_to(self._metrics).as_posix(): path.read_text("utf-8") for path in files},
+            "metrics": self._logged(trainer),
         }
         self._packed = pack(state)
         if not later:
             self._write()
+
+    def _logged(self, trainer: Trainer) -> dict[str, str]:
+        """DVCLive's files by their names, up to what was logged last."""
+        paths = [path for path in self._metrics.rglob("*") if path.is_file()]
+        files = {path.relative_to(self._metrics).as_posix(): path.read_text("utf-8") for path in paths}
+        live = next(logger.experiment for logger in trainer.loggers if isinstance(logger, DVCLiveLogger))
+        if live.summary:
+            # DVCLive writes it at the end of an epoch only. To make it write now would put its keys in another order.
+            files[Path(live.metrics_file).name] = json.dumps(live.summary, default=float)
+        return files
 
     def _write(self) -> None:
         """Let what is packed, if anything is, be written while training goes on."""

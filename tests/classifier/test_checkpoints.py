@@ -94,6 +94,16 @@ def test_a_training_killed_in_its_first_epoch_goes_on_where_a_checkpoint_was_due
     assert outputs("killed") == outputs("whole")
 
 
+@pytest.mark.parametrize("every", [7, 14])
+def test_what_is_logged_for_the_last_time_before_a_kill_stays_in_the_summary(train, outputs, every):
+    changes = {"training.checkpoint_minutes": EVERY_STEP, "training.log_every_n_steps": every}
+    train("whole", **changes)
+    with pytest.raises(Killed):
+        train("killed", 14, **changes)  # the last step; the loss of the one before it was logged
+    train("killed", **changes)
+    assert outputs("killed") == outputs("whole")
+
+
 def test_what_was_logged_behind_the_checkpoint_is_logged_once(train, outputs, tmp_path):
     train("whole")
     with pytest.raises(Killed):
