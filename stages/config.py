@@ -20,6 +20,7 @@ NAMES = tuple[str, ...]
 LISTS = {NUMBERS: float, NAMES: str}
 MAPPING = dict[str, str | None]
 MAX_PROBLEMS_SHOWN = 50
+MOST_NETWORKS = 10  # of an ensemble
 MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
 # Values in messages.
 _SHOWN = reprlib.Repr()
@@ -190,7 +191,7 @@ class ModelConfig(Section):
     weights: str | None = setting(None)
     dropout_rate: float = setting(0.2, at_least=0, below=1)
     drop_path_rate: float = setting(0.0, at_least=0, below=1)
-    ensemble: int = setting(1, at_least=1, at_most=10)
+    ensemble: int = setting(1, at_least=1, at_most=MOST_NETWORKS)
     ensemble_over: str = setting("seeds", choices=("seeds", "folds"))
     ensemble_average: str = setting("predictions", choices=("predictions", "weights"))
 

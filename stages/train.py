@@ -51,7 +51,7 @@ class Training(NamedTuple):
 
     Attributes:
         description: what was written to `model.json`.
-        seconds: of fitting all networks, with validation, checkpoints and loggers.
+        seconds: of building and fitting all networks, with validation, checkpoints and loggers.
         images_per_second: of a network's median epoch, validation excluded, all devices together; the median network's.
     """
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from stages.config import MOST_NETWORKS
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
 from stages.files import read_json
 
 DESCRIPTION = "model.json"
-MOST_NETWORKS = 10  # of an ensemble
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # no path, and no address of a hub
 
 
