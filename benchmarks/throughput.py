@@ -248,13 +248,14 @@ def main() -> None:
     if not files:
         sys.exit(f"error: {args.data_dir} holds no .jpg files (archives must be unpacked)")
     results: dict[str, dict] = {}
-    for row in args.rows:
-        with tempfile.TemporaryDirectory() as folder:
-            write_dataset(Path(folder), files, int(row.split("/")[2]), args.images)
-            results[row] = measure(
-                row, Path(folder), files, args.images, args.epochs, args.rounds, usual=not args.no_usual
-            )
-        print(f"{row}: {json.dumps({name: round(value, 3) for name, value in results[row].items()})}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for row in args.rows:
+            size = row.split("/")[2]
+            folder = Path(scratch) / size
+            if not folder.exists():  # the pixels of a size, which the rows share
+                write_dataset(folder, files, int(size), args.images)
+            results[row] = measure(row, folder, files, args.images, args.epochs, args.rounds, usual=not args.no_usual)
+            print(f"{row}: {json.dumps({name: round(value, 3) for name, value in results[row].items()})}", flush=True)
     print(table(results))
     output = args.output or Path(f"benchmarks/results/throughput-{'gpu' if on_gpu else 'cpu'}.json")
     write_json(output, {"hardware": describe_hardware(), "images": args.images, "rows": results})
