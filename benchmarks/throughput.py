@@ -247,6 +247,7 @@ def main() -> None:
     files = sorted(args.data_dir.rglob("*.jpg"))
     if not files:
         sys.exit(f"error: {args.data_dir} holds no .jpg files (archives must be unpacked)")
+    output = args.output or Path(f"benchmarks/results/throughput-{'gpu' if on_gpu else 'cpu'}.json")
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for row in args.rows:
@@ -256,9 +257,8 @@ def main() -> None:
                 write_dataset(folder, files, int(size), args.images)
             results[row] = measure(row, folder, files, args.images, args.epochs, args.rounds, usual=not args.no_usual)
             print(f"{row}: {json.dumps({name: round(value, 3) for name, value in results[row].items()})}", flush=True)
+            write_json(output, {"hardware": describe_hardware(), "images": args.images, "rows": results})
     print(table(results))
-    output = args.output or Path(f"benchmarks/results/throughput-{'gpu' if on_gpu else 'cpu'}.json")
-    write_json(output, {"hardware": describe_hardware(), "images": args.images, "rows": results})
 
 
 def table(results: dict[str, dict]) -> str:
