@@ -133,14 +133,14 @@ def test_training_stops_after_epochs_without_a_lower_val_loss(train):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The batches that training steps have seen."""
-    batches, step = [], SkinLesionClassifier.training_step
+    """The batches that training steps have taken, before their augmentation."""
+    batches, augmented = [], SkinLesionClassifier.augmented
 
-    def record(module, batch, batch_idx):
+    def record(module, batch):
         batches.append(batch)
-        return step(module, batch, batch_idx)
+        return augmented(module, batch)
 
-    monkeypatch.setattr(SkinLesionClassifier, "training_step", record)
+    monkeypatch.setattr(SkinLesionClassifier, "augmented", record)
     return batches
 
 
