@@ -42,8 +42,7 @@ from stages.classifier.networks import create_network
 from stages.classifier.optimization import create_optimizer
 from stages.classifier.step import WARM_UP_STEPS, TrainingStep
 from stages.config import Config, DataConfig, ModelConfig, SplitConfig, TrainingConfig
-from stages.dataset.batch import Batch
-from stages.dataset.loaders import Batches, Shuffle, SplitImages
+from stages.dataset.loaders import Batch, Batches, Shuffle, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
@@ -138,14 +137,14 @@ def measure(row: str, folder: Path, files: list[Path], images: int, epochs: int,
     return medians | {name: float(ratio) for name, ratio in ratios.items()}
 
 
-def _step(config: Config, image_size: int, device: torch.device) -> tuple[TrainingStep, SkinLesionClassifier]:
+def _step(config: Config, image_size: int, device: torch.device) -> TrainingStep:
     module = SkinLesionClassifier(config, image_size).to(device).train()
     optimizer = create_optimizer(module.network.backbone, config.training, device)
-    return TrainingStep(module.network, module.losses, optimizer, None, config.training, device), module
+    return TrainingStep(module.network, module.losses, optimizer, None, config.training, device)
 
 
 def _limit(config: Config, images: SplitImages, device: torch.device) -> float:
-    (step, _), size = _step(config, images.store.image_size, device), config.training.batch_size
+    step, size = _step(config, images.store.image_size, device), config.training.batch_size
     pixels = torch.from_numpy(images.store.read(images.indices[:size])).to(device)
     batch = Batch(pixels, images.labels[:size].to(device), None)
     for _ in range(WARM_UP_STEPS + 2):
@@ -159,9 +158,8 @@ def _limit(config: Config, images: SplitImages, device: torch.device) -> float:
 
 
 def _bare(config: Config, images: SplitImages, device: torch.device) -> float:
-    step, module = _step(config, images.store.image_size, device)
-    shuffle = Shuffle(0, config.data)
-    batches = Batches(images, config.training.batch_size, device, shuffle, finish=module.augmented)
+    step = _step(config, images.store.image_size, device)
+    batches = Batches(images, config.training.batch_size, device, Shuffle(0, config.data))
     speeds = []
     for epoch in range(3):
         batches.set_epoch(epoch)

@@ -106,23 +106,6 @@ def test_streamed_batches_are_the_resident_ones(tiny, monkeypatch):
         assert all(torch.equal(one.images, other.images) for one, other in zip(streamed, resident))
 
 
-@pytest.mark.parametrize("augmentation", [DataConfig(mixup=0.4, cutmix=1.0, cutout=0.3), None])
-def test_batches_are_the_same_that_are_made_beside_the_steps(tiny, quick, augmentation):
-    gpu = torch.device("cuda", 0)
-    images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
-    module = SkinLesionClassifier(quick(**LITE0, **{"data.mixup": 0.4, "data.cutmix": 1.0, "data.cutout": 0.3}), 16)
-    inline = [module.augmented(batch) for batch in Batches(images, 4, gpu, Shuffle(0, augmentation))]
-    beside = Batches(images, 4, gpu, Shuffle(0, augmentation), finish=module.augmented)
-    busy = torch.randn(4096, 4096, device=gpu)
-    seen = []
-    for batch in beside:
-        busy = (busy @ busy).clamp(-1, 1)  # the GPU lies behind: nothing may be overwritten before it is read
-        seen.append([tensor.clone() for tensor in batch if tensor is not None])
-    assert len(seen) == len(inline) == 10
-    for made, expected in zip(seen, inline):
-        assert all(torch.equal(one, other) for one, other in zip(made, [it for it in expected if it is not None]))
-
-
 def test_an_optimizer_that_cannot_be_captured_says_so_and_trains(train, capsys, tmp_path):
     train("lamb", **{"training.optimizer": "lamb"})
     assert "the steps of lamb are not captured" in capsys.readouterr().out
@@ -224,7 +207,7 @@ def test_no_step_waits_for_the_gpu(tiny, quick):
     module = SkinLesionClassifier(config, 16, torch.tensor([30, 12])).to(device).train()
     optimizer = create_optimizer(module.network.backbone, config.training, device)
     step = TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device)
-    reader, batches = LossReader(), Batches(images, 8, device, Shuffle(0, config.data), finish=module.augmented)
+    reader, batches = LossReader(), Batches(images, 8, device, Shuffle(0, config.data))
     for batch in batches:  # warm-up and capture
         step(batch)
     assert step.captured

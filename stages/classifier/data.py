@@ -1,13 +1,10 @@
 """The batches of a training, for as many processes as train together."""
 
-from collections.abc import Callable
-
 import torch
 from pytorch_lightning import LightningDataModule
 
 from stages.classifier.memory import find_batch_size
 from stages.config import Config
-from stages.dataset.batch import Batch
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
 
 # Smaller batches would be launched more slowly than they are computed. Where training takes as many images at a time,
@@ -54,19 +51,12 @@ class SkinLesionData(LightningDataModule):
                 balance=training.class_balance_strength if training.class_balance == "sampling" else 0.0,
                 repeated=training.overfit_batches > 0,
             ),
-            self.trainer.lightning_module.augmented,
         )
 
     def val_dataloader(self) -> Batches:
         return self._batches(self.val_images, max(self.batch_size, SMALLEST_VALIDATION_BATCH))
 
-    def _batches(
-        self,
-        images: SplitImages,
-        batch_size: int,
-        shuffle: Shuffle | None = None,
-        finish: Callable[[Batch], Batch] | None = None,
-    ) -> Batches:
+    def _batches(self, images: SplitImages, batch_size: int, shuffle: Shuffle | None = None) -> Batches:
         trainer = self.trainer
         return Batches(
             images,
@@ -76,5 +66,4 @@ class SkinLesionData(LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             self.config.data.num_workers,
-            finish,
         )

@@ -12,8 +12,7 @@ from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.optimization import WeightAverage, create_optimizer
 from stages.classifier.step import WARM_UP_STEPS, TrainingStep
 from stages.dataset.augmentation import draw
-from stages.dataset.batch import Batch
-from stages.dataset.loaders import LARGEST_SHARE_OF_GPU_MEMORY
+from stages.dataset.loaders import LARGEST_SHARE_OF_GPU_MEMORY, Batch
 from stages.errors import InputError
 
 # Of the memory that is free: other programs, and fragments, come and go.
@@ -90,7 +89,7 @@ def _take_steps(module: SkinLesionClassifier, size: int) -> bool:
     )
     try:
         for _ in range(WARM_UP_STEPS + 1):
-            step(module.augmented(batch))
+            step(batch)
     except InputError:  # not even one image fits
         return False
     return step.parts == 1

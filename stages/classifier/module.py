@@ -16,7 +16,7 @@ from stages.classifier.optimization import LearningRate, WeightAverage, check_op
 from stages.classifier.step import LossReader, StepLoss, TrainingStep, average_over_processes, more_parts
 from stages.config import Config
 from stages.dataset.augmentation import as_float, augment_batch
-from stages.dataset.batch import Batch
+from stages.dataset.loaders import Batch
 from stages.errors import InputError
 
 PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
@@ -77,23 +77,17 @@ class SkinLesionClassifier(LightningModule):
         """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
         return self.kept(images)
 
-    def augmented(self, batch: Batch) -> Batch:
-        """A training batch as it is trained on: its images augmented, if any are to be."""
-        if batch.draws is None:
-            return batch
-        # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
-        exact = batch.images.device.type == "cpu" or self.config.training.precision == 32
-        dtype = torch.float32 if exact else torch.float16
-        targets = self._targets(batch.labels)
-        return Batch(*augment_batch(batch.images, targets, batch.draws, self.config.data, dtype), None)
-
-    def _targets(self, labels: Tensor) -> Tensor:
-        return (labels[:, None] == torch.arange(self.config.model.num_classes, device=labels.device)).float()
-
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The training loss of each image of a batch, shape (n,): cross-entropy in nats."""
-        pixels = batch.images if batch.images.is_floating_point() else as_float(batch.images)
-        targets = batch.labels if batch.labels.is_floating_point() else self._targets(batch.labels)
+        """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
+        training, classes = self.config.training, self.config.model.num_classes
+        targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
+        if batch.draws is None:
+            pixels = as_float(batch.images)
+        else:
+            # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
+            exact = batch.images.device.type == "cpu" or training.precision == 32
+            dtype = torch.float32 if exact else torch.float16
+            pixels, targets = augment_batch(batch.images, targets, batch.draws, self.config.data, dtype)
         logits = self._logits(network, pixels)
         if self.logit_adjustment is not None:
             # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: frequencies are no task of the network.
@@ -102,7 +96,7 @@ class SkinLesionClassifier(LightningModule):
             logits,
             targets,
             weight=self.class_weights,
-            label_smoothing=self.config.training.label_smoothing,
+            label_smoothing=training.label_smoothing,
             reduction="none",
         )
 

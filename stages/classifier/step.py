@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from stages.classifier.optimization import WeightAverage, is_capturable
 from stages.config import TrainingConfig
-from stages.dataset.batch import Batch
+from stages.dataset.loaders import Batch
 from stages.errors import InputError
 
 # Ordinary steps before the capture: they load kernels, fill the optimizer's state and, with several GPUs, connect them.

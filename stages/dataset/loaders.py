@@ -1,8 +1,7 @@
 """Batches of prepared images, on the device that trains, in an order that only the seed and the epoch decide."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.config import DataConfig
-from stages.dataset.ahead import make_ahead
 from stages.dataset.augmentation import draw
-from stages.dataset.batch import Batch
 from stages.dataset.folds import read_split, validated_on
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
@@ -22,6 +19,20 @@ from stages.errors import InputError
 
 # The rest is for the network: activations of a batch are larger than its images.
 LARGEST_SHARE_OF_GPU_MEMORY = 0.5
+
+
+class Batch(NamedTuple):
+    """Images of one step.
+
+    Attributes:
+        images: uint8, shape (n, size, size, 3), RGB.
+        labels: int64, shape (n,), numbers of classes.
+        draws: float32, shape (n, k), what augmentation is drawn from; None where nothing is augmented.
+    """
+
+    images: Tensor
+    labels: Tensor
+    draws: Tensor | None
 
 
 class SplitImages:
@@ -98,7 +109,6 @@ class Batches:
         rank: which of the processes that share the images this is, from 0.
         world_size: how many of them there are. Each gets its part of every step's images.
         threads: that read ahead; they change nothing in what is read.
-        finish: what else is done with a batch; a GPU does it beside the steps that are taken on those before it.
 
     Attributes:
         epoch: of the next iteration.
@@ -114,21 +124,18 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         threads: int | None = None,
-        finish: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.images = images
         self.batch_size = max(1, min(batch_size, len(images) // world_size))
         self.device = device
         self.shuffle = shuffle
         self.rank, self.world_size, self.threads = rank, world_size, threads
-        self.finish = finish
         self.epoch = 0
         self.skip = 0
         self._labels = images.labels.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="order")
         self._ahead: tuple[int, Future] | None = None
-        self._stream = torch.cuda.Stream(device) if finish is not None and device.type == "cuda" else None
 
     def _upload(self) -> Tensor | None:
         """All pixels of the split on the GPU, or None where they would crowd the network out."""
@@ -148,22 +155,15 @@ class Batches:
         return -(-len(range(self.rank, len(self.images), self.world_size)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch | None]:
-        skip = self.skip
-        yield from repeat(None, skip)
-        batches = self._from(skip)
-        if self._stream is not None:
-            yield from make_ahead(batches, self.finish, self._stream)
-        else:
-            yield from batches if self.finish is None else map(self.finish, batches)
-
-    def _from(self, first: int) -> Iterator[Batch]:
-        """The epoch's batches from the one of this number on."""
         epoch = self.epoch
         rows, draws = self._take_order(epoch)
         on_device = rows.to(self.device, non_blocking=True)
         draws = None if draws is None else draws.to(self.device, non_blocking=True)
         labels = self._labels[on_device]
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)][first:]
+        parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)]
+        for _ in range(self.skip):
+            yield None
+        parts = parts[self.skip :]
         pixels = self._pixels(rows.numpy(), on_device, parts)
         for number, (part, images) in enumerate(zip(parts, pixels)):
             if number == len(parts) // 2:

@@ -133,14 +133,14 @@ def test_training_stops_after_epochs_without_a_lower_val_loss(train):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The batches that training steps have taken, before their augmentation."""
-    batches, augmented = [], SkinLesionClassifier.augmented
+    """The batches that training steps have seen."""
+    batches, step = [], SkinLesionClassifier.training_step
 
-    def record(module, batch):
+    def record(module, batch, batch_idx):
         batches.append(batch)
-        return augmented(module, batch)
+        return step(module, batch, batch_idx)
 
-    monkeypatch.setattr(SkinLesionClassifier, "augmented", record)
+    monkeypatch.setattr(SkinLesionClassifier, "training_step", record)
     return batches
 
 

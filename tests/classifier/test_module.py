@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 from stages.classifier.module import SkinLesionClassifier
 from stages.config import Config, DataConfig, ModelConfig, TrainingConfig
 from stages.dataset.augmentation import as_float
-from stages.dataset.batch import Batch
+from stages.dataset.loaders import Batch
 from stages.errors import InputError
 
 COUNTS = torch.tensor([30, 10])

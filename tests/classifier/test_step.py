@@ -10,7 +10,7 @@ from stages.classifier.memory import largest_power
 from stages.classifier.step import LossReader, StepLoss, TrainingStep
 from stages.config import TrainingConfig
 from stages.dataset.augmentation import as_float
-from stages.dataset.batch import Batch
+from stages.dataset.loaders import Batch
 
 CPU = torch.device("cpu")
 
