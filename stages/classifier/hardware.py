@@ -59,6 +59,8 @@ def describe_hardware() -> dict:
     """What the bits of a result depend on beside code, data and parameters: the machine, and what computes on it."""
     return {
         "cpu": processor(),
+        # Virtual machines of one name differ in them, and so in the last bits of their sums.
+        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
         "cpu_cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from threadpoolctl import threadpool_info
 
 from stages.classifier import hardware
@@ -54,6 +55,14 @@ def test_each_requirement_is_recorded_or_known_to_compute_nothing():
 def test_the_processor_is_named_as_its_maker_calls_it():
     assert processor() not in ("", os.uname().machine)
     assert processor() in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
+def test_processors_of_one_name_are_told_apart_by_their_instructions(monkeypatch):
+    here = describe_hardware()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    there = describe_hardware()
+    assert there["cpu"] == here["cpu"]
+    assert there != here
 
 
 def test_the_commit_and_whether_code_or_parameters_changed_since(repository):
