@@ -39,6 +39,9 @@ _FILE_NAME = re.compile(r"\w[\w .-]{0,99}")
 _KEYS = {"epoch", "batch", "steps", "module", "optimizer", "progress", "best", "early_stopping", "random", "metrics"}
 # Of trainings that did not end: there may be a queue of them.
 UNFINISHED_KEPT = 10
+# Batches after which several processes ask each other whether a checkpoint is due: their clocks differ. They wait for
+# the answer.
+AGREE_EVERY = 50
 # What changes nothing in the result.
 _WITHOUT_EFFECT = ("resume", "checkpoint_minutes")
 
@@ -189,10 +192,17 @@ class Checkpoints(Callback):
         # Not before the GPU has enough to do: writing takes Python's lock from the thread that launches its steps.
         if batch_idx + 1 >= STEPS_AHEAD or trainer.is_last_batch:
             self._write()
-        due = time.monotonic() - self._saved_at > 60 * self._minutes
         # A batch with a validation behind it is not over yet.
-        if due and batch is not None and (batch_idx + 1) % trainer.val_check_batch and not trainer.is_last_batch:
+        in_between = batch is not None and (batch_idx + 1) % trainer.val_check_batch and not trainer.is_last_batch
+        if in_between and self._is_due(trainer, batch_idx):
             self.save(trainer, module, trainer.current_epoch, batch_idx + 1)
+
+    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether it is time for a checkpoint inside the epoch; several processes agree on it, since all take part."""
+        due = time.monotonic() - self._saved_at > 60 * self._minutes
+        if trainer.world_size == 1:
+            return due
+        return (batch_idx + 1) % AGREE_EVERY == 0 and trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         val_loss = trainer.callback_metrics["val_loss"].item()

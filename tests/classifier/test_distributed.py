@@ -84,3 +84,40 @@ def test_two_processes_that_are_killed_go_on_to_the_same_bytes(workspace, params
     ended, _, output = interrupted("epoch 5/12", signal.SIGKILL)
     assert ended == -signal.SIGKILL
     assert "resuming from" in output
+
+
+# As if the second process came to its minutes between two checkpoints long before the first.
+OTHER_CLOCK = """
+import os, time
+from types import SimpleNamespace
+from stages import train
+from stages.classifier import checkpoints
+
+checkpoints.AGREE_EVERY = 2
+if os.environ["RANK"] == "1":
+    checkpoints.time = SimpleNamespace(monotonic=lambda: 1e6 * time.monotonic())
+save = checkpoints.Checkpoints.save
+def tell(self, trainer, module, epoch, batch, later=False):
+    print(f"process {trainer.global_rank} saves batch {batch}", flush=True)
+    save(self, trainer, module, epoch, batch, later)
+checkpoints.Checkpoints.save = tell
+train.main()
+"""
+
+
+def test_processes_whose_clocks_differ_save_together(workspace, params, tmp_path):
+    params(QUICK | {"training.max_epochs": "1", "training.checkpoint_minutes": "5"})
+    script = tmp_path / "other_clock.py"
+    script.write_text(OTHER_CLOCK, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
+        env=environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    saved = {
+        (process, batch): done.stdout.count(f"process {process} saves batch {batch}")
+        for process in (0, 1)
+        for batch in (2, 4)
+    }
+    assert set(saved.values()) == {1}
