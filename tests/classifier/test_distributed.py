@@ -33,19 +33,23 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]],
-    ids=["lightning", "torchrun"],
-)
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def run_python(*arguments, timeout=None):
+    """What an interpreter without a GPU prints, which must succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["lightning", "torchrun"])
 def test_two_processes_train_one_model_and_write_it_once(workspace, params, launcher):
     params(QUICK | {"training.max_epochs": "2"})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "stages.train"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 2/2") == done.stdout.count("best epoch") == 1
+    said = run_python(*launcher, "-m", "stages.train")
+    assert said.count("epoch 2/2") == said.count("best epoch") == 1
 
     # Every image of the validation split counts once, though 14 cannot be shared evenly in batches of 4.
     network, description = load_model(MODELS)
@@ -66,12 +70,8 @@ def test_two_processes_train_one_model_and_write_it_once(workspace, params, laun
 
 def test_two_processes_train_an_ensemble(workspace, params):
     params(QUICK | {"training.max_epochs": "1", "model.ensemble": "2"})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.train"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout.count("epoch 1/1"), done.stdout.count("best epoch")) == (2, 1)
+    said = run_python("-m", "stages.train")
+    assert (said.count("epoch 1/1"), said.count("best epoch")) == (2, 1)
     network, description = load_model(MODELS)
     assert (description.networks, description.epochs) == (2, [0, 0])
     first, second = (member.backbone.classifier.weight for member in network.members)
@@ -109,15 +109,5 @@ def test_processes_whose_clocks_differ_save_together(workspace, params, tmp_path
     params(QUICK | {"training.max_epochs": "1", "training.checkpoint_minutes": "5"})
     script = tmp_path / "other_clock.py"
     script.write_text(OTHER_CLOCK, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        env=environment, capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    saved = {
-        (process, batch): done.stdout.count(f"process {process} saves batch {batch}")
-        for process in (0, 1)
-        for batch in (2, 4)
-    }
-    assert set(saved.values()) == {1}
+    said = run_python(*TORCHRUN, str(script), timeout=240)
+    assert [said.count(f"process {process} saves batch {batch}") for process in (0, 1) for batch in (2, 4)] == [1] * 4
