@@ -125,6 +125,28 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+_FAST = {"training.learning_rate": 3e-3}
+_SMOOTH, _DROPOUT = {"training.label_smoothing": 0.1}, {"model.dropout_rate": 0.5}
+_LARGE = {"data.image_size": 224}
+# What was better alone is tried together.
+FAMILIES["together"] = {
+    "rate-0.003": _FAST,
+    "rate-0.003, smoothing-0.1, dropout-0.5": _FAST | _SMOOTH | _DROPOUT,
+    "rate-0.003, smoothing-0.1, drop-path-0.2": _FAST | _SMOOTH | {"model.drop_path_rate": 0.2},
+    "rate-0.003, smoothing-0.1, logits-0.5": _FAST
+    | _SMOOTH
+    | {"training.class_balance": "logits", "training.class_balance_strength": 0.5},
+    "rate-0.003, smoothing-0.1, epochs-40": _FAST | _SMOOTH | {"training.max_epochs": 40},
+    "rate-0.003, mixup": _FAST | {"data.mixup": 0.2},
+    "rate-0.003, mixup, cutmix, epochs-30": _FAST | {"data.mixup": 0.2, "data.cutmix": 1.0, "training.max_epochs": 30},
+    "rate-0.003, smoothing-0.1, dropout-0.5, image-size-224": _FAST | _SMOOTH | _DROPOUT | _LARGE,
+    "rate-0.003, smoothing-0.1, dropout-0.5, image-size-224, lite1": _FAST
+    | _SMOOTH
+    | _DROPOUT
+    | _LARGE
+    | {"model.variant": "lite1"},
+    "rate-0.003, dropout-0.5, image-size-224, epochs-15": _FAST | _DROPOUT | _LARGE | {"training.max_epochs": 15},
+}
 # What holds where the base says nothing of it.
 DEFAULTS = {
     TRAIN_LESIONS: 1.0,
@@ -548,20 +570,18 @@ def _spelt(overrides: dict) -> str:
 
 
 def _numbers(record: dict) -> dict:
-    return record["metrics"]["tta"] | {name: record[name] for name in SPEEDS}
+    return record["metrics"]["tta"] | {name: record.get(name) for name in SPEEDS}
 
 
 def _reading_rows(reading: str, name: str, base_runs: dict, records: list[dict]) -> list[Row]:
     """Another reading of the base's runs, and of all, compared with the usual reading of the same runs."""
-    return [
-        Row(
-            f"{name}, {of}",
-            {run: record["metrics"][reading] for run, record in runs.items()},
-            {run: record["metrics"]["tta"] for run, record in runs.items()},
-        )
-        for of, runs in (("base", base_runs), ("all runs", {key(record): record for record in records}))
-        if runs
-    ]
+    rows = []
+    for of, runs in (("base", base_runs), ("all runs", {key(record): record for record in records})):
+        read = {run: record["metrics"] for run, record in runs.items() if record["metrics"][reading]}
+        if read:
+            ours, usual = ({run: metrics[kind] for run, metrics in read.items()} for kind in (reading, "tta"))
+            rows.append(Row(f"{name}, {of}", ours, usual))
+    return rows
 
 
 def _ensemble_rows(ensembles: list[dict], runs_of: dict, names: dict[str, str]) -> list[Row]:

@@ -3,13 +3,36 @@
 import os
 
 import torch.distributed
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+
+from stages.config import TrainingConfig
+from stages.errors import InputError
 
 
 def is_first_process() -> bool:
     """Whether this is the first of the processes that train together, before Lightning has connected them."""
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def check_launcher(training: TrainingConfig) -> None:
+    """See that torchrun, where it started this process, started as many as the parameters say.
+
+    With one device Lightning would ask nobody: each process would train alone, and write to the same files.
+
+    Raises:
+        InputError: there are more of them, or fewer.
+    """
+    if not TorchElasticEnvironment.detect():
+        return
+    started, wanted = TorchElasticEnvironment().world_size(), training.devices * training.num_nodes
+    if started != wanted:
+        raise InputError(
+            f"torchrun started {started} processes, but training.devices × training.num_nodes is "
+            f"{training.devices} × {training.num_nodes}; set them so that their product is {started}, "
+            "or change torchrun's --nproc-per-node and --nnodes"
+        )
 
 
 class AveragedGradients(DDPStrategy):

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from stages.classifier.callbacks import EpochLog, TerminalProgress, Throughput
 from stages.classifier.checkpoints import Checkpoints
 from stages.classifier.data import SkinLesionData
-from stages.classifier.distributed import AveragedGradients
+from stages.classifier.distributed import AveragedGradients, check_launcher
 from stages.classifier.hardware import set_up_device
 from stages.classifier.loggers import create_loggers
 from stages.classifier.module import SkinLesionClassifier
@@ -40,6 +40,7 @@ def prepare_hardware(config: Config) -> Config:
     for name in ("pytorch_lightning", "lightning.pytorch"):  # the second where both packages are installed
         logging.getLogger(name).setLevel(logging.WARNING)
     training = config.training
+    check_launcher(training)
     seed_everything(training.seed, verbose=False)
     device = set_up_device(training.cpu_threads, training.deterministic)
     if device.type == "cuda" and training.devices > torch.cuda.device_count():

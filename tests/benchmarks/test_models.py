@@ -101,7 +101,7 @@ def test_a_file_without_the_markers_is_left_alone(tmp_path, content):
 
 def test_a_name_stands_for_all_numbers_of_classes():
     assert choose([]) == [f"{name}/{classes}" for name in RECIPES for classes in (7, 2)]
-    assert choose(["best/2", "lite0"]) == ["lite0/7", "lite0/2", "best/2"]
+    assert choose(["ensemble/2", "lite0"]) == ["lite0/7", "lite0/2", "ensemble/2"]
     with pytest.raises(InputError, match="lite9: no such recipe; there are baseline-cnn"):
         choose(["lite0", "lite9"])
 

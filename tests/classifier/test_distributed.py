@@ -36,11 +36,16 @@ QUICK = {
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def run_python(*arguments, timeout=None):
-    """What an interpreter without a GPU prints, which must succeed."""
+def start_python(*arguments, timeout=None):
+    """An interpreter without a GPU, when it has ended."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def run_python(*arguments, timeout=None):
+    """What an interpreter without a GPU prints, which must succeed."""
+    done = start_python(*arguments, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,6 +71,16 @@ def test_two_processes_train_one_model_and_write_it_once(workspace, params, laun
     steps = (TRAINING_METRICS / "plots/metrics/train/loss.tsv").read_text().splitlines()[-1].split()[0]
     assert int(steps) == 2 * 5 - 1
     assert json.loads((MODELS / "model.json").read_text())["batch_size"] == 4
+
+
+def test_processes_that_the_parameters_do_not_know_of_train_nothing(workspace, params):
+    params(QUICK | {"training.devices": "1"})
+    before = (MODELS / "model.json").read_bytes()
+    done = start_python(*TORCHRUN, "-m", "stages.train", timeout=120)
+    assert done.returncode != 0
+    expected = "error: torchrun started 2 processes, but training.devices × training.num_nodes is 1 × 1; set them so"
+    assert expected in done.stderr
+    assert (MODELS / "model.json").read_bytes() == before
 
 
 def test_two_processes_train_an_ensemble(workspace, params):
