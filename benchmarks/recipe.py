@@ -130,7 +130,6 @@ _SMOOTH, _DROPOUT = {"training.label_smoothing": 0.1}, {"model.dropout_rate": 0.
 _LARGE = {"data.image_size": 224}
 # What was better alone is tried together.
 FAMILIES["together"] = {
-    "rate-0.003": _FAST,
     "rate-0.003, smoothing-0.1, dropout-0.5": _FAST | _SMOOTH | _DROPOUT,
     "rate-0.003, smoothing-0.1, drop-path-0.2": _FAST | _SMOOTH | {"model.drop_path_rate": 0.2},
     "rate-0.003, smoothing-0.1, logits-0.5": _FAST

@@ -1,7 +1,11 @@
+import re
+import shutil
+
 import pytest
 
 from benchmarks.models import (
     MARKERS,
+    RECIPE,
     RECIPES,
     RESULT,
     ROOT,
@@ -13,6 +17,8 @@ from benchmarks.models import (
     table,
     write_between_markers,
 )
+from benchmarks.sweep import set_parameters
+from stages.config import load_config
 from stages.errors import InputError
 
 
@@ -50,6 +56,19 @@ def test_the_readme_shows_what_was_measured():
     if not any(marker in content for marker in MARKERS):
         pytest.skip("README.md has no place for the table")
     assert section(content, readme) == table(read_recipes(ROOT / RESULT))
+
+
+def test_the_readme_says_how_to_run_the_recipe_that_was_measured(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = next(line for line in readme.replace("\\\n", "").splitlines() if "data.data_dir=data/ham10000" in line)
+    said = dict(pair.split("=") for pair in re.findall(r"-S (\S+)", command))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    set_parameters(tmp_path, said)
+    config = load_config(tmp_path / "params.yaml")
+    for name, value in RECIPE.items():
+        section_of, key = name.split(".")
+        assert (name, getattr(getattr(config, section_of), key)) == (name, value)
+    assert set(said) - set(RECIPE) == {"data.data_dir", "model.num_classes"}
 
 
 def test_the_table_has_a_line_for_each_reading_and_says_where_it_was_measured():
