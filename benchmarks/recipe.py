@@ -46,7 +46,7 @@ from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.metadata import subsample_lesions
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.errors import InputError, run
+from stages.errors import InputError, TerminatedError, run
 from stages.evaluation.baselines import predict_from_metadata
 from stages.evaluation.calibration import fit_temperature, weighted_calibration
 from stages.evaluation.history import read_history
@@ -92,6 +92,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "augmentation": {
         "augmentation-off": _PLAIN | {"data.augment": False},
         "augmentation-usual": _PLAIN,
+        **{f"strength-{factor}": _PLAIN | {"data.augment_strength": factor} for factor in (0.0, 0.5, 2.0)},
         "cutout": _PLAIN | {"data.cutout": 0.3},
         "mixup": _PLAIN | {"data.mixup": 0.2},
         "cutmix": _PLAIN | {"data.cutmix": 1.0},
@@ -633,6 +634,8 @@ def run_all(
         label = f"{number}/{len(mine)} {planned['variant']}, fold {planned['fold']}, seed {planned['seed']}"
         try:
             record, probabilities = measure(planned, data_dir, cache)
+        except TerminatedError:
+            raise  # who terminates one run means all
         except InputError as error:
             failed.append(f"{label}: {error}")
             print(f"{label} failed: {error}", flush=True)

@@ -144,6 +144,7 @@ class DataConfig(Section):
     subsample_percentage: float = setting(1.0, above=0, at_most=1)
     num_workers: int | None = setting(None, at_least=1, at_most=256)
     augment: bool = setting(True)
+    augment_strength: float = setting(1.0, at_least=0, at_most=3)
     cutout: float = setting(0.0, at_least=0, below=1)
     mixup: float = setting(0.0, at_least=0)
     cutmix: float = setting(0.0, at_least=0)

@@ -23,6 +23,10 @@ class InputError(Exception):
     """
 
 
+class TerminatedError(InputError):
+    """The process was asked to end (SIGTERM), and what it had done so far is kept."""
+
+
 class DiskFullError(InputError):
     """There is no space for a file.
 

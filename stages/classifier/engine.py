@@ -22,7 +22,7 @@ from stages.classifier.hardware import set_up_device
 from stages.classifier.loggers import create_loggers
 from stages.classifier.module import SkinLesionClassifier
 from stages.config import Config
-from stages.errors import DiskFullError, InputError, no_space
+from stages.errors import DiskFullError, InputError, TerminatedError, no_space
 from stages.files import PROFILES
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -84,6 +84,7 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
 
     Raises:
         InputError: a loss stopped being finite, or the GPU's memory is too small for one image.
+        TerminatedError: SIGTERM came.
         DiskFullError: there is no space for DVCLive's files.
     """
     _silence_what_is_meant()
@@ -125,7 +126,7 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         kept = f"{saved.path} holds everything: the same command goes on from there"
         if not saved.written:
             kept = "there was no space for a checkpoint: the same command goes on from the one before, if there is one"
-        raise InputError(f"terminated; {kept}") from None
+        raise TerminatedError(f"terminated; {kept}") from None
     except Exception as error:
         if (full := no_space(error)) is not None:
             # DVCLive writes its files in place: they are cut short now, and the checkpoint has them.

@@ -15,6 +15,7 @@ from torch import Tensor
 from stages.config import DataConfig
 
 UNIFORMS_PER_IMAGE = 11  # of `parameters_of`
+_WITH_STRENGTH = [2, 3, 4, 5, 7, 8, 9, 10]  # of them; those of flip, turn and the direction of the stretch have none
 
 # A dermatoscope has no upright: every rotation and flip of a lesion is as likely as the picture taken.
 # The others stay inside what differs between two users of a dermatoscope (zoom, centring) and two devices (light and
@@ -46,7 +47,7 @@ def draw(random: np.random.Generator, count: int, config: DataConfig) -> np.ndar
         the square lies; of mixing, whether it is mixup or cutmix, the share of the image itself, and where the
         rectangle of the other lies.
     """
-    columns = [parameters_of(random.random((count, UNIFORMS_PER_IMAGE), np.float32))]
+    columns = [parameters_of(random.random((count, UNIFORMS_PER_IMAGE), np.float32), config.augment_strength)]
     if config.cutout:
         columns.append(random.random((count, PARAMETERS_OF_CUTOUT), np.float32))
     if config.mixup or config.cutmix:
@@ -57,11 +58,12 @@ def draw(random: np.random.Generator, count: int, config: DataConfig) -> np.ndar
     return np.concatenate(columns, axis=1)
 
 
-def parameters_of(uniforms: np.ndarray) -> np.ndarray:
+def parameters_of(uniforms: np.ndarray, strength: float = 1.0) -> np.ndarray:
     """Geometry and colour of the augmentation of images.
 
     Args:
         uniforms: in [0, 1), shape (n, `UNIFORMS_PER_IMAGE`).
+        strength: a factor of all limits but those of flips and turns, of which there is no more or less.
 
     Returns:
         float32, shape (n, `PARAMETERS_PER_IMAGE`): the matrix (2, 3) that takes a place in the result to its place in
@@ -69,6 +71,7 @@ def parameters_of(uniforms: np.ndarray) -> np.ndarray:
         contrast's fixed point; the brightness that is added; and the factor of the contrast.
     """
     uniforms = uniforms.astype(np.float64)
+    uniforms[:, _WITH_STRENGTH] = 0.5 + strength * (uniforms[:, _WITH_STRENGTH] - 0.5)
     geometry, colour = uniforms[:, :7].T, uniforms[:, 7:].T
     brightness, gain, matrix = _colour_matrix(*colour)
     columns = [_affine(*geometry), matrix.reshape(-1, 9) / 255, np.column_stack([brightness, gain])]

@@ -9,7 +9,7 @@ from benchmarks import recipe
 from benchmarks.recipe import BASE, FAMILIES, Measured, Row, average_seeds, cell, cross_fitted, fuse, key, plan, table
 from stages.classifier.calibration import apply_temperature
 from stages.dataset.taxonomy import DIAGNOSES
-from stages.errors import InputError
+from stages.errors import InputError, TerminatedError
 
 METRICS = ("accuracy", "malignant_auroc")
 
@@ -117,6 +117,19 @@ def test_runs_that_fail_are_named_at_the_end_and_tried_again(tmp_path, measured,
     monkeypatch.setattr(recipe, "measure", works)
     recipe.run_all(runs, tmp_path, tmp_path, (0, 1), tmp_path, None)
     assert [planned["seed"] for planned in measured] == [1, 0]
+
+
+def test_who_terminates_a_run_ends_them_all(tmp_path, monkeypatch):
+    started = []
+
+    def terminated(planned, data_dir, cache):
+        started.append(planned)
+        raise TerminatedError("terminated; last.ckpt holds everything")
+
+    monkeypatch.setattr(recipe, "measure", terminated)
+    with pytest.raises(TerminatedError):
+        recipe.run_all(plan(["base"], BASE, [1], [0, 1]), tmp_path, tmp_path, (0, 1), tmp_path, None)
+    assert len(started) == 1
 
 
 def test_runs_of_two_datasets_do_not_mix(tmp_path):

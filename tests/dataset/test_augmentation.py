@@ -158,6 +158,18 @@ def test_brightness_and_contrast_and_colour_go_to_both_sides(images):
     assert (one - other).abs().mean() > 0.005
 
 
+def test_strength_scales_all_but_flips_and_turns(random_uniforms):
+    turned = random_uniforms.clone()
+    turned[:, [SCALE, ASPECT, SHIFT_X, SHIFT_Y, BRIGHTNESS, CONTRAST, SATURATION, HUE]] = 0.5
+    doubled = (0.5 + 2 * (random_uniforms - 0.5)).numpy()
+    doubled[:, [FLIP, TURN, STRETCH]] = random_uniforms[:, [FLIP, TURN, STRETCH]]
+    for strength, expected in ((0, turned.numpy()), (1, random_uniforms.numpy()), (2, doubled)):
+        found = parameters_of(random_uniforms.numpy(), strength)
+        np.testing.assert_allclose(found, parameters_of(expected), atol=1e-6)
+    plain, strong = (drawn(6, augment_strength=strength)[1] for strength in (1.0, 3.0))
+    assert not torch.equal(plain, strong)
+
+
 def test_pixels_become_floats_with_the_channels_first():
     pixels = torch.arange(2 * 3 * 4 * 3, dtype=torch.uint8).view(2, 3, 4, 3)
     result = as_float(pixels)
