@@ -6,55 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from dvc.repo import Repo
 
-from stages.classifier.calibration import Calibration, save_calibration
 from stages.commands.compare import main
-from stages.dataset.pixels import MANIFEST, add_places
-from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
-from stages.evaluation.predictions import predictions_table
-from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv
+from stages.files import MODELS, PREDICTIONS, PREPARED
+from tests.history import IMAGES, commit, git, start_repository, write_predictions
 
 ROOT = Path(__file__).parents[2]
-LESIONS = 60
-
-
-def git(*arguments):
-    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments], check=True)
-
-
-def write_model(skill, seed=0, threshold=0.5, classes=2, images=range(2 * LESIONS)):
-    """Write what `prepare` and `evaluate` would: two images a lesion, whose predictions get better with the skill."""
-    images = np.array(images)
-    diagnoses = np.array(["nv", "mel", "bcc", "bkl"])[images // 2 % 4]
-    malignant = np.isin(diagnoses, ["mel", "bcc"]).astype(int)
-    evidence = np.random.default_rng(seed).normal(size=2 * LESIONS)[images] + skill * (2 * malignant - 1)
-    score = 1 / (1 + np.exp(-2 * skill * evidence))
-    table = pd.DataFrame(
-        {"image_id": [f"I{image:03d}" for image in images], "lesion_id": [f"L{image // 2:02d}" for image in images]}
-    )
-    probabilities, labels = np.stack([1 - score, score], axis=1), np.array(["benign", "malignant"])[malignant]
-    if classes == 7:
-        spread = np.isin(class_names(7), ["mel", "bcc", "akiec"])
-        probabilities = np.where(spread, score[:, None] / 3, (1 - score[:, None]) / 4)
-        labels = diagnoses
-    write_csv(PREDICTIONS, predictions_table(table, "test", list(labels), probabilities))
-    save_calibration(Calibration(True, 1.0, threshold, 0.9, 0.5))
-    rows = table.assign(dx=diagnoses, dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
-    write_csv(PREPARED / MANIFEST, add_places(rows))
-
-
-def commit(name):
-    """Commit the model in the workspace, as a branch."""
-    with Repo() as repo:
-        repo.add([str(PREDICTIONS), str(MODELS / "calibration.json"), str(PREPARED)])
-    git("add", "--all")
-    git("commit", "--quiet", "--message", name)
-    git("branch", name)
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +23,16 @@ def history(tmp_path_factory):
     folder = tmp_path_factory.mktemp("history")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        git("init", "--quiet", "--initial-branch", "main")
-        Repo.init(".").close()
-        Path(".dvc/config").write_text("[core]\n    analytics = false\n")
+        start_repository()
         shutil.copy(ROOT / "params.yaml", "params.yaml")
         git("add", "--all")
         git("commit", "--quiet", "--message", "empty")
         git("branch", "empty")
-        write_model(0.4)
+        write_predictions(0.4)
         commit("weak")
-        write_model(2.0)
+        write_predictions(2.0)
         commit("strong")
-        write_model(2.0, images=range(6, 2 * LESIONS))
+        write_predictions(2.0, images=range(6, IMAGES))
         Path("params.yaml").write_text(Path("params.yaml").read_text().replace("test_fold: 0", "test_fold: 3"))
         commit("other_images")
     return folder
@@ -86,7 +44,7 @@ def repository(history, tmp_path, monkeypatch):
     shutil.copytree(history, tmp_path / "repository", symlinks=True)
     monkeypatch.chdir(tmp_path / "repository")
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    write_model(2.0)
+    write_predictions(2.0)
     return tmp_path / "repository"
 
 
@@ -105,7 +63,7 @@ def test_a_better_model_is_called_better_in_the_first_line(repository, capsys):
 
 
 def test_one_revision_is_compared_with_the_workspace(repository):
-    write_model(0.4)
+    write_predictions(0.4)
     result = compared("strong")
     assert (result["base"], result["new"]) == ("strong", "workspace")
     assert result["verdict"] == "worse"
@@ -184,7 +142,7 @@ def test_other_test_images_are_refused_with_the_parameter_that_differs(repositor
 
 
 def test_other_test_images_of_the_same_parameters_are_another_dataset(repository):
-    write_model(2.0, images=range(2, 2 * LESIONS))
+    write_predictions(2.0, images=range(2, IMAGES))
     with pytest.raises(InputError, match="so the dataset itself has changed"):
         main(["weak"])
 
@@ -231,7 +189,7 @@ def test_images_that_changed_sides_are_counted_and_all_are_in_the_json(repositor
 
 
 def test_each_model_is_judged_at_its_own_threshold(repository, capsys):
-    write_model(2.0, threshold=0.999)
+    write_predictions(2.0, threshold=0.999)
     metrics = compared("strong")["metrics"]
     assert metrics["sensitivity_at_threshold"]["verdict"] == "worse"
     assert metrics["auroc"]["difference"]["value"] == 0
@@ -242,14 +200,14 @@ def test_each_model_is_judged_at_its_own_threshold(repository, capsys):
 
 
 def test_a_commit_from_before_the_threshold_is_compared_in_all_else(repository, capsys):
-    write_model(0.4)
+    write_predictions(0.4)
     (MODELS / "calibration.json").unlink()
     Path("models/calibration.json.dvc").unlink()
     with Repo() as repo:
         repo.add([str(PREDICTIONS)])
     git("add", "--all")
     git("commit", "--quiet", "--message", "old")
-    write_model(2.0)
+    write_predictions(2.0)
     result = compared("HEAD")
     assert result["verdict"] == "better"
     assert set(result["not_compared"]) == {"sensitivity_at_threshold", "specificity_at_threshold"}
@@ -257,7 +215,7 @@ def test_a_commit_from_before_the_threshold_is_compared_in_all_else(repository, 
 
 
 def test_two_and_seven_classes_are_compared_by_malignancy(repository):
-    write_model(2.0, classes=7)
+    write_predictions(2.0, classes=7)
     result = compared("weak")
     assert result["classes"] == ["benign", "malignant"]
     assert result["metrics"]["auroc"]["verdict"] == "better"

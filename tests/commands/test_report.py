@@ -3,59 +3,36 @@
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from dvc.repo import Repo
 from PIL import Image
 
-from stages.classifier.calibration import Calibration, save_calibration
 from stages.commands.report import main
-from stages.dataset.pixels import MANIFEST, add_places
 from stages.errors import InputError
 from stages.evaluation.curves import precision_recall_table, roc_table
-from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.predictions import Predictions
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
     EVALUATION,
-    MODELS,
     PLOTS,
-    PREDICTIONS,
-    PREPARED,
     SPLIT_METRICS,
     write_csv,
     write_json,
 )
 from stages.plot import confusion_table
+from tests.history import IMAGES, commit, git, start_repository, write_predictions
 
 ROOT = Path(__file__).parents[2]
-IMAGES = 120
-
-
-def git(*arguments):
-    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments], check=True)
 
 
 def write_run(skill, images=range(IMAGES), diagnosis_of_first="nv", speed=100.0):
     """Write what the stages would: two test images a lesion, whose predictions get better with the skill."""
-    images = np.array(images)
-    dx = np.array(["nv", "mel", "bcc", "bkl"])[images // 2 % 4].astype(object)
-    dx[images == 0] = diagnosis_of_first
-    malignant = np.isin(dx, ["mel", "bcc"]).astype(int)
-    evidence = np.random.default_rng(0).normal(size=IMAGES)[images] + skill * (2 * malignant - 1)
-    score = 1 / (1 + np.exp(-2 * skill * evidence))
-    ids = pd.DataFrame({"image_id": [f"I{n:03d}" for n in images], "lesion_id": [f"L{n // 2:02d}" for n in images]})
-    labels = list(np.array(["benign", "malignant"])[malignant])
-    table = predictions_table(ids, "test", labels, np.stack([1 - score, score], axis=1))
+    rows, table = write_predictions(skill, images, diagnosis_of_first=diagnosis_of_first)
     test = Predictions(table, ("benign", "malignant"))
-    write_csv(PREDICTIONS, table)
-    save_calibration(Calibration(True, 1.0, 0.5, 0.9, 0.5))
-    rows = ids.assign(dx=dx, dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
-    write_csv(PREPARED / MANIFEST, add_places(rows))
     for name, curve in (
         ("roc", roc_table(test.is_malignant, test.malignant_probability)),
         ("precision_recall", precision_recall_table(test.is_malignant, test.malignant_probability)),
@@ -67,20 +44,12 @@ def write_run(skill, images=range(IMAGES), diagnosis_of_first="nv", speed=100.0)
     metrics = {"auroc": {"value": min(0.5 + skill / 5, 1), "interval": [0.5, 0.9]}}
     write_json(DETAILS, {"classes": list(test.classes), "confidence": 0.95, "test": {"metrics": metrics}})
     write_json(EVALUATION, {"auroc": metrics["auroc"]["value"]})
-    counts = {name: {"images": int((dx == name).sum()), "lesions": 1} for name in sorted(set(dx))}
-    split = {"images": len(images), "lesions": len(set(ids["lesion_id"])), "diagnoses": counts}
+    counts = {dx: {"images": int(count), "lesions": 1} for dx, count in sorted(rows["dx"].value_counts().items())}
+    split = {"images": len(rows), "lesions": rows["lesion_id"].nunique(), "diagnoses": counts}
     write_json(SPLIT_METRICS, {"test": split})
     # A commit differs always, and says nothing of the cost.
     environment = {"cpu": "x86_64", "cpu_cores": 2, "gpu": None, "commit": f"{speed}", "dirty": speed > 100}
     write_json(ENVIRONMENT, {**environment, "training_seconds": 60.0, "training_images_per_second": speed})
-
-
-def commit(name):
-    with Repo() as repo:
-        repo.add([str(PREDICTIONS), str(MODELS / "calibration.json"), str(PREPARED)])
-    git("add", "--all")
-    git("commit", "--quiet", "--message", name)
-    git("branch", name)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +58,7 @@ def history(tmp_path_factory):
     folder = tmp_path_factory.mktemp("history")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        git("init", "--quiet", "--initial-branch", "main")
-        Repo.init(".").close()
-        Path(".dvc/config").write_text("[core]\n    analytics = false\n")
+        start_repository()
         text = (ROOT / "params.yaml").read_text(encoding="utf-8")
         Path("params.yaml").write_text(text.replace("bootstrap_replicates: 2000", "bootstrap_replicates: 300"))
         write_run(0.4, range(8, IMAGES))
