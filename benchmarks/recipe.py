@@ -23,6 +23,7 @@ import gc
 import hashlib
 import io
 import json
+import operator
 import tempfile
 import time
 from difflib import get_close_matches
@@ -126,27 +127,30 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-_FAST = {"training.learning_rate": 3e-3}
-_SMOOTH, _DROPOUT = {"training.label_smoothing": 0.1}, {"model.dropout_rate": 0.5}
-_LARGE = {"data.image_size": 224}
+_VARIANTS = {name: changes for variants in FAMILIES.values() for name, changes in variants.items()}
+
+
+def _together(*names: str) -> dict[str, dict[str, Any]]:
+    """Several variants as one, which is named after them all; where two change a parameter, the last one does."""
+    return {", ".join(names): functools.reduce(operator.or_, (_VARIANTS[name] for name in names))}
+
+
 # What was better alone is tried together.
 FAMILIES["together"] = {
-    "rate-0.003, smoothing-0.1, dropout-0.5": _FAST | _SMOOTH | _DROPOUT,
-    "rate-0.003, smoothing-0.1, drop-path-0.2": _FAST | _SMOOTH | {"model.drop_path_rate": 0.2},
-    "rate-0.003, smoothing-0.1, logits-0.5": _FAST
-    | _SMOOTH
-    | {"training.class_balance": "logits", "training.class_balance_strength": 0.5},
-    "rate-0.003, smoothing-0.1, epochs-40": _FAST | _SMOOTH | {"training.max_epochs": 40},
-    "rate-0.003, mixup": _FAST | {"data.mixup": 0.2},
-    "rate-0.003, mixup, cutmix, epochs-30": _FAST | {"data.mixup": 0.2, "data.cutmix": 1.0, "training.max_epochs": 30},
-    "rate-0.003, smoothing-0.1, dropout-0.5, image-size-224": _FAST | _SMOOTH | _DROPOUT | _LARGE,
-    "rate-0.003, smoothing-0.1, dropout-0.5, image-size-224, lite1": _FAST
-    | _SMOOTH
-    | _DROPOUT
-    | _LARGE
-    | {"model.variant": "lite1"},
-    "rate-0.003, dropout-0.5, image-size-224, epochs-15": _FAST | _DROPOUT | _LARGE | {"training.max_epochs": 15},
-}
+    **_together("rate-0.003", "smoothing-0.1", "dropout-0.5"),
+    **_together("rate-0.003", "smoothing-0.1", "drop-path-0.2"),
+    **_together("rate-0.003", "smoothing-0.1", "logits-0.5"),
+    **_together("rate-0.003", "smoothing-0.1", "epochs-40"),
+    **_together("rate-0.003", "mixup"),
+    "rate-0.003, mixup, cutmix, epochs-30": {
+        "training.learning_rate": 3e-3, "data.mixup": 0.2, "data.cutmix": 1.0, "training.max_epochs": 30,
+    },
+    **_together("rate-0.003", "smoothing-0.1", "dropout-0.5", "image-size-224"),
+    **_together("rate-0.003", "smoothing-0.1", "dropout-0.5", "image-size-224", "lite1"),
+    "rate-0.003, dropout-0.5, image-size-224, epochs-15": {
+        "training.learning_rate": 3e-3, "model.dropout_rate": 0.5, "data.image_size": 224, "training.max_epochs": 15,
+    },
+}  # fmt: skip
 # What holds where the base says nothing of it.
 DEFAULTS = {
     TRAIN_LESIONS: 1.0,
