@@ -13,8 +13,7 @@ from stages.dataset.taxonomy import class_names
 from stages.evaluation.predictions import predictions_table
 from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv
 
-LESIONS = 60
-IMAGES = 2 * LESIONS
+IMAGES = 120  # two of each lesion
 
 
 def git(*arguments):

@@ -35,7 +35,8 @@ def prepare_hardware(config: Config) -> Config:
         The parameters with a precision.
 
     Raises:
-        InputError: there are fewer devices than asked for, or they cannot compute at `training.precision`.
+        InputError: there are fewer devices than asked for, they cannot compute at `training.precision`, or torchrun
+            started another number of processes.
     """
     for name in ("pytorch_lightning", "lightning.pytorch"):  # the second where both packages are installed
         logging.getLogger(name).setLevel(logging.WARNING)
