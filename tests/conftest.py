@@ -279,12 +279,18 @@ def trained(tiny, quick, tmp_path_factory):
     shutil.copytree(tiny.folder, folder / PREPARED)
     shutil.copy(tiny.split, folder / SPLIT)
     write_json(folder / SPLIT_METRICS, {"leakage": NO_LEAKS})
-    config = quick(**{"training.max_epochs": 6})
+    config = quick(**{"training.max_epochs": 6, "training.checkpoint_minutes": 1e-6})
     places = (PREPARED, SPLIT, MODELS, TRAINING_METRICS, CHECKPOINTS)
     train_model(config, *(folder / place for place in places))
     images = SplitImages(PixelStore(folder / PREPARED), "train", folder / SPLIT, 2)
     write_array(folder / AUGMENTED, augmented_examples(images, config))
     return folder
+
+
+@pytest.fixture
+def checkpoint_behind_every_epoch(monkeypatch):
+    """As if every epoch took its time."""
+    monkeypatch.setattr("stages.classifier.checkpoints.EPOCH_SECONDS", 0.0)
 
 
 @pytest.fixture

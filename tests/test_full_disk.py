@@ -147,6 +147,7 @@ def test_a_stage_on_a_disk_that_is_full_goes_on_when_there_is_space(ready, outpu
     assert_nothing_is_half_written(before, after, outputs())
 
 
+@pytest.mark.usefixtures("checkpoint_behind_every_epoch")
 def test_training_goes_on_without_a_checkpoint(workspace, outputs, capsys):
     train.main()
     whole = outputs()

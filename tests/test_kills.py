@@ -42,6 +42,7 @@ def clone(tmp_path_factory):
     """A clone in which training has just begun, under a `dvc repro` that runs."""
     clone = Clone(tmp_path_factory.mktemp("clone"))
     quick = QUICK | {"training.max_epochs": str(EPOCHS), "training.early_stopping_patience": "100"}
+    quick |= {"training.checkpoint_minutes": "0.001"}
     set_parameters(clone.folder, quick)
     clone.running = clone.start("repro", "train")
     read_until(clone.running, "epoch 2/")

@@ -97,6 +97,7 @@ def test_training_starts_from_weights_of_an_earlier_one(train_below, trained, tm
     assert description.val_losses[0] == pytest.approx(load_model(trained / MODELS)[1].val_losses[0], abs=0.1)
 
 
+@pytest.mark.usefixtures("checkpoint_behind_every_epoch")
 def test_the_networks_of_an_ensemble_are_those_of_its_seeds(train_below, tmp_path):
     ensemble = train_below(tmp_path / "both", **{"model.ensemble": 2}).description
     singles = [train_below(tmp_path / str(seed), **{"training.seed": seed}).description for seed in (0, 1)]
@@ -154,6 +155,7 @@ def test_networks_whose_weights_are_averaged_start_alike_and_become_one(train_be
     assert (still.val_losses[0], still.val_losses[1]) == pytest.approx(single.val_losses * 2, abs=0.1)
 
 
+@pytest.mark.usefixtures("checkpoint_behind_every_epoch")
 def test_the_stage_leaves_nothing_but_its_outputs(workspace, capsys):
     """In a DVC repository, where DVCLive would save experiments and write dvc.yaml."""
     for name in (MODELS, TRAINING_METRICS, CHECKPOINTS):

@@ -42,6 +42,9 @@ UNFINISHED_KEPT = 10
 # Batches after which several processes ask each other whether a checkpoint is due: their clocks differ. They wait for
 # the answer.
 AGREE_EVERY = 50
+# After an epoch that was shorter, there is no checkpoint: packing one takes the time of a step, in which the GPU has
+# nothing to do, and several processes wait for each other.
+EPOCH_SECONDS = 5.0
 # What changes nothing in the result.
 _WITHOUT_EFFECT = ("resume", "checkpoint_minutes")
 
@@ -92,7 +95,7 @@ class Best(NamedTuple):
 
 
 class Checkpoints(Callback):
-    """Keeps the best weights, and all that is needed to go on, at the end of each epoch and every few minutes.
+    """Keeps the best weights, and all that is needed to go on, behind epochs and every few minutes.
 
     A checkpoint holds the weights and their average, the optimizer, the learning rate, the random numbers of every
     library and process, the place in the epoch, the best weights, early stopping, and DVCLive's files. It is written
@@ -102,7 +105,7 @@ class Checkpoints(Callback):
     Args:
         folder: of this training's fingerprint.
         metrics: folder of DVCLive.
-        minutes: between two checkpoints inside an epoch.
+        minutes: between two checkpoints inside an epoch; behind an epoch, `EPOCH_SECONDS` or these, whichever is less.
         resume: go on from the folder's checkpoint, if it has one.
 
     Raises:
@@ -112,6 +115,7 @@ class Checkpoints(Callback):
         best: None before the first validation.
         resumed: the epoch, from 0, and the batch that training went on with; None if it started anew.
         written: whether there was space for the last checkpoint.
+        holds: the epoch, from 0, and the batch with which the last checkpoint goes on; None if there is none.
     """
 
     def __init__(self, folder: Path, metrics: Path, minutes: float, resume: bool = True) -> None:
@@ -121,6 +125,7 @@ class Checkpoints(Callback):
         self.written = True
         self._metrics, self._minutes = metrics, minutes
         self._opened: int | None = None
+        self.holds: tuple[int, int] | None = None
         self._saved_at = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._packed: Packed | None = None
@@ -128,7 +133,7 @@ class Checkpoints(Callback):
         self._state: dict | None = None
         if resume and self.path.exists():
             self._state = _read(self.path)
-            self.resumed = (self._state["epoch"], self._state["batch"])
+            self.resumed = self.holds = (self._state["epoch"], self._state["batch"])
 
     def restore_metrics(self) -> bool:
         """Put DVCLive's files back as they were; whether there is anything to go on from."""
@@ -164,7 +169,9 @@ class Checkpoints(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._state is None:
-            if trainer.current_epoch:  # now, since the last epoch's metrics are logged behind its end
+            self._check_place(trainer)
+            # Now, since the last epoch's metrics are logged behind its end.
+            if trainer.current_epoch and self._is_due(trainer, min(EPOCH_SECONDS, 60 * self._minutes)):
                 self.save(trainer, module, trainer.current_epoch, 0, later=module.device.type == "cuda")
             return
         self._restore(trainer, module, self._state)
@@ -195,15 +202,14 @@ class Checkpoints(Callback):
             self._write()
         # A batch with a validation behind it is not over yet.
         in_between = batch is not None and (batch_idx + 1) % trainer.val_check_batch and not trainer.is_last_batch
-        if in_between and self._is_due(trainer, batch_idx):
+        in_turn = trainer.world_size == 1 or (batch_idx + 1) % AGREE_EVERY == 0
+        if in_between and in_turn and self._is_due(trainer, 60 * self._minutes):
             self.save(trainer, module, trainer.current_epoch, batch_idx + 1)
 
-    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
-        """Whether it is time for a checkpoint inside the epoch; several processes agree on it, since all take part."""
-        due = time.monotonic() - self._saved_at > 60 * self._minutes
-        if trainer.world_size == 1:
-            return due
-        return (batch_idx + 1) % AGREE_EVERY == 0 and trainer.strategy.reduce_boolean_decision(due, all=False)
+    def _is_due(self, trainer: Trainer, seconds: float) -> bool:
+        """Whether the last checkpoint is so many seconds old; several processes agree on it, since all take part."""
+        due = time.monotonic() - self._saved_at > seconds
+        return due if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         val_loss = trainer.callback_metrics["val_loss"].item()
@@ -238,20 +244,16 @@ class Checkpoints(Callback):
             later: pack it only, for `_write`.
 
         Raises:
-            InputError: DVCLive's files were deleted, and those that are there lack what was logged before.
+            InputError: DVCLive's folder was deleted; what is there lacks what was logged before.
         """
         states = [_random_state(module.device)]
         if trainer.world_size > 1:
             states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, _random_state(module.device))
-        self._saved_at = time.monotonic()
+        self._saved_at, self.holds = time.monotonic(), (epoch, batch)
         if not trainer.is_global_zero:
             return
-        if not self._in_place():
-            raise InputError(
-                f"{self._metrics} was deleted while training wrote to it, as by another `dvc repro`; this training "
-                f"ends, and that one goes on from the last checkpoint in {self.path.parent}, if there is one"
-            )
+        self._check_place(trainer)
         state = {
             "epoch": epoch,
             "batch": batch,
@@ -284,13 +286,20 @@ class Checkpoints(Callback):
             self._wait()
             self._writing, self._packed = self._writer.submit(_write, self._packed, self.path), None
 
-    def _in_place(self) -> bool:
-        """Whether DVCLive's folder is the one that was there at the start."""
+    def _check_place(self, trainer: Trainer) -> None:
+        """Raise an InputError if DVCLive's folder is not the one that was there at the start."""
+        if not trainer.is_global_zero:
+            return
         try:
             # No other folder can get the number of one that is open.
-            return os.path.samestat(os.fstat(self._opened), self._metrics.stat())
+            in_place = os.path.samestat(os.fstat(self._opened), self._metrics.stat())
         except FileNotFoundError:
-            return False
+            in_place = False
+        if not in_place:
+            raise InputError(
+                f"{self._metrics} was deleted while training wrote to it, as by another `dvc repro`; this training "
+                f"ends, and that one goes on from the last checkpoint in {self.path.parent}, if there is one"
+            )
 
     def _wait(self) -> None:
         if self._writing is not None:

@@ -204,8 +204,10 @@ class SkinLesionClassifier(LightningModule):
 
     def _last_good(self) -> str:
         saved = next(callback for callback in self.trainer.callbacks if isinstance(callback, Checkpoints))
-        exists = saved.path.exists()
-        return f"{saved.path} holds the last epoch before it;" if exists else "no epoch was completed before it;"
+        if saved.holds is None:
+            return "there is no checkpoint from before it;"
+        epoch, batch = saved.holds
+        return f"{saved.path} holds the training before batch {batch + 1} of epoch {epoch + 1};"
 
     def on_validation_start(self) -> None:
         # Before anything is validated or saved: weights that are not finite are not worth it.

@@ -239,12 +239,12 @@ def average_over_processes(tensors: Iterable[Tensor | None]) -> None:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    tensors = [tensor for tensor in tensors if tensor is not None]
-    together = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    # As they lie in memory, alike in all processes: a few hundred small copies would cost as much as the message.
+    flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors if tensor is not None]
+    together = torch.cat(flat)
     torch.distributed.all_reduce(together)
     together /= torch.distributed.get_world_size()
-    for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(mean.view(tensor.shape))
+    torch._foreach_copy_(flat, together.split([len(tensor) for tensor in flat]))
 
 
 class StepLoss(NamedTuple):

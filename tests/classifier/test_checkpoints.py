@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ EVERYTHING = {
     "training.batch_size": 4,
 }
 EVERY_STEP = 1e-9  # minutes
+
+pytestmark = pytest.mark.usefixtures("checkpoint_behind_every_epoch")
 
 
 class Killed(BaseException):
@@ -92,6 +95,29 @@ def test_a_training_killed_in_its_first_epoch_goes_on_where_a_checkpoint_was_due
     train("killed", **changes)
     assert "epoch 1, batch 4" in capsys.readouterr().out
     assert outputs("killed") == outputs("whole")
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(3, [2, 4]), (9, [1, 2, 3, 4]), (0.1, [])])
+def test_epochs_of_seconds_are_not_saved_each(train, monkeypatch, seconds, expected):
+    """What packing costs on a GPU is much for an epoch of a second."""
+    epoch, saved = 0, []
+    start, save = SkinLesionClassifier.on_train_epoch_start, checkpoints.Checkpoints.save
+
+    def start_counting(module):
+        nonlocal epoch
+        epoch = module.current_epoch + 1
+        start(module)
+
+    def save_noting(self, trainer, module, at, batch, later=False):
+        saved.append(at)
+        save(self, trainer, module, at, batch, later)
+
+    monkeypatch.setattr(checkpoints, "EPOCH_SECONDS", 5.0)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: seconds * epoch))
+    monkeypatch.setattr(SkinLesionClassifier, "on_train_epoch_start", start_counting)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_noting)
+    train("short", **{"training.max_epochs": 5})
+    assert saved == expected
 
 
 @pytest.mark.parametrize("every", [7, 14])
@@ -247,7 +273,8 @@ def test_a_checkpoint_holds_no_code(train, tmp_path):
 def test_a_stage_that_gets_a_signal_goes_on_when_it_is_run_again(workspace, interrupted, sent):
     """The process that `dvc repro` starts; a queued experiment would run in a folder of its own."""
     params = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(params.replace("max_epochs: 3", "max_epochs: 12"))
+    params = params.replace("max_epochs: 3", "max_epochs: 12")
+    Path("params.yaml").write_text(params.replace("checkpoint_minutes: 10.0", "checkpoint_minutes: 0.0001"))
     ended, rest, output = interrupted("epoch 5/12", sent)
     assert ended == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
     if sent == signal.SIGTERM:

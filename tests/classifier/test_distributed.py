@@ -95,7 +95,7 @@ def test_two_processes_train_an_ensemble(workspace, params):
 
 def test_two_processes_that_are_killed_go_on_to_the_same_bytes(workspace, params, interrupted):
     # Dropout draws from the random numbers of each process.
-    params(QUICK | {"training.max_epochs": "12", "model.dropout_rate": "0.5"})
+    params(QUICK | {"training.max_epochs": "12", "model.dropout_rate": "0.5", "training.checkpoint_minutes": "0.0001"})
     ended, _, output = interrupted("epoch 5/12", signal.SIGKILL)
     assert ended == -signal.SIGKILL
     assert "resuming from" in output

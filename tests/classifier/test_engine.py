@@ -277,6 +277,7 @@ def break_in_epoch(epoch, monkeypatch):
     monkeypatch.setattr(SkinLesionClassifier, "on_train_epoch_start", start_or_break)
 
 
+@pytest.mark.usefixtures("checkpoint_behind_every_epoch")
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypatch, seen, tmp_path):
     break_in_epoch(1, monkeypatch)
     with pytest.raises(InputError) as error:
@@ -287,14 +288,14 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypa
     assert "the training loss is nan in epoch 2, step 1 (learning rate 0.00256)" in message
     assert f"of the images {', '.join(ids)};" in message
     checkpoint = tmp_path / "checkpoints" / CHECKPOINT
-    assert f"{checkpoint} holds the last epoch before it" in message
+    assert f"{checkpoint} holds the training before batch 1 of epoch 2" in message
     weights = unpack(torch.load(checkpoint, weights_only=True))["module"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
 def test_a_rate_that_is_far_too_high_says_to_lower_it(train):
     with pytest.raises(
-        InputError, match=r"is (nan|inf) in epoch 1.*no epoch was completed.*lower training\.learning_rate"
+        InputError, match=r"is (nan|inf) in epoch 1.*there is no checkpoint.*lower training\.learning_rate"
     ):
         train(**{"training.learning_rate": 1e30, "training.optimizer": "sgd", "training.gradient_clip_val": 0.0})
 
