@@ -195,7 +195,7 @@ def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(workspace, params, interrupted, changes):
     # So many epochs that it cannot end before it is killed.
     long = {"training.max_epochs": "100", "training.early_stopping_patience": "100"}
-    params(SHORT | long | {"training.checkpoint_minutes": "0.0001"} | changes)
+    params(SHORT | long | {"training.checkpoint_minutes": "0.005"} | changes)
     ended, _, output = interrupted("epoch 5/100", signal.SIGKILL, cuda_devices="0")
     assert ended == -signal.SIGKILL
     assert "resuming from" in output
