@@ -121,39 +121,41 @@ def test_compiled_training_learns_as_much(train, tmp_path):
 
 @pytest.fixture
 def large_images(tiny, tmp_path):
-    """The tiny dataset with images of 128 px."""
+    """The tiny dataset with images of 256 px."""
     folder = tmp_path / "large"
     shutil.copytree(tiny.folder, folder)
     pixels = np.load(shard_path(folder, 0))
-    np.save(shard_path(folder, 0), pixels.repeat(8, axis=1).repeat(8, axis=2))
+    np.save(shard_path(folder, 0), pixels.repeat(16, axis=1).repeat(16, axis=2))
     return folder, tiny.split
 
 
 def give_back_memory():
-    """Drop what earlier trainings hold, whose objects refer to each other; the MB that are left."""
+    """Drop what earlier trainings hold, whose objects refer to each other; the bytes that are left."""
     gc.collect()
     torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved() / 1e6
+    return torch.cuda.memory_reserved()
 
 
 @pytest.fixture
 def little_memory():
-    """A function that leaves this process so many MB of the GPU's memory."""
+    """A function that leaves this process so many bytes of the GPU's memory."""
     total = torch.cuda.get_device_properties(0).total_memory
-    yield lambda megabytes: torch.cuda.set_per_process_memory_fraction(megabytes * 1e6 / total)
+    yield lambda size: torch.cuda.set_per_process_memory_fraction(size / total)
     torch.cuda.set_per_process_memory_fraction(1.0)
     torch.cuda.empty_cache()
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_its_step_stays(train, large_images, tmp_path, capsys, little_memory):
-    changes = {"model.name": "resnet", "model.variant": "18", "training.batch_size": 32}
-    left = give_back_memory()
-    torch.cuda.reset_peak_memory_stats()
-    train("roomy", large_images, **changes)
-    taken = torch.cuda.max_memory_reserved() / 1e6 - left
-    # The weights, their gradients and the optimizer's state take 180 MB; the rest are activations.
-    little_memory(give_back_memory() + 180 + 0.6 * (taken - 180))
-    train("cramped", large_images, **changes)
+    taken = {}
+    # Six steps each of the 42 images: the last ones are captured.
+    for name, size, epochs in (("half", 16, 3), ("roomy", 32, 6), ("cramped", 32, 6)):
+        left = give_back_memory()
+        torch.cuda.reset_peak_memory_stats()
+        if name == "cramped":
+            little_memory(left + (taken["half"] + taken["roomy"]) / 2)
+        changes = {"training.batch_size": size, "training.max_epochs": epochs}
+        train(name, large_images, **{"model.name": "resnet", "model.variant": "18"} | changes)
+        taken[name] = torch.cuda.max_memory_reserved() - left
     assert "out of memory with 32 images at a time: going on with 16" in capsys.readouterr().out
     description = json.loads((tmp_path / "cramped" / "models" / "model.json").read_text())
     parts = description["accumulate_grad_batches"]
@@ -194,9 +196,9 @@ def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp
 @pytest.mark.parametrize("changes", [{}, {"training.compile": "none"}], ids=["captured", "eager"])
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(workspace, params, interrupted, changes):
     # So many epochs that it cannot end before it is killed.
-    long = {"training.max_epochs": "100", "training.early_stopping_patience": "100"}
+    long = {"training.max_epochs": "30", "training.early_stopping_patience": "30"}
     params(SHORT | long | {"training.checkpoint_minutes": "0.005"} | changes)
-    ended, _, output = interrupted("epoch 5/100", signal.SIGKILL, cuda_devices="0")
+    ended, _, output = interrupted("epoch 5/30", signal.SIGKILL, cuda_devices="0")
     assert ended == -signal.SIGKILL
     assert "resuming from" in output
 
