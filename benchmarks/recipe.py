@@ -42,7 +42,7 @@ from stages.classifier.hardware import describe_environment, set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
 from stages.config import Config, DataConfig, SplitConfig, parse_yaml
-from stages.dataset.folds import lesion_groups
+from stages.dataset.folds import lesion_groups, validation_folds
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.metadata import subsample_lesions
 from stages.dataset.pixels import PixelStore
@@ -125,6 +125,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             f"networks-3-{average}": {"model.ensemble": 3, "model.ensemble_average": average}
             for average in ("predictions", "weights")
         },
+        "networks-3-folds": {"model.ensemble": 3, "model.ensemble_over": "folds"},
     },
 }
 _VARIANTS = {name: changes for variants in FAMILIES.values() for name, changes in variants.items()}
@@ -151,13 +152,6 @@ FAMILIES["together"] = {
         "training.learning_rate": 3e-3, "model.dropout_rate": 0.5, "data.image_size": 224, "training.max_epochs": 15,
     },
 }  # fmt: skip
-# What holds where the base says nothing of it.
-DEFAULTS = {
-    TRAIN_LESIONS: 1.0,
-    "model.drop_path_rate": 0.0,
-    "model.ensemble": 1,
-    "training.class_balance_strength": 1.0,
-}
 
 
 def resolve(base: dict, changes: dict) -> dict:
@@ -166,8 +160,10 @@ def resolve(base: dict, changes: dict) -> dict:
 
 
 def _default(name: str) -> Any:
+    if name == TRAIN_LESIONS:
+        return 1.0
     section, _, key = name.partition(".")
-    return getattr(getattr(Config(), section, None), key, DEFAULTS.get(name))
+    return getattr(getattr(Config(), section, None), key, None)
 
 
 def configure(overrides: dict) -> Config:
@@ -259,6 +255,20 @@ def keep_lesions(split: pd.DataFrame, manifest: pd.DataFrame, fraction: float) -
     # A split names every prepared image, and only training and validation look at theirs.
     dropped = in_train & ~split["image_id"].isin(kept)
     return split.assign(split=split["split"].mask(dropped, "test"))
+
+
+def leave_out(split: pd.DataFrame) -> pd.DataFrame:
+    """The split in which the validation images are held out, and the next fold validates.
+
+    Networks of an ensemble over folds train on the images that others of them validate on: what judges them all must be
+    of another fold.
+
+    Args:
+        split: what `split_dataset` gives.
+    """
+    following = validation_folds(split)[1]
+    held_out = split["split"].replace("val", "test")
+    return split.assign(split=held_out.mask((split["fold"] == following) & (held_out == "train"), "val"))
 
 
 def halves(images: pd.DataFrame) -> np.ndarray:
@@ -374,11 +384,14 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
     fraction = planned["overrides"].get(TRAIN_LESIONS, 1.0)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        split = scratch / "split.csv"
-        write_csv(split, keep_lesions(_split_of(folder, config.split), store.manifest, fraction))
+        split, own = scratch / "split.csv", scratch / "training.csv"
+        table = keep_lesions(_split_of(folder, config.split), store.manifest, fraction)
+        write_csv(split, table)
+        over_folds = config.model.ensemble > 1 and config.model.ensemble_over == "folds"
+        write_csv(own, leave_out(table) if over_folds else table)
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
         with contextlib.redirect_stdout(io.StringIO()):  # a line an epoch
-            training = train_model(config, folder, split, *outputs)
+            training = train_model(config, folder, own, *outputs)
         epochs = len(read_history(outputs[1]))
         train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
         device = set_up_device(config.training.cpu_threads)
