@@ -91,7 +91,7 @@ def test_outputs_are_tracked_and_nothing_else_is_left_behind(clone):
     [
         # And plot, which writes the model card: it lists the parameters.
         ("split.test_fold: 0 -> 2", ["split", "plot"]),
-        ("training.learning_rate: 0.0002 -> 0.1", ["train", "plot"]),
+        ("training.learning_rate: 0.003 -> 0.1", ["train", "plot"]),
         ("data.augment: true -> false", ["train", "plot"]),
         ("evaluation.batch_size: 64 -> 65", ["evaluate", "plot"]),
         ("data.num_workers: null -> 1", []),

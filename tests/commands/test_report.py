@@ -65,7 +65,7 @@ def history(tmp_path_factory):
         commit("weak")
         write_run(2.0, range(8, IMAGES), speed=150.0)
         Path("params.yaml").write_text(
-            Path("params.yaml").read_text().replace("learning_rate: 0.0002", "learning_rate: 0.01")
+            Path("params.yaml").read_text().replace("learning_rate: 0.003", "learning_rate: 0.01")
         )
         commit("strong")
         write_run(2.0, range(IMAGES - 2), "bkl")
@@ -97,7 +97,7 @@ def test_the_verdict_comes_first_and_all_sections_follow(repository, capsys):
     assert capsys.readouterr().out.startswith(first)
     assert list(report)[1:] == ["Metrics", "Parameters", "Curves", "Subgroups that got worse", "Data", "Cost"]
     assert "| AUROC | 0.580 (0.500 to 0.900) | 0.900 (0.500 to 0.900) | +0." in report["Metrics"]
-    assert "rate</code> | <code>0.0002</code> | <code>0.01</code> |" in report["Parameters"]
+    assert "rate</code> | <code>0.003</code> | <code>0.01</code> |" in report["Parameters"]
     assert report["Parameters"].count("\n| <code>") == 1
     assert "none is evidence" in report["Subgroups that got worse"]
     assert "The same 112 images of 56 lesions" in report["Data"]
