@@ -384,11 +384,12 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
     fraction = planned["overrides"].get(TRAIN_LESIONS, 1.0)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        split, own = scratch / "split.csv", scratch / "training.csv"
+        split = own = scratch / "split.csv"
         table = keep_lesions(_split_of(folder, config.split), store.manifest, fraction)
         write_csv(split, table)
-        over_folds = config.model.ensemble > 1 and config.model.ensemble_over == "folds"
-        write_csv(own, leave_out(table) if over_folds else table)
+        if config.model.ensemble > 1 and config.model.ensemble_over == "folds":
+            own = scratch / "training.csv"
+            write_csv(own, leave_out(table))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
         with contextlib.redirect_stdout(io.StringIO()):  # a line an epoch
             training = train_model(config, folder, own, *outputs)

@@ -41,9 +41,8 @@ def contents(clone):
 def clone(tmp_path_factory):
     """A clone in which training has just begun, under a `dvc repro` that runs."""
     clone = Clone(tmp_path_factory.mktemp("clone"))
-    quick = QUICK | {"training.max_epochs": str(EPOCHS), "training.early_stopping_patience": "100"}
-    quick |= {"training.checkpoint_minutes": "0.001"}
-    set_parameters(clone.folder, quick)
+    quick = {"max_epochs": str(EPOCHS), "early_stopping_patience": "100", "checkpoint_minutes": "0.001"}
+    set_parameters(clone.folder, QUICK | {f"training.{name}": value for name, value in quick.items()})
     clone.running = clone.start("repro", "train")
     read_until(clone.running, "epoch 2/")
     return clone

@@ -42,8 +42,8 @@ UNFINISHED_KEPT = 10
 # Batches after which several processes ask each other whether a checkpoint is due: their clocks differ. They wait for
 # the answer.
 AGREE_EVERY = 50
-# After an epoch that was shorter, there is no checkpoint: packing one takes the time of a step, in which the GPU has
-# nothing to do, and several processes wait for each other.
+# Between two checkpoints, where the later one is behind an epoch: packing it takes the time of a step, in which the GPU
+# has nothing to do, and several processes wait for each other.
 EPOCH_SECONDS = 5.0
 # What changes nothing in the result.
 _WITHOUT_EFFECT = ("resume", "checkpoint_minutes")
