@@ -536,7 +536,7 @@ COLUMNS = {
     "malignant_specificity_at_90": "malignancy: specificity at 90 % sensitivity",
     "malignant_ece": "malignancy: ECE",
 }
-SPEEDS = {"best_epoch": "best epoch", "images_per_second": "images/s", "training_seconds": "training, s"}
+BEST_EPOCH = "best_epoch"
 
 
 class Row(NamedTuple):
@@ -544,7 +544,7 @@ class Row(NamedTuple):
 
     Attributes:
         name: of the line.
-        runs: numbers by run, and by the names of `COLUMNS` and `SPEEDS`.
+        runs: numbers by run, and by the names of `COLUMNS` and `BEST_EPOCH`.
         others: those that each run is compared with, by run; empty where there is nothing to compare.
     """
 
@@ -564,8 +564,8 @@ def spread(values: list[float], pattern: str) -> str:
 def cell(row: Row, column: str) -> str:
     """Mean ± standard deviation over the runs, and in brackets that of the paired differences."""
     own = {run: numbers[column] for run, numbers in row.runs.items() if numbers.get(column) is not None}
-    if column in SPEEDS:
-        return spread(list(own.values()), ",.0f" if column == "images_per_second" else ".1f")
+    if column == BEST_EPOCH:
+        return spread(list(own.values()), ".1f")
     pairs = [
         value - row.others[run][column]
         for run, value in own.items()
@@ -582,12 +582,11 @@ def table(records: list[dict], ensembles: list[dict], base: dict) -> str:
     base_runs = runs_of.get(_spelt(resolve(base, {})), {})
     base_numbers = {run: _numbers(record) for run, record in base_runs.items()}
 
-    sections, names = [], {}
+    sections = []
     for family, variants in FAMILIES.items():
         rows = []
         for name, changes in variants.items():
             spelt = _spelt(resolve(base, changes))
-            names.setdefault(spelt, name)
             if runs := runs_of.get(spelt):
                 numbers = {run: _numbers(record) for run, record in runs.items()}
                 rows.append(Row(name, numbers, {} if runs is base_runs else base_numbers))
@@ -596,7 +595,7 @@ def table(records: list[dict], ensembles: list[dict], base: dict) -> str:
     sections += [
         ("test-time augmentation", _reading_rows("plain", "without", base_runs, records)),
         ("metadata", _reading_rows("metadata", "image and metadata", base_runs, records)),
-        ("averages over seeds", _ensemble_rows(ensembles, runs_of, names)),
+        ("averages over seeds", _ensemble_rows(ensembles, runs_of, base_runs)),
     ]
     return "\n\n".join(_markdown(family, rows) for family, rows in sections if rows)
 
@@ -606,7 +605,7 @@ def _spelt(overrides: dict) -> str:
 
 
 def _numbers(record: dict) -> dict:
-    return record["metrics"]["tta"] | {name: record.get(name) for name in SPEEDS}
+    return record["metrics"]["tta"] | {BEST_EPOCH: record[BEST_EPOCH]}
 
 
 def _reading_rows(reading: str, name: str, base_runs: dict, records: list[dict]) -> list[Row]:
@@ -620,29 +619,32 @@ def _reading_rows(reading: str, name: str, base_runs: dict, records: list[dict])
     return rows
 
 
-def _ensemble_rows(ensembles: list[dict], runs_of: dict, names: dict[str, str]) -> list[Row]:
-    """Averages over seeds, fold by fold, compared with the mean of what the averaged networks reach alone."""
+def _ensemble_rows(ensembles: list[dict], runs_of: dict, base_runs: dict) -> list[Row]:
+    """Averages over seeds, of the base and of all variants, beside the mean of what their networks reach alone."""
     rows: dict[str, Row] = {}
     for record in ensembles:
         spelt, fold = _spelt(record["overrides"]), record["fold"]
-        alone = [runs_of.get(spelt, {}).get((fold, seed)) for seed in record["seed"]]
-        if spelt not in names or None in alone:
+        runs = runs_of.get(spelt, {})
+        alone = [runs.get((fold, seed)) for seed in record["seed"]]
+        if None in alone:
             continue
-        name = f"{names[spelt]}, {len(alone)} networks"
-        row = rows.setdefault(name, Row(name, {}, {}))
-        row.runs[fold] = record["metrics"]["tta"]
-        row.others[fold] = {
-            metric: np.mean([each["metrics"]["tta"][metric] for each in alone])
-            for metric, value in record["metrics"]["tta"].items()
-            if value is not None
-        }
-    return list(rows.values())
+        for of in ["base", "all variants"] if runs is base_runs else ["all variants"]:
+            name = f"{of}, {len(alone)} networks"
+            row = rows.setdefault(name, Row(name, {}, {}))
+            row.runs[spelt, fold] = record["metrics"]["tta"]
+            row.others[spelt, fold] = {
+                metric: np.mean([each["metrics"]["tta"][metric] for each in alone])
+                for metric, value in record["metrics"]["tta"].items()
+                if value is not None
+            }
+    return sorted(rows.values(), key=lambda row: not row.name.startswith("base"))
 
 
 def _markdown(family: str, rows: list[Row]) -> str:
-    shown = [name for name in COLUMNS | SPEEDS if any(cell(row, name) != "–" for row in rows)]
+    columns = COLUMNS | {BEST_EPOCH: "best epoch"}
+    shown = [name for name in columns if any(cell(row, name) != "–" for row in rows)]
     lines = [
-        f"| {family} | " + " | ".join([*((COLUMNS | SPEEDS)[name] for name in shown), "runs"]) + " |",
+        f"| {family} | " + " | ".join([*(columns[name] for name in shown), "runs"]) + " |",
         "| --- " + "| ---: " * (len(shown) + 1) + "|",
     ]
     for row in rows:
