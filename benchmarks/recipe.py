@@ -405,7 +405,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
         split = own = scratch / "split.csv"
         table = keep_lesions(_split_of(folder, config.split), store.manifest, fraction)
         write_csv(split, table)
-        if config.model.ensemble > 1 and config.model.ensemble_over == "folds":
+        if config.model.is_over_folds:
             own = scratch / "training.csv"
             write_csv(own, leave_out(table))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]

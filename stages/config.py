@@ -198,11 +198,16 @@ class ModelConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ensemble > 1 and self.ensemble_over == "folds" and self.ensemble_average == "weights":
+        if self.is_over_folds and self.ensemble_average == "weights":
             raise InputError(
                 "model.ensemble_average is 'weights' and model.ensemble_over 'folds': the mean has been trained on all "
                 "folds, and none is left to validate it; set ensemble_over to seeds, or ensemble_average to predictions"
             )
+
+    @property
+    def is_over_folds(self) -> bool:
+        """Whether there are several networks, each validated on a fold of its own."""
+        return self.ensemble > 1 and self.ensemble_over == "folds"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> 
     Raises:
         InputError: there are fewer folds than networks.
     """
-    if config.ensemble == 1 or config.ensemble_over == "seeds":
+    if not config.is_over_folds:
         return [None] * config.ensemble
     folds = validation_folds(read_split(split, images))
     if config.ensemble > len(folds):
