@@ -5,6 +5,7 @@ Reads `data.data_dir`, writes `data/prepared/`.
 
 import os
 from collections import deque
+from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame
     table = subsample_lesions(table, config.subsample_percentage)
     files, file_problems = find_images(data_dir)
     problems += file_problems
-    problems += [f"{image_id}: no image file of this name" for image_id in table["image_id"] if image_id not in files]
+    problems += [_no_file(image_id, files) for image_id in table["image_id"] if image_id not in files]
     manifest = add_places(table[table["image_id"].isin(files)])
 
     with replacing(output) as folder:
@@ -49,6 +50,12 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame
             raise InputError(_summary(data_dir, problems))
         write_csv(folder / MANIFEST, manifest)
     return manifest
+
+
+def _no_file(image_id: str, files: Container[str]) -> str:
+    stem = Path(image_id).stem
+    hint = f"; an image_id has no ending, as {stem}" if stem in files else ""
+    return f"{image_id}: no image file of this name{hint}"
 
 
 def _write_shards(folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], config: DataConfig) -> list[str]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stages.classifier.checkpoints import checkpoint_folder, fingerprint, prune
+from stages.classifier.distributed import is_first_process
 from stages.classifier.engine import Fit, fit
 from stages.classifier.ensemble import choose_val_folds, combine, metrics_of_member, prepare_member
 from stages.classifier.hardware import describe_environment
@@ -90,8 +91,9 @@ def train_model(
     start = time.perf_counter()
     root, folders, networks, fits = checkpoint_folder(checkpoints), [], [], []
     prune(root)
-    for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
-        shutil.rmtree(other)
+    if is_first_process():  # those that torchrun starts with it would delete the same
+        for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
+            shutil.rmtree(other)
     for number in range(config.model.ensemble):
         train, val = (
             SplitImages(store, name, split, config.model.num_classes, val_folds[number]) for name in ("train", "val")

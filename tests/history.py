@@ -1,17 +1,18 @@
 """A small repository whose commits hold a model each, as after `dvc repro`: for tests of what compares commits."""
 
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from dvc.repo import Repo
 
-from stages.classifier.calibration import Calibration, save_calibration
+from stages.classifier.calibration import CALIBRATION, Calibration
 from stages.dataset.pixels import MANIFEST, add_places
 from stages.dataset.taxonomy import class_names
 from stages.evaluation.predictions import predictions_table
-from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv
+from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv, write_json
 
 IMAGES = 120  # two of each lesion
 
@@ -58,7 +59,7 @@ def write_predictions(skill, images=range(IMAGES), *, seed=0, threshold=0.5, cla
         labels = diagnoses
     predictions = predictions_table(table, "test", list(labels), probabilities)
     write_csv(PREDICTIONS, predictions)
-    save_calibration(Calibration(True, 1.0, threshold, 0.9, 0.5))
+    write_json(MODELS / CALIBRATION, asdict(Calibration(True, 1.0, threshold, 0.9, 0.5)))
     rows = table.assign(dx=diagnoses, dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
     write_csv(PREPARED / MANIFEST, add_places(rows))
     return rows, predictions

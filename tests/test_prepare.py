@@ -219,6 +219,13 @@ def test_a_problem_leaves_no_output_where_there_was_none(written_dataset, output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
 
 
+def test_ids_with_an_ending_are_explained(written_dataset, output):
+    written_dataset.rows[3]["image_id"] = "I003.jpg"
+    written_dataset.write_table()
+    message = refusal(written_dataset, output)
+    assert "I003.jpg: no image file of this name; an image_id has no ending, as I003" in message
+
+
 def test_an_image_that_cannot_be_used_is_named_with_its_archive(dataset, output):
     dataset.write_table()
     with zipfile.ZipFile(dataset.folder / "images.zip", "w") as archive:
@@ -277,8 +284,8 @@ def break_the_dataset(dataset, mistake):
         ("a spreadsheet", "HAM10000_metadata.csv is not a CSV file in UTF-8"),
         ("empty", "column lesion_id is missing"),
         ("header alone", "HAM10000_metadata.csv: no rows"),
-        ("no table", "must hold HAM10000_metadata.csv; found no CSV file"),
-        ("two tables", "must hold HAM10000_metadata.csv; found one.csv, two.csv"),
+        ("no table", "must hold one CSV table, or HAM10000_metadata.csv among several; found no CSV file"),
+        ("two tables", "must hold one CSV table, or HAM10000_metadata.csv among several; found one.csv, two.csv"),
         ("no folder", "there is no such folder"),
     ],
 )

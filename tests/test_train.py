@@ -151,8 +151,20 @@ def test_networks_whose_weights_are_averaged_start_alike_and_become_one(train_be
     for name in learnt:
         torch.testing.assert_close(mean[name], alone[name], atol=1e-6, rtol=0)
     # The statistics of its batches are those of one pass over the 42 training images.
-    assert mean["features.1.num_batches_tracked"] == math.ceil(42 / quick().evaluation.batch_size)
+    # In batches of training, so that nothing but `train`'s own parameters changes its weights.
+    assert mean["features.1.num_batches_tracked"] == math.ceil(42 / quick().training.batch_size)
     assert (still.val_losses[0], still.val_losses[1]) == pytest.approx(single.val_losses * 2, abs=0.1)
+
+
+def test_of_several_processes_only_the_first_deletes_the_curves_of_a_larger_ensemble(
+    train_below, tmp_path, monkeypatch
+):
+    (tmp_path / TRAINING_METRICS / "network-3").mkdir(parents=True)
+    monkeypatch.setattr(train, "fit", lambda *_: None)
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        train_below(tmp_path)
+        assert (tmp_path / TRAINING_METRICS / "network-3").exists() == (rank == "1")
 
 
 @pytest.mark.usefixtures("checkpoint_behind_every_epoch")

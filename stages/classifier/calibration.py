@@ -3,6 +3,7 @@
 Fitted on the validation images by `evaluate`, and frozen there.
 """
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, fields
 from decimal import ROUND_FLOOR, Decimal
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import InputError
-from stages.files import JSON_DECIMALS, MODELS, read_json, write_json
+from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, write_json
 
 CALIBRATION = "calibration.json"
+FITTED_FOR = "weights_sha256"  # in the file: the weights whose outputs it was fitted to
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,13 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def save_calibration(calibration: Calibration, folder: Path = MODELS) -> None:
-    """Write `calibration.json` beside the weights."""
-    write_json(folder / CALIBRATION, asdict(calibration))
+    """Write `calibration.json` beside the weights that it was fitted for."""
+    write_json(folder / CALIBRATION, asdict(calibration) | {FITTED_FOR: _sha256(folder / MODEL_WEIGHTS.name)})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_written(number: float) -> float:
@@ -74,11 +81,14 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     """Read what `save_calibration` wrote.
 
     Raises:
-        InputError: the file is missing, damaged, or holds numbers that are no calibration.
+        InputError: the file is missing, damaged, holds numbers that are no calibration, or was fitted for other weights
+            than those beside it, if there are any.
     """
-    path = folder / CALIBRATION
+    path, weights = folder / CALIBRATION, folder / MODEL_WEIGHTS.name
     content = read_json(path)
     names = [field.name for field in fields(Calibration)]
+    # Files of earlier commits, which `compare` reads, do not say it.
+    fitted_for = content.pop(FITTED_FOR, None) if isinstance(content, dict) else None
     if not isinstance(content, dict) or set(content) != set(names):
         raise InputError(f"{path} must hold {', '.join(names)}; `dvc repro` makes it again")
 
@@ -93,4 +103,6 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     check("temperature", number("temperature") and content["temperature"] > 0, "a number above 0")
     for key in ("threshold", "target_sensitivity", "youden_threshold"):
         check(key, number(key) and 0 <= content[key] <= 1, "a number from 0 to 1")
+    if fitted_for is not None and weights.exists() and fitted_for != _sha256(weights):
+        raise InputError(f"{path} was not fitted for the weights in {weights}; `dvc repro evaluate` fits it anew")
     return Calibration(**content)

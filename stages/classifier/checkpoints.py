@@ -39,6 +39,10 @@ _FILE_NAME = re.compile(r"\w[\w .-]{0,99}")
 _KEYS = {"epoch", "batch", "steps", "module", "optimizer", "progress", "best", "early_stopping", "random", "metrics"}
 # Of trainings that did not end: there may be a queue of them.
 UNFINISHED_KEPT = 10
+# Besides these, all that were written to within so many seconds: their trainings may be running, as many at a time as a
+# sweep has workers, with a folder for each network of an ensemble. A training writes every few minutes; a network of an
+# ensemble that has ended waits for the others, for hours.
+SPARED_SECONDS = 24 * 60 * 60
 # Batches after which several processes ask each other whether a checkpoint is due: their clocks differ. They wait for
 # the answer.
 AGREE_EVERY = 50
@@ -376,6 +380,14 @@ def prune(root: Path, finished: Path | None = None) -> None:
     if finished is not None:
         shutil.rmtree(finished, ignore_errors=True)
     if root.is_dir():
-        folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-        for folder in folders[:-UNFINISHED_KEPT]:
-            shutil.rmtree(folder, ignore_errors=True)
+        folders = sorted((_written_at(path), path) for path in root.iterdir() if path.is_dir())
+        for written_at, folder in folders[:-UNFINISHED_KEPT]:
+            if time.time() - written_at > SPARED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written_at(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another training has just deleted it
+        return 0.0

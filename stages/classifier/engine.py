@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from stages.classifier.callbacks import EpochLog, TerminalProgress, Throughput
 from stages.classifier.checkpoints import Checkpoints
@@ -21,7 +21,7 @@ from stages.classifier.distributed import AveragedGradients, check_launcher
 from stages.classifier.hardware import set_up_device
 from stages.classifier.loggers import create_loggers
 from stages.classifier.module import SkinLesionClassifier
-from stages.config import Config
+from stages.config import Config, TrainingConfig
 from stages.errors import DiskFullError, InputError, TerminatedError, no_space
 from stages.files import PROFILES
 
@@ -72,7 +72,9 @@ class Fit(NamedTuple):
     throughput: Throughput
 
 
-def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, checkpoints: Path, metrics: Path) -> Fit:
+def fit(
+    module: SkinLesionClassifier, data: SkinLesionData, config: Config, checkpoints: Path, metrics: Path
+) -> Fit | None:
     """Train `module` and leave the weights of its best epoch in it.
 
     Args:
@@ -81,10 +83,12 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         metrics: folder for DVCLive.
 
     Returns:
-        What was found; None in all but the first of the processes that trained together.
+        What was found; None in all but the first of the processes that trained together, where `module` has the
+        weights of the last epoch.
 
     Raises:
-        InputError: a loss stopped being finite, or the GPU's memory is too small for one image.
+        InputError: a loss stopped being finite, the GPU's memory is too small for one image, or an epoch has too few
+            batches for what the parameters say of them.
         TerminatedError: SIGTERM came.
         DiskFullError: there is no space for DVCLive's files.
     """
@@ -107,9 +111,8 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         max_epochs=1 if few else training.max_epochs,
         limit_train_batches=few or training.overfit_batches or training.limit_train_batches,
         limit_val_batches=few or 1.0,
-        val_check_interval=training.val_check_interval,
+        val_check_interval=1.0 if few else training.val_check_interval,  # which may be more than these few
         log_every_n_steps=training.log_every_n_steps,
-        detect_anomaly=training.detect_anomaly,
         deterministic=training.deterministic,
         benchmark=False,
         profiler=_profiler(training.profiler),
@@ -138,6 +141,9 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
                 f"training.batch_size is {training.batch_size}: batch normalisation needs more images, or a larger "
                 "data.image_size"
             ) from None
+        refused = isinstance(error, ValueError | MisconfigurationException) and not few
+        if refused and trainer.train_dataloader is not None:
+            _check_batches(training, len(trainer.train_dataloader))
         raise
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -145,6 +151,26 @@ def fit(module: SkinLesionClassifier, data: SkinLesionData, config: Config, chec
         return None
     module.kept.load_state_dict(saved.best.weights)
     return Fit(saved.best.epoch, saved.best.val_loss, data.batch_size, module.take_step.parts, throughput)
+
+
+def _check_batches(training: TrainingConfig, batches: int) -> None:
+    """Raise an InputError if an epoch of so many batches has too few for the parameters, which Lightning refuses.
+
+    Their number is known only when Lightning has asked for them: `training.auto_batch_size` tries them on the device.
+    """
+    name = "overfit_batches" if training.overfit_batches else "limit_train_batches"
+    part = getattr(training, name)
+    trained_on = min(part, batches) if isinstance(part, int) else int(part * batches)
+    if not trained_on:
+        raise InputError(
+            f"training.{name} is {part}, which is less than one batch: an epoch has {batches}; set it to a fraction of "
+            f"at least 1/{batches}, or to a number of batches"
+        )
+    if isinstance(training.val_check_interval, int) and training.val_check_interval > trained_on:
+        raise InputError(
+            f"training.val_check_interval is {training.val_check_interval}, but an epoch is trained on {trained_on} "
+            f"batches; set it to a number of batches up to {trained_on}, or to a fraction such as 1.0"
+        )
 
 
 def _profiler(name: str | None) -> Profiler | None:

@@ -76,7 +76,7 @@ def combine(networks: Sequence[NormalizedNetwork], config: Config, train: SplitI
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     mean = average_weights(networks).to(device)
     # The statistics of batch normalisation do not average: they are those of the images under the new weights.
-    update_bn((as_float(batch.images) for batch in Batches(train, config.evaluation.batch_size, device)), mean)
+    update_bn((as_float(batch.images) for batch in Batches(train, config.training.batch_size, device)), mean)
     return mean.cpu()
 
 

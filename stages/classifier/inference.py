@@ -8,14 +8,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stages.classifier.calibration import Calibration, apply_temperature
-from stages.classifier.networks import NormalizedNetwork
+from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.dataset.augmentation import as_float
 from stages.errors import InputError
 
 
 @torch.inference_mode()
 def predict_probabilities(
-    network: NormalizedNetwork, images: Iterable[Tensor], device: torch.device, test_time_augmentation: bool
+    network: NormalizedNetwork | Ensemble,
+    images: Iterable[Tensor],
+    device: torch.device,
+    test_time_augmentation: bool,
 ) -> np.ndarray:
     """Probabilities as the network gives them, not calibrated.
 
@@ -57,7 +60,7 @@ def predict_probabilities(
 
 
 def predict_calibrated(
-    network: NormalizedNetwork, images: Iterable[Tensor], device: torch.device, calibration: Calibration
+    network: NormalizedNetwork | Ensemble, images: Iterable[Tensor], device: torch.device, calibration: Calibration
 ) -> np.ndarray:
     """Probabilities as they are published: averaged over views if the calibration says so, and scaled.
 

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy, pad
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
+from stages.classifier.anomaly import name_the_first_layer_that_is_not_finite
 from stages.classifier.checkpoints import Checkpoints
-from stages.classifier.diagnosis import name_the_first_layer_that_is_not_finite
 from stages.classifier.networks import create_network, last_layers
 from stages.classifier.optimization import LearningRate, WeightAverage, check_optimizer, create_optimizer
 from stages.classifier.step import LossReader, StepLoss, TrainingStep, average_over_processes, more_parts

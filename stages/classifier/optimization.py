@@ -18,9 +18,15 @@ FUSED = ("adam", "adamw", "sgd", "momentum")
 
 
 def check_optimizer(name: str) -> None:
-    """Raise an InputError unless timm knows an optimizer of that name."""
-    if name not in timm.optim.list_optimizers():
-        raise InputError(f"training.optimizer is {name!r}; timm has {', '.join(timm.optim.list_optimizers())}")
+    """Raise an InputError unless timm knows an optimizer of that name, and it can step here."""
+    if name == "adahessian":
+        raise InputError(
+            "training.optimizer is 'adahessian', which needs second derivatives, and no second backward pass is made "
+            "here; choose another of timm's, such as adamw or lamb"
+        )
+    usable = [one for one in timm.optim.list_optimizers() if one != "adahessian"]
+    if name not in usable:
+        raise InputError(f"training.optimizer is {name!r}; timm has {', '.join(usable)}")
 
 
 def create_optimizer(backbone: nn.Module, training: TrainingConfig, device: torch.device) -> Optimizer:

@@ -29,9 +29,11 @@ def find_problems() -> list[str]:
                 for stage in stale
             ]
             if not repo.config["remote"]:
-                print("no DVC remote is configured (`dvc remote add -d storage s3://…`): nothing to look for there")
+                print("no DVC remote is configured (`dvc remote add -d storage s3://…`): outputs were not looked for")
                 return problems
             missing = repo.data_status(not_in_remote=True, remote_refresh=True)["not_in_remote"]
+            if not missing:
+                print("the remote has every output")
             return problems + [f"{path} is not on the remote; `dvc push` it" for path in missing]
     except (DvcException, SCMError) as error:
         raise InputError(f"{error}; run from the root of the repository") from None
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.parse_args(argv)
     if problems := find_problems():
         sys.exit("\n".join(problems))
-    print("dvc.lock is of this code, and every output is where it should be")
+    print("dvc.lock is of this code")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from threadpoolctl import threadpool_limits
 from stages.classifier.calibration import CALIBRATION, load_calibration
 from stages.config import PARAMS, EvaluationConfig, load_config, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
-from stages.errors import InputError, printable, run
+from stages.errors import InputError, run
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.evaluation.predictions import Predictions, read_predictions
-from stages.figures.wording import ATTRIBUTES, METRICS, NOTHING
+from stages.experiments.results import RevisionFiles, one_line, text_table
+from stages.figures.wording import ATTRIBUTES, NOTHING, in_order
 from stages.files import MODELS, PREDICTIONS, PREPARED, read_csv, write_json
 
 WORKSPACE = "workspace"
@@ -96,69 +97,6 @@ def _export(revision: str, folder: Path) -> None:
         )
 
 
-class RevisionFiles:
-    """The files of a revision, from Git or from DVC's cache or remote.
-
-    Args:
-        revision: a commit, branch, tag or experiment.
-
-    Raises:
-        InputError: the name is empty.
-    """
-
-    def __init__(self, revision: str) -> None:
-        from dvc.api import DVCFileSystem  # takes a second to import
-
-        if not revision:  # as of a variable that is not set; DVC would take it for the workspace
-            raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
-        self._revision = revision
-        self._files = DVCFileSystem(rev=revision)
-
-    def read(self, path: Path) -> bytes | None:
-        """The content of a file; None if the revision has none of this name.
-
-        Raises:
-            InputError: there is no such revision, or the file is in neither cache nor remote.
-        """
-        from dvc.scm import RevError, SCMError
-
-        place = f"{self._revision}:{path.as_posix()}"
-        try:
-            return self._files.read_bytes(path.as_posix())
-        except RevError:
-            raise InputError(
-                f"{self._revision!r} is no commit, branch, tag or experiment here; if it is one elsewhere, "
-                "`git fetch` it"
-            ) from None
-        except SCMError as error:
-            raise InputError(f"{error}; run from the root of the repository") from None
-        except FileNotFoundError:
-            if not self._files.exists(path.as_posix()):
-                return None
-            raise InputError(
-                f"{place} is neither in DVC's cache nor on its remote; `dvc push` it from where it was made"
-            ) from None
-        except Exception as error:  # a remote fails with the errors of its own library
-            raise InputError(f"{place} cannot be read ({one_line(error)})") from error
-
-    def read_below(self, path: Path) -> dict[str, bytes]:
-        """The content of each file of a folder by its path, or of the one file that `path` is.
-
-        Raises:
-            InputError: a file is in neither cache nor remote, or the revision has none there.
-        """
-        try:
-            names = self._files.find(path.as_posix())
-        except FileNotFoundError:
-            names = []
-        except Exception as error:
-            raise InputError(f"{self._revision}:{path.as_posix()} cannot be read ({one_line(error)})") from error
-        contents = {name: self.read(Path(name)) for name in names}
-        if not contents or None in contents.values():
-            raise InputError(f"{self._revision}:{path.as_posix()} is neither in DVC's cache nor on its remote")
-        return contents
-
-
 def _read_folder(name: str, folder: Path) -> Revision:
     manifest, parameters = folder / PREPARED / MANIFEST, folder / PARAMS
     return Revision(
@@ -188,13 +126,14 @@ def parameters_in(content: bytes | None) -> dict[str, Any]:
     }
 
 
-def compare_revisions(base: Revision, new: Revision, settings: EvaluationConfig) -> dict:
+def compare_revisions(base: Revision, new: Revision, settings: EvaluationConfig, cpu_threads: int) -> dict:
     """Compare two revisions.
 
     Args:
         base: the first.
         new: the second.
         settings: replicates and confidence.
+        cpu_threads: of matrix products, by which replicates are summed: the last bits depend on their number.
 
     Returns:
         What `compare_predictions` gives, and the names of the revisions as `base` and `new`.
@@ -207,14 +146,15 @@ def compare_revisions(base: Revision, new: Revision, settings: EvaluationConfig)
             f"{base.name} and {new.name} were judged on different test images and cannot be compared: {problem}; "
             + _why_test_sets_differ(base.parameters, new.parameters)
         )
-    result = compare_predictions(
-        base.predictions,
-        new.predictions,
-        base.images if new.images is None else new.images,
-        (base.threshold, new.threshold),
-        settings.bootstrap_replicates,
-        settings.confidence,
-    )
+    with threadpool_limits(cpu_threads):
+        result = compare_predictions(
+            base.predictions,
+            new.predictions,
+            base.images if new.images is None else new.images,
+            (base.threshold, new.threshold),
+            settings.bootstrap_replicates,
+            settings.confidence,
+        )
     return {"base": base.name, "new": new.name, **result}
 
 
@@ -240,22 +180,20 @@ def render_text(result: dict) -> str:
             p_value(metric["p_adjusted"]),
             metric["verdict"],
         )
-        for name, metric in in_order(result["metrics"])
+        for name, _, metric in in_order(result["metrics"])
     ]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
     headline = f"{result['base']} -> {result['new']}: {summary(result)}"
-    return "\n".join([headline, "", *lines, "", *_remarks(result, one_line), ""])
+    return "\n".join([headline, "", text_table(table), "", *_remarks(result, one_line), ""])
 
 
 def render_markdown(result: dict) -> str:
     """The comparison as Markdown for a pull request, from what `compare_revisions` gives: the verdict first."""
     base, new = code(result["base"]), code(result["new"])
     rows = [
-        f"| {METRICS[name].title}{', lower is better' if metric['lower_is_better'] else ''} "
+        f"| {about.title}{', lower is better' if metric['lower_is_better'] else ''} "
         f"| {metric['base']:.3f} | {metric['new']:.3f} | {difference(metric)} | {p_value(metric['p_adjusted'])} "
         f"| {metric['verdict'] if metric['verdict'] == NO_EVIDENCE else '**' + metric['verdict'] + '**'} |"
-        for name, metric in in_order(result["metrics"])
+        for _, about, metric in in_order(result["metrics"])
     ]
     return "\n".join(
         [
@@ -275,20 +213,15 @@ def summary(result: dict) -> str:
     """The verdict, the first metric, and the metrics that the verdict comes from where that one does not say it."""
     if not result["metrics"]:
         return NO_EVIDENCE
-    (name, first), *others = in_order(result["metrics"])
-    summary = f"{result['verdict']}; {METRICS[name].title} {difference(first)}, {first['verdict']}"
+    (_, about, first), *others = in_order(result["metrics"])
+    summary = f"{result['verdict']}; {about.title} {difference(first)}, {first['verdict']}"
     if first["verdict"] == NO_EVIDENCE and first["p"] < 1 - result["confidence"]:  # its interval seems to object
         summary += f" when {len(result['metrics'])} metrics are compared"
     for verdict in (WORSE, BETTER):
-        titles = [METRICS[name].title for name, metric in others if metric["verdict"] == verdict]
+        titles = [about.title for _, about, metric in others if metric["verdict"] == verdict]
         if titles and first["verdict"] != verdict:
             summary += f"; {verdict}: {', '.join(titles)}"
     return summary
-
-
-def in_order(metrics: dict[str, dict]) -> list[tuple[str, dict]]:
-    """Name and content of each metric, in the order in which they are shown."""
-    return sorted(metrics.items(), key=lambda item: list(METRICS).index(item[0]))
 
 
 def _remarks(result: dict, literal: Callable[[object], str]) -> list[str]:
@@ -358,11 +291,6 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def one_line(text: object) -> str:
-    """`text` without line breaks and what else moves a terminal's cursor."""
-    return printable(" ".join(str(text).split()))
-
-
 def code(text: object) -> str:
     """`text` as HTML code in which nothing is Markdown or HTML: a branch may well be called a|b or <b>."""
     return f"<code>{''.join(c if c.isalnum() or c in ' .-/' else f'&#{ord(c)};' for c in one_line(text))}</code>"
@@ -403,12 +331,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--json {args.json} is no file; name the JSON file to write")
     given = {"bootstrap_replicates": args.replicates, "confidence": args.confidence}
     config = load_config()
-    # A p-value counts replicates beyond a bound: the last bit of a sum may decide.
-    threadpool_limits(config.training.cpu_threads)
     settings = dataclasses.replace(
         config.evaluation, **{key: value for key, value in given.items() if value is not None}
     )
-    result = compare_revisions(read_revision(args.base), read_revision(args.new), settings)
+    revisions = read_revision(args.base), read_revision(args.new)
+    result = compare_revisions(*revisions, settings, config.training.cpu_threads)
     unknown = [name for name in args.fail_if_worse if name not in result["metrics"]]
     if unknown:
         reason = result["not_compared"].get(unknown[0], "it is no headline metric")

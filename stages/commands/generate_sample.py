@@ -682,7 +682,9 @@ def generate(output):
 
 def main(arguments=None):
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Draw the synthetic sample dataset.")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.commands.generate_sample", description="Draw the synthetic sample dataset."
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("data/sample"), help="folder to write (default: data/sample)"
     )

@@ -243,6 +243,10 @@ def _check_targets(output: Path | None, gradcam: Path | None, files: list[ImageF
             raise InputError(f"--output {output} is one of the images; name the CSV file to write")
         if not os.access(output.parent, os.W_OK):
             raise InputError(f"--output {output}: the folder {output.parent} is not writable; name another one")
+        if gradcam is not None and gradcam.resolve().is_relative_to(output.resolve()):
+            raise InputError(
+                f"--output {output} would replace the folder of --gradcam {gradcam}; name another CSV file"
+            )
     if gradcam is not None and gradcam.exists():
         if not gradcam.is_dir():
             raise InputError(f"--gradcam {gradcam} is no folder; name one, which need not exist")

@@ -19,19 +19,18 @@ from stages.commands.compare import (
     code,
     compare_revisions,
     difference,
-    in_order,
     p_value,
     read_revision,
     summary,
     what_was_compared,
 )
-from stages.commands.snapshots import Snapshot, environment_differences, read_snapshot
+from stages.commands.snapshots import CURVES, Snapshot, environment_differences, read_snapshot
 from stages.config import load_config
 from stages.errors import InputError, run
 from stages.evaluation.comparison import LOWER_IS_BETTER, NO_EVIDENCE
 from stages.figures.revisions import draw_confusion_of, draw_precision_recall_of, draw_reliability_of, draw_roc_of
 from stages.figures.style import save
-from stages.figures.wording import ATTRIBUTES, METRICS, NOTHING, number
+from stages.figures.wording import ATTRIBUTES, METRICS, NOTHING, in_order, number
 from stages.figures.wording import estimate as with_interval
 from stages.files import replacing
 
@@ -70,7 +69,9 @@ def compare_if_possible(base: str, new: str) -> Comparison:
     revisions = None
     try:
         revisions = read_revision(base), read_revision(new)
-        return Comparison(compare_revisions(*revisions, load_config().evaluation), "", revisions)
+        config = load_config()
+        result = compare_revisions(*revisions, config.evaluation, config.training.cpu_threads)
+        return Comparison(result, "", revisions)
     except InputError as error:
         return Comparison(None, str(error), revisions)
 
@@ -144,7 +145,7 @@ def _verdict(base: Snapshot, new: Snapshot, comparison: Comparison) -> list[str]
 
 
 def _metrics(base: Snapshot, new: Snapshot, result: dict | None) -> list[str]:
-    compared = {} if result is None else dict(in_order(result["metrics"]))
+    compared = {} if result is None else {name: metric for name, _, metric in in_order(result["metrics"])}
     names = compared or base.metrics | new.metrics
     if not names:
         return ["Neither revision has metrics in Git."]
@@ -319,6 +320,27 @@ def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
+def _pictures_of(report: Path) -> Path:
+    """The folder of a report's pictures, which is replaced as a whole."""
+    return report.with_name(f"{report.stem}_pictures")
+
+
+def _check_output(path: Path) -> None:
+    """Refuse before the work what would destroy something after it."""
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder; name the Markdown file to write")
+    folder = _pictures_of(path)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {path}: its pictures go into {folder}, which is no folder; name another file")
+    drawn = {f"{curve}.png" for curve in CURVES}
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in drawn) if folder.is_dir() else []
+    if others:
+        raise InputError(
+            f"--output {path}: its pictures replace the folder {folder}, which holds {others[0]}, no picture of a "
+            "report; name another file, or move the folder away"
+        )
+
+
 def write_report(path: Path, base: str, new: str) -> str:
     """Write the report and its pictures.
 
@@ -335,7 +357,7 @@ def write_report(path: Path, base: str, new: str) -> str:
     """
     snapshots = read_snapshot(base), read_snapshot(new)
     comparison = compare_if_possible(base, new)
-    folder = path.with_name(f"{path.stem}_pictures")
+    folder = _pictures_of(path)
     figures = draw_overlays(*snapshots)
     pictures = {name.replace("_", " "): f"{folder.name}/{name}.png" for name in figures}
     text = render(*snapshots, comparison, has_remote(), pictures)
@@ -367,8 +389,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("new", metavar="REV", nargs="?", default=WORKSPACE, help="the new one (default: the workspace)")
     parser.add_argument("--output", type=Path, default=Path("report.md"), metavar="FILE", help="default: report.md")
     args = parser.parse_args(argv)
-    if args.output.is_dir():
-        raise InputError(f"--output {args.output} is a folder; name the Markdown file to write")
+    _check_output(args.output)
     verdict = write_report(args.output, args.base, args.new)
     # Bytes: the same on every platform, whatever encoding its terminal has.
     sys.stdout.buffer.write(f"{verdict}\n{args.output} has the rest\n".encode())

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.commands.compare import WORKSPACE, RevisionFiles, one_line, parameters_in
+from stages.commands.compare import WORKSPACE, parameters_in
 from stages.config import PARAMS
 from stages.dataset.folds import SPLITS
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
+from stages.experiments.results import RevisionFiles, one_line
 from stages.files import DETAILS, ENVIRONMENT, EVALUATION, PLOTS, SPLIT_METRICS, parse_json
 
 CURVES = {

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stages.config import load_config
+from stages.config import PARAMS, load_config
 from stages.errors import InputError, run
-from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task, visible_gpus
-from stages.experiments.results import differing, flat, parse, read_experiment, read_file, text_table
+from stages.experiments.queue import DEVICES, FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task, visible_gpus
+from stages.experiments.results import RevisionFiles, differing, flat, parse, read_experiment, text_table
 from stages.figures.wording import NOTHING
 
 DESCRIPTION = """\
@@ -43,17 +43,21 @@ def run_queue(queue: ExperimentQueue, report: Callable[[str], None]) -> list[Tas
         report: is called with each line of progress.
 
     Returns:
-        The experiments that were in it, as they ended.
+        The experiments that were in it, as they ended; without those that `dvc queue remove` took out meanwhile.
 
     Raises:
         InputError: workers die without an end.
     """
-    waiting = {task.revision: task.state for task in queue.tasks() if task.state in (QUEUED, RUNNING)}
+    waiting = {task.revision: task.name for task in queue.tasks() if task.state in (QUEUED, RUNNING)}
     total, begun, ended = len(waiting), {}, []
     while waiting:
         for name in queue.tend():
             report(f"{name}: its worker died; queued again")
-        for task in queue.tasks():
+        tasks = queue.tasks()
+        for revision in waiting.keys() - {task.revision for task in tasks}:
+            total -= 1
+            report(f"{waiting.pop(revision)}: removed from the queue; not waited for")
+        for task in tasks:
             if task.revision not in waiting:
                 continue
             if task.state == RUNNING and task.revision not in begun:
@@ -71,7 +75,7 @@ def run_queue(queue: ExperimentQueue, report: Callable[[str], None]) -> list[Tas
 def results_table(names: list[str]) -> str:
     """Experiments side by side: the parameters in which they differ from the commit or each other, and the metrics."""
     experiments = [read_experiment(name) for name in names]
-    committed = flat(parse(read_file("HEAD", "params.yaml"), "HEAD", "params.yaml"))
+    committed = flat(parse(RevisionFiles("HEAD").read(PARAMS), "HEAD", PARAMS))
     changed = differing([committed, *(experiment.parameters for experiment in experiments)])
     metrics = list(dict.fromkeys(name for experiment in experiments for name in experiment.metrics or {}))
     rows = [
@@ -128,6 +132,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _queue(queue: ExperimentQueue, args: argparse.Namespace) -> int:
+    queue.deal_gpus(args.set_param or None)
     if args.set_param:
         print(f"queued: {', '.join(queue.add(args.set_param, args.name))}", flush=True)
     ended = run_queue(queue, lambda line: print(line, flush=True))
@@ -153,6 +158,9 @@ def _search(queue: ExperimentQueue, args: argparse.Namespace) -> int:
             f"--metric {args.metric} is none of the validation images; known are {', '.join(search.METRICS)}"
         )
     space, fixed = search.parse_space(args.set_param)
+    if DEVICES in space:
+        raise InputError(f"-S {DEVICES} is a range; all trials of a search get as many GPUs: give one number")
+    queue.deal_gpus(fixed)
     search.ensure_folder(args.storage)
     settings = {
         "metric": args.metric,
@@ -197,7 +205,8 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an option or the repository has a mistake.
     """
     args = _parse(argv)
-    with ExperimentQueue(visible_gpus(), load_config().training.devices) as queue:
+    load_config()  # a mistake in params.yaml is told before anything is queued
+    with ExperimentQueue(visible_gpus()) as queue:
         # Between two turns, not anywhere: an exception out of a signal may hit code that swallows it.
         signal.signal(signal.SIGTERM, lambda *_: setattr(queue, "terminated", True))
         try:

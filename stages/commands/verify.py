@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from stages.commands.compare import RevisionFiles, one_line
 from stages.commands.contents import Unlike, largest_difference
 from stages.commands.snapshots import environment_differences
 from stages.config import parse_yaml
 from stages.errors import InputError, run
-from stages.experiments.results import LOCK
+from stages.experiments.results import LOCK, RevisionFiles, one_line
 from stages.files import ENVIRONMENT
 
 TOLERANCE = 1e-5  # a few of the last of the six decimals that metrics have

@@ -57,7 +57,7 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
         The fold of each image, from 0, with the index of `images`.
 
     Raises:
-        InputError: a diagnosis has fewer lesions than there are folds.
+        InputError: a diagnosis has fewer lesions than there are folds, or is missing in one of them.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # takes seconds, and only `split` needs it
 
@@ -75,6 +75,13 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     for fold, (_, members) in enumerate(splitter.split(images, images["dx"], groups)):
         fold_of.iloc[members] = fold
+    # Groups of one diagnosis each cannot leave a fold without it; patients, who may have several, can.
+    counts = pd.crosstab(fold_of, images["dx"])
+    if lacking := [f"fold {fold} has no {dx}" for fold, row in counts.iterrows() for dx in row.index[row == 0]]:
+        raise InputError(
+            f"split.folds is {folds} and split.seed {seed}, but {', '.join(lacking)}; every fold needs one of each "
+            "diagnosis: lower split.folds, or take another split.seed"
+        )
     return fold_of.sort_index()
 
 

@@ -52,7 +52,7 @@ def find_metadata(data_dir: Path) -> Path:
         return others[0]
     if len(tables) != 1:
         found = ", ".join(table.name for table in tables) or "no CSV file"
-        raise InputError(f"{data_dir} must hold HAM10000_metadata.csv; found {found}")
+        raise InputError(f"{data_dir} must hold one CSV table, or HAM10000_metadata.csv among several; found {found}")
     return tables[0]
 
 
@@ -125,7 +125,8 @@ def _check_header(path: Path, header: list[str]) -> None:
     problems += [f"column {name[:LONGEST]!r} is not known" for name in unknown[:MOST_SHOWN]]
     if problems:
         expected = f"expected are {', '.join(COLUMNS)} and, if you have it, {', '.join(OPTIONAL_COLUMNS)}"
-        raise InputError(f"{path}: {'; '.join(problems)}; {expected}, or data.columns must name yours")
+        renamed = "data.columns must name yours, as {lesion_id: null} for one that is not there"
+        raise InputError(f"{path}: {'; '.join(problems)}; {expected}, or {renamed}")
 
 
 def _unknown_label(label: str, rows: list[int]) -> str:

@@ -228,9 +228,12 @@ def fill_lesion_ids(path: Path, rows: Rows) -> tuple[bool, list[str]]:
     missing = sum(not row["lesion_id"] for _, row in rows)
     if not missing:
         return False, []
+    # Of a lesion, too, whose patient is named with another of its images only: it stays whole.
+    patient_of = {row["lesion_id"]: row[PATIENT] for _, row in rows if row["lesion_id"] and row[PATIENT]}
     by_patient = any(row[PATIENT] for _, row in rows)
     for _, row in rows:
-        row["lesion_id"] = (by_patient and row[PATIENT]) or row["lesion_id"] or row["image_id"]
+        lesion = row["lesion_id"]
+        row["lesion_id"] = patient_of.get(lesion) or row[PATIENT] or lesion or row["image_id"]
     consequence = (
         f", so all are grouped by {PATIENT}: a patient counts as a lesion"
         if by_patient

@@ -71,7 +71,7 @@ class Steps(NamedTuple):
     Attributes:
         positives: weight of the positives of each step, shape (replicates, steps).
         negatives: that of the negatives.
-        scores: of each step, shape (steps,), rising.
+        scores: of each step, shape (steps,), falling.
     """
 
     positives: np.ndarray

@@ -23,6 +23,7 @@ from stages.config import PARAMS
 from stages.errors import InputError
 
 QUEUED, RUNNING, SUCCESS, FAILED = "queued", "running", "success", "failed"
+DATA_DIR, DEVICES = "data.data_dir", "training.devices"
 STARTS = 3  # of workers beyond one each, without one experiment that ends: then something kills them
 LOG_LINES = 4  # of an error that is no message of this pipeline
 
@@ -58,29 +59,20 @@ class ExperimentQueue:
 
     Args:
         gpus: the GPUs to use, as CUDA_VISIBLE_DEVICES names them; none: one worker, on the CPU.
-        gpus_each: how many of them one experiment takes (`training.devices`).
 
     Attributes:
         workers: how many experiments run at once.
         terminated: set it, and the next turn ends with KeyboardInterrupt.
 
     Raises:
-        InputError: this is no DVC repository in Git, another sweep runs in it, or there are too few GPUs.
+        InputError: this is no DVC repository in Git, or another sweep runs in it.
     """
 
-    def __init__(self, gpus: list[str], gpus_each: int = 1) -> None:
+    def __init__(self, gpus: list[str]) -> None:
         from dvc.exceptions import DvcException
         from dvc.lock import LockError, make_lock
         from dvc.repo import Repo
 
-        if gpus and len(gpus) < gpus_each:
-            raise InputError(
-                f"training.devices is {gpus_each}; there are {len(gpus)} GPUs here: set it to at most that"
-            )
-        self._devices = [
-            ",".join(gpus[start : start + gpus_each]) for start in range(0, len(gpus) - gpus_each + 1, gpus_each)
-        ] or [None]
-        self.workers = len(self._devices)
         try:
             self.repo = Repo()
             self._queue = self.repo.experiments.celery_queue
@@ -93,9 +85,8 @@ class ExperimentQueue:
         except LockError:
             self.repo.close()
             raise InputError("another sweep runs in this repository; wait for its end") from None
-        # As `dvc queue start` names its workers, so that `dvc queue status` counts them and none is started twice.
-        digest = hashlib.sha256(self._queue.wdir.encode()).hexdigest()[:6]
-        self._names = [f"dvc-exp-{digest}-{number}@localhost" for number in range(1, self.workers + 1)]
+        self._gpus = gpus
+        self._deal(1)
         self._started: list[subprocess.Popen] = []
         self._starts, self._ended = 0, 0
         self.terminated = False
@@ -106,6 +97,35 @@ class ExperimentQueue:
     def __exit__(self, *_: object) -> None:
         self._lock.unlock()
         self.repo.close()
+
+    def deal_gpus(self, overrides: list[str] | None = None) -> None:
+        """Give each worker as many GPUs as the largest `training.devices` asks for; before the first worker starts.
+
+        Args:
+            overrides: of experiments that will be added, as of `dvc exp run -S`; None: none will be.
+
+        Raises:
+            InputError: there are too few GPUs.
+        """
+        advice = f"set {DEVICES} to at most that"
+        added = [] if overrides is None else self._values_of(overrides, DEVICES)
+        needs = [(_count(value), "", advice) for value in added]
+        for task in self.tasks():
+            if task.state in (QUEUED, RUNNING):
+                each = _count(_parameter(self._params_of(task), DEVICES, "1"))
+                needs.append((each, f"{task.name}: ", f"dvc queue remove {task.name}, {advice} and queue it again"))
+        each, place, advice = max(needs, default=(1, "", advice))
+        if self._gpus and len(self._gpus) < each:
+            raise InputError(f"{place}{DEVICES} is {each}; there are {len(self._gpus)} GPUs here: {advice}")
+        self._deal(each)
+
+    def _deal(self, each: int) -> None:
+        starts = range(0, len(self._gpus) - each + 1, each)
+        self._devices = [",".join(self._gpus[start : start + each]) for start in starts] or [None]
+        self.workers = len(self._devices)
+        # As `dvc queue start` names its workers, so that `dvc queue status` counts them and none is started twice.
+        digest = hashlib.sha256(self._queue.wdir.encode()).hexdigest()[:6]
+        self._names = [f"dvc-exp-{digest}-{number}@localhost" for number in range(1, self.workers + 1)]
 
     def add(self, overrides: list[str], name: str | None = None) -> list[str]:
         """Queue one experiment, or each of a sweep.
@@ -120,30 +140,28 @@ class ExperimentQueue:
         Raises:
             InputError: an override is wrong, or an experiment's data is not tracked; then nothing is queued.
         """
-        from dvc.exceptions import DvcException
-        from hydra.errors import HydraException
-
         before = {task.revision for task in self.tasks()}
-        try:
-            for data_dir in self._data_of(overrides):
-                if problem := self._data_problem(data_dir):
-                    raise InputError(problem)
+        for data_dir in self._values_of(overrides, DATA_DIR):
+            if problem := self._data_problem(data_dir):
+                raise InputError(problem)
+        with _refusing(overrides):
             self.repo.experiments.run(queue=True, params=overrides, name=name)
-        except (DvcException, HydraException) as error:
-            causes = ": ".join(dict.fromkeys(str(part) for part in (error, error.__cause__) if part))
-            raise InputError(f"cannot queue {' '.join(overrides)} ({' '.join(causes.split())})") from None
         return [task.name for task in self.tasks() if task.revision not in before]
 
-    def _data_of(self, overrides: list[str]) -> set[str]:
-        """Every `data.data_dir` of the experiments that these overrides make."""
+    def _values_of(self, overrides: list[str], key: str) -> set[str]:
+        """Every value of a parameter in the experiments that these overrides make."""
         from dvc.utils.cli_parse import to_path_overrides
         from dvc.utils.hydra import get_hydra_sweeps
 
-        default = _data_dir(PARAMS.read_text(encoding="utf-8"))
+        default = _parameter(PARAMS.read_text(encoding="utf-8"), key)
+        with _refusing(overrides):
+            sweeps = get_hydra_sweeps(to_path_overrides(overrides)) if overrides else [{}]
         found = set()
-        for sweep in get_hydra_sweeps(to_path_overrides(overrides)) if overrides else [{}]:
-            given = {key: value for key, _, value in (text.partition("=") for text in sweep.get(PARAMS.as_posix(), []))}
-            found.add(given.get("data.data_dir", default).strip("'\""))
+        for sweep in sweeps:
+            given = {
+                name: value for name, _, value in (text.partition("=") for text in sweep.get(PARAMS.as_posix(), []))
+            }
+            found.add(given.get(key, default).strip("'\""))
         return found
 
     def _data_problem(self, data_dir: str, revision: str | None = None) -> str | None:
@@ -190,12 +208,15 @@ class ExperimentQueue:
         problems = []
         for task in self.tasks():
             if task.state == QUEUED:
-                with self.repo.scm.get_fs(task.revision).open(PARAMS.as_posix(), encoding="utf-8") as file:
-                    data_dir = _data_dir(file.read())
+                data_dir = _parameter(self._params_of(task), DATA_DIR)
                 if problem := self._data_problem(data_dir, task.revision):
                     problems.append(f"{task.name}: {problem}; then dvc queue remove {task.name}, and queue it again")
         if problems:
             raise InputError("\n  ".join(problems))
+
+    def _params_of(self, task: Task) -> str:
+        with self.repo.scm.get_fs(task.revision).open(PARAMS.as_posix(), encoding="utf-8") as file:
+            return file.read()
 
     def tasks(self) -> list[Task]:
         """All experiments that are or were in the queue, oldest first."""
@@ -346,12 +367,38 @@ class ExperimentQueue:
         return _tail(Path(process.stdout))
 
 
-def _data_dir(params: str) -> str:
+@contextlib.contextmanager
+def _refusing(overrides: list[str]) -> Iterator[None]:
+    """Turns what DVC has against overrides into an InputError."""
+    from dvc.exceptions import DvcException
+    from hydra.errors import HydraException
+
+    try:
+        yield
+    except (DvcException, HydraException) as error:
+        causes = ": ".join(dict.fromkeys(str(part) for part in (error, error.__cause__) if part))
+        raise InputError(f"cannot queue {' '.join(overrides)} ({' '.join(causes.split())})") from None
+
+
+def _parameter(params: str, name: str, default: str | None = None) -> str:
+    """An entry of the text of a params.yaml.
+
+    Raises:
+        InputError: there is none, and no default.
+    """
+    section, key = name.split(".")
     content = YAML(typ="safe", pure=True).load(params)
     try:
-        return str(content["data"]["data_dir"])
+        return str(content[section][key])
     except (TypeError, KeyError):
-        raise InputError(f"{PARAMS} has no data.data_dir") from None
+        if default is None:
+            raise InputError(f"{PARAMS} has no {name}") from None
+        return default
+
+
+def _count(value: str) -> int:
+    """A number of GPUs; 1 where it is none, which the experiment itself refuses."""
+    return max(1, int(value)) if value.isdecimal() else 1
 
 
 def _tail(log: Path) -> str:

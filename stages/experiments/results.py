@@ -1,13 +1,15 @@
 """What an experiment holds, read from its commit through DVC: nothing is checked out."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.config import PARAMS, parse_yaml
-from stages.errors import InputError
+from stages.errors import InputError, printable
 from stages.files import EVALUATION, parse_json
 
-LOCK = "dvc.lock"
+LOCK = Path("dvc.lock")
 
 
 class Experiment(NamedTuple):
@@ -32,9 +34,10 @@ def read_experiment(name: str) -> Experiment:
     Raises:
         InputError: there is no such revision, or its params.yaml or metrics cannot be read.
     """
-    parameters = flat(parse(read_file(name, PARAMS.as_posix()), name, PARAMS.as_posix()))
-    metrics = read_file(name, EVALUATION.as_posix())
-    stages = (parse(read_file(name, LOCK), name, LOCK).get("stages") or {}).values()
+    files = RevisionFiles(name)
+    parameters = flat(parse(files.read(PARAMS), name, PARAMS))
+    metrics = files.read(EVALUATION)
+    stages = (parse(files.read(LOCK), name, LOCK).get("stages") or {}).values()
     made = {out["path"] for stage in stages for out in stage.get("outs", [])}
     sources = {
         dep["path"]: dep.get("md5", "")
@@ -73,29 +76,75 @@ def list_experiments() -> tuple[list[str], list[str]]:
     return sorted(names), failed
 
 
-def read_file(revision: str, path: str) -> bytes | None:
-    """A file of a revision, from Git or DVC's cache; None if the revision has none of this name.
+class RevisionFiles:
+    """The files of a revision, from Git or from DVC's cache or remote.
+
+    Args:
+        revision: a commit, branch, tag or experiment.
 
     Raises:
-        InputError: there is no such revision, or DVC cannot get the file.
+        InputError: the name is empty.
     """
-    from dvc.api import DVCFileSystem  # takes a second to import
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError, SCMError
 
-    if not revision:  # DVC would take it for the workspace
-        raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
-    try:
-        return DVCFileSystem(rev=revision).read_bytes(path)
-    except FileNotFoundError:
-        return None
-    except RevError:
-        raise InputError(f"{revision!r} is no commit, branch, tag or experiment here") from None
-    except (SCMError, DvcException) as error:
-        raise InputError(f"{revision}:{path} cannot be read ({' '.join(str(error).split())})") from None
+    def __init__(self, revision: str) -> None:
+        from dvc.api import DVCFileSystem  # takes a second to import
+
+        if not revision:  # as of a variable that is not set; DVC would take it for the workspace
+            raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
+        self._revision = revision
+        self._files = DVCFileSystem(rev=revision)
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file; None if the revision has none of this name.
+
+        Raises:
+            InputError: there is no such revision, or the file is in neither cache nor remote.
+        """
+        from dvc.scm import RevError, SCMError
+
+        place = f"{self._revision}:{path.as_posix()}"
+        try:
+            return self._files.read_bytes(path.as_posix())
+        except RevError:
+            raise InputError(
+                f"{self._revision!r} is no commit, branch, tag or experiment here; if it is one elsewhere, "
+                "`git fetch` it"
+            ) from None
+        except SCMError as error:
+            raise InputError(f"{error}; run from the root of the repository") from None
+        except FileNotFoundError:
+            if not self._files.exists(path.as_posix()):
+                return None
+            raise InputError(
+                f"{place} is neither in DVC's cache nor on its remote; `dvc push` it from where it was made"
+            ) from None
+        except Exception as error:  # a remote fails with the errors of its own library
+            raise InputError(f"{place} cannot be read ({one_line(error)})") from error
+
+    def read_below(self, path: Path) -> dict[str, bytes]:
+        """The content of each file of a folder by its path, or of the one file that `path` is.
+
+        Raises:
+            InputError: a file is in neither cache nor remote, or the revision has none there.
+        """
+        try:
+            names = self._files.find(path.as_posix())
+        except FileNotFoundError:
+            names = []
+        except Exception as error:
+            raise InputError(f"{self._revision}:{path.as_posix()} cannot be read ({one_line(error)})") from error
+        contents = {name: self.read(Path(name)) for name in names}
+        if not contents or None in contents.values():
+            raise InputError(f"{self._revision}:{path.as_posix()} is neither in DVC's cache nor on its remote")
+        return contents
 
 
-def parse(content: bytes | None, name: str, path: str) -> dict[str, Any]:
+def one_line(text: object) -> str:
+    """`text` without line breaks and what else moves a terminal's cursor."""
+    return printable(" ".join(str(text).split()))
+
+
+def parse(content: bytes | None, name: str, path: Path) -> dict[str, Any]:
     """A YAML file as a dictionary, empty if there is no file.
 
     Raises:
@@ -104,9 +153,9 @@ def parse(content: bytes | None, name: str, path: str) -> dict[str, Any]:
     try:
         parsed = parse_yaml(content or b"") or {}
     except ValueError as error:
-        raise InputError(f"{name}:{path} is not YAML ({error})") from None
+        raise InputError(f"{name}:{path.as_posix()} is not YAML ({error})") from None
     if not isinstance(parsed, dict):
-        raise InputError(f"{name}:{path} holds no keys")
+        raise InputError(f"{name}:{path.as_posix()} holds no keys")
     return parsed
 
 
@@ -124,7 +173,7 @@ def differing(all_parameters: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if any(other.get(name) != all_parameters[0].get(name) for other in all_parameters)]
 
 
-def text_table(rows: list[list[str]]) -> str:
+def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows, of which the first is the head, as aligned columns of plain text."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stages.errors import InputError
 from stages.experiments.queue import FAILED, SUCCESS, ExperimentQueue
-from stages.experiments.results import read_file
+from stages.experiments.results import RevisionFiles
 from stages.files import DETAILS, MODEL_DESCRIPTION
 
 LOSS = "loss"  # the validation loss of the epoch that was kept; others are those of `val` in metrics/details.json
@@ -216,12 +216,12 @@ def objective(name: str, metric: str) -> float | None:
     """The value of a validation metric in an experiment; None if it has none, as an AUROC of one class.
 
     Raises:
-        InputError: the experiment has no such metric.
+        InputError: the experiment has no such metric, or its file is in neither cache nor remote.
     """
-    path = (MODEL_DESCRIPTION if metric == LOSS else DETAILS).as_posix()
-    content = read_file(name, path)
+    path = MODEL_DESCRIPTION if metric == LOSS else DETAILS
+    content = RevisionFiles(name).read(path)
     if content is None:
-        raise InputError(f"{name} has no {path}")
+        raise InputError(f"{name} has no {path.as_posix()}")
     values = json.loads(content)
     metrics = {LOSS: mean(values["val_losses"])} if metric == LOSS else values["val"]["metrics"]
     if metric not in metrics:

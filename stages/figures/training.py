@@ -18,7 +18,7 @@ def draw_training_curves(history: pd.DataFrame, details: dict, description: dict
     """
     figure, (loss, accuracy, rate) = new_figure(7, rows=3, sharex=True, gridspec_kw={"height_ratios": [2, 2, 1]})
     epoch = history["epoch"]
-    kept = epoch[history["val_loss"].idxmin()]
+    kept = description["epochs"][0] + 1  # which may have been validated more than once
     loss.plot(epoch, history["train_loss"], "o-", color=BLUE, markersize=4, label="training")
     loss.plot(epoch, history["val_loss"], "s-", color=ORANGE, markersize=4, label="validation")
     loss.set(ylabel="cross-entropy [nats]", ylim=(0, None))
@@ -36,7 +36,7 @@ def draw_training_curves(history: pd.DataFrame, details: dict, description: dict
     count = f"n = {details['val']['images']} validation images of {details['val']['lesions']} lesions"
     describe(
         figure, f"Training: epoch {kept} of {len(history)} was kept{which}",
-        f"{f'Validation images: fold {folds[0]}' if folds else count}. Dotted: their lowest loss.",
+        f"{f'Validation images: fold {folds[0]}' if folds else count}. Dotted: the epoch of their lowest loss.",
     )  # fmt: skip
     return figure
 

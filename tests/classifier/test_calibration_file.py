@@ -54,9 +54,25 @@ def test_a_number_is_written_rounded_down_so_that_a_threshold_still_includes_its
         assert written == round(written, 6)
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path):
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    return path
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path, weights):
     save_calibration(FITTED, tmp_path)
     assert load_calibration(tmp_path) == FITTED
+    weights.unlink()  # as where a revision's calibration is read alone
+    assert load_calibration(tmp_path) == FITTED
+
+
+def test_a_calibration_of_other_weights_is_refused(tmp_path, weights):
+    save_calibration(FITTED, tmp_path)
+    weights.write_bytes(b"trained again")
+    with pytest.raises(InputError, match=r"was not fitted for the weights in .*; `dvc repro evaluate` fits it anew"):
+        load_calibration(tmp_path)
 
 
 @pytest.mark.parametrize(

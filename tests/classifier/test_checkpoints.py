@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,7 +114,7 @@ def test_epochs_of_seconds_are_not_saved_each(train, monkeypatch, seconds, expec
         save(self, trainer, module, at, batch, later)
 
     monkeypatch.setattr(checkpoints, "EPOCH_SECONDS", 5.0)
-    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: seconds * epoch))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: seconds * epoch, time=time.time))
     monkeypatch.setattr(SkinLesionClassifier, "on_train_epoch_start", start_counting)
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save_noting)
     train("short", **{"training.max_epochs": 5})
@@ -260,6 +261,22 @@ def test_of_trainings_that_did_not_end_the_latest_are_kept(tmp_path):
         os.utime(tmp_path / f"{number:02d}", (number, number))
     prune(tmp_path, finished=tmp_path / "14")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number:02d}" for number in range(4, 14)]
+
+
+def test_trainings_that_may_be_running_keep_their_checkpoints_however_many(tmp_path):
+    now, hour = time.time(), 3600
+    for number in range(30):
+        (tmp_path / f"{number:02d}").mkdir()
+        written_at = now - (number if number < 20 else 2 * number) * hour
+        os.utime(tmp_path / f"{number:02d}", (written_at, written_at))
+    prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number:02d}" for number in range(20)]
+
+
+def test_a_checkpoint_that_another_training_deletes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([tmp_path / "gone"]))
+    prune(tmp_path)
 
 
 def test_a_checkpoint_holds_no_code(train, tmp_path):

@@ -314,6 +314,66 @@ def test_an_anomaly_is_found_in_its_layer(train):
         train(prepare, **{"training.detect_anomaly": True})
 
 
+class RootOfZeros(nn.Module):
+    """Zeros, whose gradient is not a number: that of a root at 0, times 0."""
+
+    def forward(self, images):
+        return (0 * images).sqrt()
+
+
+class ScaledByARoot(nn.Module):
+    """Of its outputs, all gradients are finite, but not that of its parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return images * (0 * self.scale).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (RootOfZeros(), r"the gradient at the output of the layer backbone\.1 is not finite"),
+        (ScaledByARoot(), r"the gradient of the parameter backbone\.2\.scale is not finite"),
+    ],
+    ids=["output", "parameter"],
+)
+def test_a_gradient_that_is_not_finite_is_found_in_its_layer(train, layer, expected):
+    def prepare(module, data):
+        backbone = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), layer, nn.Linear(3 * 16 * 16, 2))
+        module.network = NormalizedNetwork(backbone, (0.5,) * 3, (0.25,) * 3)
+
+    with pytest.raises(InputError, match=expected):
+        train(prepare, **{"training.detect_anomaly": True})
+
+
+class Recurrent(nn.Module):
+    """A network with a layer that gives a tuple."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.layer, self.last = nn.LSTM(3 * 16, 4, batch_first=True), nn.Linear(4, 2)
+        self.layer.weight_hh_l0.data.fill_(state)
+
+    def forward(self, images):
+        return self.last(self.layer(images.flatten(2).reshape(len(images), 16, -1))[0][:, -1])
+
+
+def test_anomalies_are_looked_for_in_layers_that_give_tuples(train):
+    def prepare(state):
+        def put(module, data):
+            module.network = NormalizedNetwork(Recurrent(state), (0.5,) * 3, (0.25,) * 3)
+
+        return put
+
+    changes = {"training.detect_anomaly": True, "training.max_epochs": 1}
+    assert len(train(prepare(0.0), **changes).history) == 1
+    with pytest.raises(InputError, match=r"the output of the layer backbone\.layer \(LSTM\) is not finite"):
+        train(prepare(float("nan")), **changes)
+
+
 def test_only_the_last_layer_learns_in_frozen_epochs(train):
     states = []
 
@@ -344,6 +404,7 @@ def test_the_average_of_the_weights_is_validated_and_kept(train):
     [
         ({"training.fast_dev_run": True}, 1, 1),
         ({"training.fast_dev_run": 2}, 2, 1),
+        ({"training.fast_dev_run": 2, "training.val_check_interval": 5}, 2, 1),
         ({"training.limit_train_batches": 3}, 3, 3),
         ({"training.limit_train_batches": 0.4}, 2, 3),
         ({"training.overfit_batches": 2}, 2, 3),
@@ -356,6 +417,26 @@ def test_a_part_of_an_epoch_can_be_trained_on(train, seen, changes, steps, epoch
     assert len(seen) == steps * epochs
     repeats = len({tuple(batch.images[:, 0, 0, 0].tolist()) for batch in seen}) < len(seen)
     assert repeats == ("training.overfit_batches" in changes)
+
+
+# An epoch of the tiny dataset has 42 training images.
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"val_check_interval": 6}, r"val_check_interval is 6, but .* on 5 batches; .* up to 5, or to a fraction"),
+        ({"val_check_interval": 4, "limit_train_batches": 3}, r"val_check_interval is 4, but .* on 3 batches"),
+        (
+            {"limit_train_batches": 0.1},
+            r"limit_train_batches is 0\.1, .*an epoch has 5; .* at least 1/5, or to a number",
+        ),
+        ({"overfit_batches": 0.4, "batch_size": 20}, r"overfit_batches is 0\.4, .*an epoch has 2; .* at least 1/2"),
+    ],
+    ids=str,
+)
+def test_an_epoch_of_too_few_batches_is_refused_before_training(train, seen, changes, expected):
+    with pytest.raises(InputError, match=rf"^training\.{expected}"):
+        train(**{f"training.{key}": value for key, value in changes.items()})
+    assert not seen
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,11 @@ def test_an_unknown_optimizer_is_refused_with_those_there_are():
         check_optimizer("adamm")
 
 
+def test_an_optimizer_that_needs_second_derivatives_is_refused():
+    with pytest.raises(InputError, match=r"training\.optimizer is 'adahessian'.*second backward pass.*such as adamw"):
+        check_optimizer("adahessian")
+
+
 def test_an_optimizer_that_does_not_work_here_is_refused_with_the_reason(monkeypatch):
     def unusable(*_, **__):
         raise AssertionError("CUDA required for APEX optimizers")

@@ -36,7 +36,9 @@ def add_remote(url):
 
 def test_without_a_remote_only_the_lock_is_looked_at(repository, capsys):
     main([])
-    assert "no DVC remote is configured" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no DVC remote is configured" in printed
+    assert "the remote has every output" not in printed
 
 
 def test_outputs_that_the_remote_lacks_are_named_until_they_are_pushed(repository, tmp_path, capsys):
@@ -46,7 +48,7 @@ def test_outputs_that_the_remote_lacks_are_named_until_they_are_pushed(repositor
     with Repo() as repo:
         repo.push()
     main([])
-    assert "every output is where it should be" in capsys.readouterr().out
+    assert "the remote has every output" in capsys.readouterr().out
 
 
 def test_a_clone_without_data_is_as_good(repository, tmp_path):

@@ -237,6 +237,8 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
         ("photos --output photos/3.jpg", "--output photos/3.jpg is one of the images"),
         ("photos --gradcam no.zip", "--gradcam no.zip is no folder"),
         ("photos --gradcam photos/../photos", "photos holds images to predict, which overlays may replace"),
+        ("photos --output out --gradcam photos/../out", "--output out would replace the folder of --gradcam"),
+        ("photos --output out --gradcam out/maps", "--output out would replace the folder of --gradcam out/maps"),
         ("photos --models gone", "--models gone is no folder"),
     ],
 )

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from dvc.repo import Repo
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from stages.commands import compare
 from stages.commands.report import main
 from stages.errors import InputError
 from stages.evaluation.curves import precision_recall_table, roc_table
@@ -102,6 +104,21 @@ def test_the_verdict_comes_first_and_all_sections_follow(repository, capsys):
     assert "none is evidence" in report["Subgroups that got worse"]
     assert "The same 112 images of 56 lesions" in report["Data"]
     assert "| training speed [images/s] | 100.0 | 150.0 | +50 % |" in report["Cost"]
+
+
+def test_the_last_bits_do_not_depend_on_the_cores(repository, monkeypatch):
+    path = Path("params.yaml")
+    path.write_text(path.read_text().replace("cpu_threads: 2", "cpu_threads: 1"))
+    compare_predictions, threads = compare.compare_predictions, set()
+
+    def recorded(*arguments):
+        threads.update(pool["num_threads"] for pool in threadpool_info())
+        return compare_predictions(*arguments)
+
+    monkeypatch.setattr(compare, "compare_predictions", recorded)
+    with threadpool_limits(3):
+        sections("weak", "strong")
+    assert threads == {1}
 
 
 def test_pictures_lie_beside_the_report_under_relative_links(repository):
@@ -204,6 +221,25 @@ def test_names_and_values_mean_nothing_but_themselves(repository):
 def test_a_mistake_is_one_clear_line(repository, arguments, message):
     with pytest.raises(InputError, match=message):
         main(arguments)
+
+
+def test_pictures_replace_those_of_a_report_and_nothing_else(repository, bytes_below):
+    pictures = Path("thesis_pictures")
+    pictures.write_text("mine")
+    with pytest.raises(InputError, match="thesis_pictures, which is no folder; name another file"):
+        main(["weak", "strong", "--output", "thesis.md"])
+    pictures.unlink()
+    pictures.mkdir()
+    (pictures / "photo.jpg").write_text("mine")
+    (pictures / "roc.png").write_text("old")
+    before = bytes_below(pictures)
+    with pytest.raises(InputError, match=r"replace the folder thesis_pictures, which holds photo\.jpg"):
+        main(["weak", "strong", "--output", "thesis.md"])
+    assert bytes_below(pictures) == before
+    assert not Path("thesis.md").exists()
+    (pictures / "photo.jpg").unlink()
+    main(["weak", "strong", "--output", "thesis.md"])
+    assert len(list(pictures.iterdir())) == 4
 
 
 def test_a_damaged_file_is_named_as_git_names_it(repository):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from stages.commands import sweep
 from stages.errors import InputError
 from stages.experiments import search
 from stages.experiments.queue import QUEUED, RUNNING, SUCCESS, ExperimentQueue
-from stages.experiments.results import read_experiment, read_file
+from stages.experiments.results import RevisionFiles, read_experiment
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -136,14 +137,55 @@ def test_each_worker_has_a_gpu_of_its_own(project):
         ended = sweep.run_queue(queue, print)
         queue.stop(running=False)
     assert [task.state for task in ended] == [SUCCESS, SUCCESS]
-    assert {read_file(name, "gpu.txt") for name in names} == {b"3", b"7"}
+    assert {RevisionFiles(name).read(Path("gpu.txt")) for name in names} == {b"3", b"7"}
 
 
 def test_gpus_are_dealt_by_the_devices_of_an_experiment(project):
-    with ExperimentQueue(["0", "1", "2", "3", "4"], gpus_each=2) as queue:
+    override = ["training.devices=1,2"]
+    with ExperimentQueue(["0", "1", "2", "3", "4"]) as queue:
+        assert queue.workers == 5
+        queue.deal_gpus(override)
         assert queue.workers == 2
-    with pytest.raises(InputError, match=r"training\.devices is 2; there are 1 GPUs"):
-        ExperimentQueue(["0"], gpus_each=2)
+        queue.deal_gpus()
+        assert queue.workers == 5
+        queue.add(override, "pair")
+        queue.deal_gpus()
+        assert queue.workers == 2
+    with ExperimentQueue(["0"]) as queue, pytest.raises(InputError, match=r"pair-2: .*dvc queue remove pair-2"):
+        queue.deal_gpus()
+
+
+@pytest.mark.parametrize("search_options", [[], ["--optuna", "1", "-S", "split.test_fold=choice(1,2)"]])
+def test_an_experiment_sees_the_gpus_that_its_own_parameters_ask_for(project, monkeypatch, search_options):
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["3", "7", "8"])
+    options = ["-S", "training.devices=2", *search_options]
+    assert swept(*options) == 0
+    [name] = states()
+    assert RevisionFiles(name).read(Path("gpu.txt")) == b"3,7"
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["3"])
+    with pytest.raises(InputError, match=r"training\.devices is 2; there are 1 GPUs here"):
+        sweep.main([*options, "--study", "other"])
+    assert list(states()) == [name]
+
+
+def test_an_experiment_that_is_removed_from_the_queue_is_not_waited_for(project):
+    gate = project / ".dvc/tmp/gate"
+    gate.mkdir()
+    lines = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line == "pair-1: running":
+            shell("dvc", "queue", "remove", "pair-2")
+            gate.rename(gate.with_name("open"))
+
+    with ExperimentQueue([]) as queue:
+        queue.add(["split.test_fold=range(2)"], "pair")
+        [ended] = sweep.run_queue(queue, report)
+        queue.stop(running=False)
+    assert (ended.name, ended.state) == ("pair-1", SUCCESS)
+    assert "pair-2: removed from the queue; not waited for" in lines
+    assert lines[-1].startswith("[1/1] pair-1: success")
 
 
 def test_what_a_killed_worker_and_a_killed_sweep_left_is_run_again(project):
@@ -234,6 +276,7 @@ def test_untracked_data_stops_before_the_queue_starts(project, tracked):
         (["-S", "data.data_dir=../scan"], "outside of the repository"),
         (["--optuna", "2", "-S", "training.learning_rat=choice(1,2)"], r"cannot queue training\.learning_rat"),
         (["--optuna", "2"], "nothing to search"),
+        (["--optuna", "2", "-S", "training.devices=choice(1,2)"], r"training\.devices is a range.*give one number"),
         (["--optuna", "0", "-S", "a=choice(1,2)"], "at least 1"),
         (["--optuna", "2", "-S", "a=choice(1,2)", "--metric", "sensitivity_at_threshold"], "none of the validation"),
         (["--optuna", "2", "-S", "a=1,2"], r"written a=choice\(1,2\)"),
@@ -309,6 +352,16 @@ def test_a_failed_trial_is_reported_and_the_same_seed_draws_the_same(project, ca
             drawn.append(search.ask(study, space, seed=1).params["x"])
     assert drawn[:3] == drawn[3:]
     assert len(set(drawn)) == 3
+
+
+def test_an_objective_that_the_cache_lacks_is_told_with_what_to_do(project):
+    shell("dvc", "repro", "--quiet")
+    shell("git", "add", "--all")
+    shell("git", "commit", "--quiet", "--message", "run")
+    assert search.objective("HEAD", search.LOSS) >= 0
+    shutil.rmtree(".dvc/cache")
+    with pytest.raises(InputError, match=r"HEAD:models/model\.json is neither in DVC's cache nor .*`dvc push` it"):
+        search.objective("HEAD", search.LOSS)
 
 
 def test_nothing_but_validation_metrics_can_be_searched_for():

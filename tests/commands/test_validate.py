@@ -109,6 +109,13 @@ def test_it_says_so_where_it_cannot_know_what_the_model_was_trained_on(external,
     assert "cannot be checked" in capsys.readouterr().err
 
 
+def test_another_model_is_not_held_against_the_split_of_this_one(external, workspace, capsys):
+    shutil.copytree(MODELS, workspace / "theirs")
+    validated(external, "--models", "theirs")
+    assert "warning: which images theirs was trained on is not known here" in capsys.readouterr().err
+    assert json.loads((workspace / "external/details.json").read_text())["leakage"] is None
+
+
 def test_columns_and_labels_of_another_table_are_named_by_options(external, params, capsys):
     """What params.yaml says of the training data does not count here."""
     text = (external.folder / "HAM10000_metadata.csv").read_text()

@@ -73,6 +73,17 @@ def test_too_few_lesions_are_refused_with_each_diagnosis_and_its_count():
     assert "split.folds is 5, but df has only 4 lesions, vasc has only 1 lesion;" in str(caught.value)
 
 
+def test_a_fold_without_a_diagnosis_is_refused_where_patients_have_several():
+    patients = ["nv df", "nv df df", "df nv", "df nv nv df", "df nv", "df df df df", "df", "nv nv nv nv"]
+    rows = [
+        {"image_id": f"I{patient}-{image}", "lesion_id": f"P{patient}", "dx": dx}
+        for patient, diagnoses in enumerate(patients)
+        for image, dx in enumerate(diagnoses.split())
+    ]
+    with pytest.raises(InputError, match=r"split\.seed 0, but fold 0 has no df; every fold needs one of each"):
+        assign_folds(pd.DataFrame(rows), 3, seed=0)
+
+
 def test_known_duplicates_are_image_ids_of_ham10000():
     images = [image_id for pair in KNOWN_DUPLICATES for image_id in pair]
     assert len(KNOWN_DUPLICATES) == 18

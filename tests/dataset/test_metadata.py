@@ -229,6 +229,17 @@ def test_without_lesions_isic_2020_is_grouped_by_patient_whose_diagnoses_may_dif
     ]
 
 
+def test_a_lesion_stays_whole_where_only_some_of_its_images_name_the_patient(tmp_path):
+    header = "image_name,patient_id,lesion_id,sex,age_approx,anatom_site_general_challenge,diagnosis"
+    rows = ["A,IP_1,IL_1", "B,,IL_1", "C,IP_2,IL_1", "D,IP_2,", "E,,IL_2", "F,,"]
+    text = "\n".join([header, *(f"{row},male,40,torso,melanoma" for row in rows)]) + "\n"
+    table, problems, _ = read_metadata(write(tmp_path, "isic.csv", text))
+    assert problems == []
+    lesions = dict(zip(table["image_id"], table["lesion_id"]))
+    assert lesions["A"] == lesions["B"] == lesions["C"]
+    assert [lesions[image_id] for image_id in "DEF"] == ["IP_2", "IL_2", "F"]
+
+
 OWN = "file,label,years,where,remarks\nA1.JPG,Naevus,40,arm,x\nA2.jpg,basal cell carcinoma,,leg,\nA3.png,1,7,toe,\n"
 OWN_COLUMNS = {"image_id": "file", "dx": "label", "age": "years"}
 
