@@ -6,25 +6,30 @@ from torch import Tensor, nn
 from stages.errors import InputError
 
 
-def name_the_first_layer_that_is_not_finite(network: nn.Module) -> None:
+def name_the_first_layer_that_is_not_finite(network: nn.Module, gradients: bool = True) -> None:
     """From now on, raise an InputError at the first layer whose output, or a gradient of it, is not finite.
 
     PyTorch's own anomaly mode would come first, with an error that knows no layer. Every layer waits for the GPU: only
     for `training.detect_anomaly`.
+
+    Args:
+        network: whose layers are looked at.
+        gradients: whether theirs are looked at, too; those of a scaled loss overflow now and then, which costs a step
+            and no more.
     """
     for name, layer in network.named_modules():
         if not any(True for _ in layer.children()):
-            layer.register_forward_hook(_checked(name))
+            layer.register_forward_hook(_checked(name, gradients))
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
+        if gradients and parameter.requires_grad:
             parameter.register_hook(_checked_gradient(f"the gradient of the parameter {name}"))
 
 
-def _checked(name: str):
+def _checked(name: str, gradients: bool):
     def check(layer: nn.Module, inputs: tuple, output: object) -> None:
         for tensor in _tensors(output):
             _check(tensor, f"the output of the layer {name} ({type(layer).__name__})", inputs)
-            if tensor.requires_grad:
+            if gradients and tensor.requires_grad:
                 tensor.register_hook(_checked_gradient(f"the gradient at the output of the layer {name}"))
 
     return check

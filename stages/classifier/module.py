@@ -118,7 +118,7 @@ class SkinLesionClassifier(LightningModule):
             self.network, self.losses, optimizer, self.average, training, self.device, self.print
         )
         if training.detect_anomaly:
-            name_the_first_layer_that_is_not_finite(self.network)
+            name_the_first_layer_that_is_not_finite(self.network, gradients=training.precision != 16)
         self._learning_rate = LearningRate(optimizer, training, self.trainer.num_training_batches)
 
     def progress(self) -> dict:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from stages.classifier import engine
+from stages.classifier.anomaly import name_the_first_layer_that_is_not_finite
 from stages.classifier.checkpoints import CHECKPOINT
 from stages.classifier.data import SkinLesionData
 from stages.classifier.engine import Fit, fit, prepare_hardware
@@ -347,6 +348,15 @@ def test_a_gradient_that_is_not_finite_is_found_in_its_layer(train, layer, expec
 
     with pytest.raises(InputError, match=expected):
         train(prepare, **{"training.detect_anomaly": True})
+
+
+def test_gradients_of_a_scaled_loss_may_overflow():
+    network = nn.Sequential(nn.Linear(2, 2), RootOfZeros())
+    name_the_first_layer_that_is_not_finite(network, gradients=False)
+    network(torch.ones(1, 2)).sum().backward()
+    assert network[0].weight.grad.isnan().all()
+    with pytest.raises(InputError, match=r"the output of the layer 0 \(Linear\) is not finite"):
+        network(torch.full((1, 2), torch.inf))
 
 
 class Recurrent(nn.Module):
