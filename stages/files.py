@@ -3,6 +3,7 @@
 Paths are relative to the repository's root, where DVC runs the stages.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -75,6 +76,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,7 +3,6 @@
 Fitted on the validation images by `evaluate`, and frozen there.
 """
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass, fields
 from decimal import ROUND_FLOOR, Decimal
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import InputError
-from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, write_json
+from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, sha256_of, write_json
 
 CALIBRATION = "calibration.json"
 FITTED_FOR = "weights_sha256"  # in the file: the weights whose outputs it was fitted to
@@ -63,12 +62,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 def save_calibration(calibration: Calibration, folder: Path = MODELS) -> None:
     """Write `calibration.json` beside the weights that it was fitted for."""
-    write_json(folder / CALIBRATION, asdict(calibration) | {FITTED_FOR: _sha256(folder / MODEL_WEIGHTS.name)})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(folder / CALIBRATION, asdict(calibration) | {FITTED_FOR: sha256_of(folder / MODEL_WEIGHTS.name)})
 
 
 def as_written(number: float) -> float:
@@ -103,6 +97,6 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     check("temperature", number("temperature") and content["temperature"] > 0, "a number above 0")
     for key in ("threshold", "target_sensitivity", "youden_threshold"):
         check(key, number(key) and 0 <= content[key] <= 1, "a number from 0 to 1")
-    if fitted_for is not None and weights.exists() and fitted_for != _sha256(weights):
+    if fitted_for is not None and weights.exists() and fitted_for != sha256_of(weights):
         raise InputError(f"{path} was not fitted for the weights in {weights}; `dvc repro evaluate` fits it anew")
     return Calibration(**content)

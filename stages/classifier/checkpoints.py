@@ -32,7 +32,7 @@ from stages.classifier.packing import Packed, pack, unpack
 from stages.classifier.step import STEPS_AHEAD
 from stages.config import Config
 from stages.errors import DiskFullError, InputError, printable
-from stages.files import replacing
+from stages.files import replacing, sha256_of
 
 CHECKPOINT = "last.ckpt"
 _FILE_NAME = re.compile(r"\w[\w .-]{0,99}")
@@ -74,14 +74,9 @@ def fingerprint(config: Config, inputs: Iterable[Path]) -> str:
     code = [Path(file) for _, file in modules if file]
     files = [file for path in inputs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        for content in pool.map(_hash_of, code + files):
-            digest.update(content)
+        for content in pool.map(sha256_of, code + files):
+            digest.update(content.encode())
     return digest.hexdigest()[:16]
-
-
-def _hash_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 class Best(NamedTuple):

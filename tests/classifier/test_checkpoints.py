@@ -241,7 +241,7 @@ def test_data_and_code_are_part_of_the_fingerprint(quick, tmp_path, monkeypatch)
     names.add(fingerprint(quick(), (folder, table)))
     (folder / "pixels").write_bytes(b"2")
     names.add(fingerprint(quick(), (folder, table)))
-    monkeypatch.setattr(checkpoints, "_hash_of", lambda path: b"other code" if path.suffix == ".py" else b"")
+    monkeypatch.setattr(checkpoints, "sha256_of", lambda path: "other code" if path.suffix == ".py" else "")
     names.add(fingerprint(quick(), (folder, table)))
     assert len(names) == 4
 
