@@ -84,6 +84,7 @@ RECIPE = BASE | {
     "model.dropout_rate": 0.5,
     "training.max_epochs": 15,
     "training.learning_rate": 3e-3,
+    "training.monitor": "val_calibrated_loss",
 }
 
 _SCRATCH = {"model.pretrained": False}
@@ -126,14 +127,14 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "balance-none": {"training.class_balance": "none"},
         **{
             f"{kind}-{strength}": {"training.class_balance": kind, "training.class_balance_strength": strength}
-            for kind in ("sampling", "weights", "logits")
-            for strength in (0.5, 1.0)
+            for kind, strength in [*product(("sampling", "weights", "logits"), (0.5, 1.0)), ("logits", 0.25)]
         },
     },
     "label smoothing": {f"smoothing-{share}": {"training.label_smoothing": share} for share in (0.0, 0.05, 0.1)},
     "weight average": {f"ema-{decay}": {"training.ema_decay": decay} for decay in (0.0, 0.99, 0.998)},
     "dropout": {f"dropout-{rate}": {"model.dropout_rate": rate} for rate in (0.0, 0.2, 0.5)},
     "drop path": {f"drop-path-{rate}": {"model.drop_path_rate": rate} for rate in (0.0, 0.1, 0.2)},
+    "monitor": {f"monitor-{loss}": {"training.monitor": loss} for loss in ("val_loss", "val_calibrated_loss")},
     "epochs": {f"epochs-{epochs}": {"training.max_epochs": epochs} for epochs in (10, 15, 20, 40)},
     "batch size": {f"batch-{size}": {"training.batch_size": size} for size in (64, 128, 256)},
     "weight decay": {f"weight-decay-{decay}": {"training.weight_decay": decay} for decay in (0.01, 0.05, 0.1)},

@@ -231,6 +231,7 @@ class TrainingConfig(Section):
     lr_gamma: float = setting(0.1, above=0, at_most=1)
     lr_plateau_patience: int = setting(3, at_least=0)
     early_stopping_patience: int = setting(10, at_least=1)
+    monitor: str = setting("val_loss", choices=("val_loss", "val_calibrated_loss"))
     gradient_clip_val: float = setting(1.0, at_least=0)
     label_smoothing: float = setting(0.0, at_least=0, below=1)
     class_balance: str = setting("none", choices=("none", "weights", "sampling", "logits"))

@@ -80,11 +80,11 @@ def fingerprint(config: Config, inputs: Iterable[Path]) -> str:
 
 
 class Best(NamedTuple):
-    """The epoch with the lowest validation loss so far.
+    """The epoch with the lowest `training.monitor` so far.
 
     Attributes:
         epoch: from 0.
-        val_loss: its validation loss.
+        val_loss: the monitored validation loss of it.
         weights: of the network that is kept.
     """
 
@@ -106,6 +106,7 @@ class Checkpoints(Callback):
         metrics: folder of DVCLive.
         minutes: between two checkpoints inside an epoch; behind an epoch, `EPOCH_SECONDS` or these, whichever is less.
         resume: go on from the folder's checkpoint, if it has one.
+        monitor: name of the validation loss that is lowest in the best epoch.
 
     Raises:
         InputError: the checkpoint is damaged.
@@ -117,8 +118,11 @@ class Checkpoints(Callback):
         holds: the epoch, from 0, and the batch with which the last checkpoint goes on; None if there is none.
     """
 
-    def __init__(self, folder: Path, metrics: Path, minutes: float, resume: bool = True) -> None:
+    def __init__(
+        self, folder: Path, metrics: Path, minutes: float, resume: bool = True, monitor: str = "val_loss"
+    ) -> None:
         self.path = folder / CHECKPOINT
+        self._monitor = monitor
         self.best: Best | None = None
         self.resumed: tuple[int, int] | None = None
         self.written = True
@@ -211,7 +215,7 @@ class Checkpoints(Callback):
         return due if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        val_loss = trainer.callback_metrics["val_loss"].item()
+        val_loss = trainer.callback_metrics[self._monitor].item()
         if self.best is None or val_loss < self.best.val_loss:
             weights = {name: tensor.clone() for name, tensor in module.kept.state_dict().items()}
             self.best = Best(trainer.current_epoch, val_loss, weights)

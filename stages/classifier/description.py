@@ -27,7 +27,7 @@ class ModelDescription:
         mean: of each colour, in [0, 1], subtracted from the input.
         std: of each colour, in [0, 1], that the input is divided by.
         epochs: of each network that was trained the epoch, from 0, whose weights were kept.
-        val_losses: the cross-entropy of each in that epoch on its validation images, in nats.
+        val_losses: the loss of each in that epoch on its validation images, in nats: that of `training.monitor`.
         validation_folds: of an ensemble over folds, the fold that each network was not trained but validated on; empty
             where all have the split's validation images.
         batch_size: images of one device that went through the network at a time, in the end: fewer than

@@ -59,7 +59,7 @@ class Fit(NamedTuple):
 
     Attributes:
         epoch: the best epoch, from 0.
-        val_loss: its validation loss.
+        val_loss: the validation loss of it that `training.monitor` names.
         batch_size: images of one device in one batch.
         parts: into how many parts batches had to be split because of memory.
         throughput: images per second of every epoch.
@@ -94,7 +94,7 @@ def fit(
     """
     _silence_what_is_meant()
     training = config.training
-    saved = Checkpoints(checkpoints, metrics, training.checkpoint_minutes, training.resume)
+    saved = Checkpoints(checkpoints, metrics, training.checkpoint_minutes, training.resume, training.monitor)
     if saved.resumed is not None:
         epoch, batch = saved.resumed
         print(f"resuming from {saved.path}: epoch {epoch + 1}, batch {batch + 1}", flush=True)
@@ -116,7 +116,12 @@ def fit(
         deterministic=training.deterministic,
         benchmark=False,
         profiler=_profiler(training.profiler),
-        callbacks=[throughput, saved, EarlyStopping("val_loss", patience=training.early_stopping_patience), progress],
+        callbacks=[
+            throughput,
+            saved,
+            EarlyStopping(training.monitor, patience=training.early_stopping_patience),
+            progress,
+        ],
         logger=loggers,
         enable_progress_bar=isinstance(progress, TerminalProgress),
         enable_checkpointing=False,  # `Checkpoints` does it

@@ -7,7 +7,9 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.optim import Optimizer
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.utilities import dim_zero_cat
 
 from stages.classifier.anomaly import name_the_first_layer_that_is_not_finite
 from stages.classifier.checkpoints import Checkpoints
@@ -18,6 +20,7 @@ from stages.config import Config
 from stages.dataset.augmentation import as_float, augment_batch
 from stages.dataset.loaders import Batch
 from stages.errors import InputError
+from stages.evaluation.calibration import calibrated_loss
 
 PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
 
@@ -26,8 +29,9 @@ class SkinLesionClassifier(LightningModule):
     """A network with the way it is trained.
 
     Steps are taken by a `TrainingStep` (Lightning's manual optimization), so that they can be captured as CUDA graphs.
-    Logs once an epoch: train_loss and val_loss (mean loss and mean cross-entropy, in nats), val_acc (fraction of the
-    images) and learning_rate (that of the epoch's first step).
+    Logs once an epoch: train_loss and val_loss (mean loss and mean cross-entropy, in nats), val_calibrated_loss (the
+    latter as `CalibratedLoss` has it), val_acc (fraction of the images) and learning_rate (that of the epoch's first
+    step).
 
     Args:
         config: which network, and how to fit it.
@@ -51,6 +55,7 @@ class SkinLesionClassifier(LightningModule):
         decay = config.training.ema_decay
         self.average = WeightAverage(self.network, decay) if decay else None
         self.val_acc = MulticlassAccuracy(config.model.num_classes, average="micro", validate_args=False)
+        self.val_calibrated_loss = CalibratedLoss()
         training, weights, adjustment = config.training, None, None
         if class_counts is not None:
             class_counts = class_counts.clamp(min=1)
@@ -223,8 +228,10 @@ class SkinLesionClassifier(LightningModule):
         # The last batch is filled up: for another number of images all convolutions would be planned anew.
         logits = self._validated(pad(batch.images, (0, 0, 0, 0, 0, 0, 0, full - size)))[:size]
         self.val_acc(logits, batch.labels)
+        self.val_calibrated_loss.update(logits, batch.labels)
         loss = cross_entropy(logits, batch.labels)
         self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log("val_calibrated_loss", self.val_calibrated_loss, batch_size=size)
         self.log("val_acc", self.val_acc, prog_bar=True, batch_size=size)
 
     def _validated(self, images: Tensor) -> Tensor:
@@ -250,4 +257,29 @@ class SkinLesionClassifier(LightningModule):
                 f"the validation loss is {val_loss} in epoch {self.current_epoch + 1}; {self._last_good()} "
                 "lower training.learning_rate"
             )
-        self._learning_rate.after_validation(val_loss)
+        self._learning_rate.after_validation(self.trainer.callback_metrics[self.config.training.monitor].item())
+
+
+class CalibratedLoss(Metric):
+    """`calibrated_loss` of the images of a whole validation, in nats.
+
+    A network that trains on grows too sure of itself, and its cross-entropy rises, while it still learns to tell the
+    classes apart. `evaluate` divides the logits by a temperature: what the loss rose by is not lost.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits of shape (n, classes), labels of shape (n,)."""
+        self.logits.append(logits)
+        self.labels.append(labels)
+
+    def compute(self) -> Tensor:
+        """The loss of all batches, of all processes."""
+        logits, labels = (dim_zero_cat(values).cpu().numpy() for values in (self.logits, self.labels))
+        return torch.tensor(calibrated_loss(logits, labels), device=self.device)

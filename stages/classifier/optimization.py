@@ -95,7 +95,7 @@ class LearningRate:
             self._set(self._training.learning_rate * self._factor(step))
 
     def after_validation(self, val_loss: float) -> None:
-        """Lower the rate where `reduce_on_plateau` finds that the validation loss stalls."""
+        """Lower the rate where `reduce_on_plateau` finds that the monitored validation loss stalls."""
         if self._plateau is not None:
             self._plateau.step(val_loss)
             group = self._optimizer.param_groups[0]

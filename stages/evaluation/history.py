@@ -10,13 +10,14 @@ from stages.files import read_csv
 CURVES = {
     "train_loss": "train/loss",
     "val_loss": "val/loss",
+    "val_calibrated_loss": "val/calibrated_loss",
     "val_acc": "val/acc",
     "learning_rate": "learning_rate",
 }
 
 
 def read_history(training_metrics: Path) -> pd.DataFrame:
-    """One row an epoch: epoch (from 1), train_loss and val_loss (nats), val_acc (fraction) and learning_rate.
+    """One row an epoch: epoch (from 1), the losses (nats), val_acc (fraction) and learning_rate, as in `CURVES`.
 
     Of an epoch with several validations, the last counts.
 
