@@ -85,6 +85,8 @@ RECIPE = BASE | {
     "training.max_epochs": 15,
     "training.learning_rate": 3e-3,
     "training.monitor": "val_calibrated_loss",
+    "training.class_balance": "logits",
+    "training.class_balance_strength": 0.25,
 }
 
 _SCRATCH = {"model.pretrained": False}
@@ -170,6 +172,14 @@ FAMILIES["together"] = {
     **_together("rate-0.003", "smoothing-0.1", "dropout-0.5", "image-size-224"),
     **_together("rate-0.003", "smoothing-0.1", "dropout-0.5", "image-size-224", "lite1"),
     **_together("rate-0.003", "dropout-0.5", "image-size-224", "epochs-15"),
+    **_together("batch-64", "drop-path-0.1"),
+    **_together("batch-64", "drop-path-0.1", "logits-0.5"),
+    **_together("rate-0.001", "logits-0.25"),
+    **_together("rate-0.001", "logits-0.5"),
+    **_together("drop-path-0.1", "logits-0.25"),
+    **_together("rate-0.001", "drop-path-0.1", "logits-0.25"),
+    **_together("logits-0.25", "epochs-20"),
+    **_together("drop-path-0.1", "logits-0.25", "epochs-20"),
 }  # fmt: skip
 
 

@@ -186,7 +186,7 @@ def main() -> None:
     trained = training.description
     print(
         f"{trained.architecture}: best epoch {_listed(epoch + 1 for epoch in trained.epochs)}, "
-        f"val_loss {_listed(f'{loss:.4f}' for loss in trained.val_losses)}, "
+        f"{config.training.monitor} {_listed(f'{loss:.4f}' for loss in trained.val_losses)}, "
         f"{training.images_per_second:.0f} images/s, {training.seconds:.1f} s"
     )
 

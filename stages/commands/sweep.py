@@ -119,7 +119,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--metric",
         default="loss",
         metavar="METRIC",
-        help="of the validation images: loss (default), or one of `val` in metrics/details.json, as auroc",
+        help="of the validation images: loss (default), that of training.monitor, or one of `val` in "
+        "metrics/details.json, as auroc",
     )
     search.add_argument(
         "--storage",

@@ -26,7 +26,7 @@ from stages.experiments.queue import FAILED, SUCCESS, ExperimentQueue
 from stages.experiments.results import RevisionFiles
 from stages.files import DETAILS, MODEL_DESCRIPTION
 
-LOSS = "loss"  # the validation loss of the epoch that was kept; others are those of `val` in metrics/details.json
+LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json
 METRICS = (
     LOSS,
     *("auroc", "auprc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1"),

@@ -50,7 +50,7 @@ WORDS = {
     ),
     "training_curves": Words(
         "Loss, validation accuracy and learning rate against the epoch.",
-        "The course of training; the epoch with the lowest validation loss was kept.",
+        "The course of training; the epoch that was best on the validation images was kept.",
     ),
     "augmentation": Words(
         "Training images beside what augmentation made of each.",

@@ -5,14 +5,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stages.figures.style import BLUE, GAP, GREEN, GREY, ORANGE, describe, new_canvas, new_figure, show, side_of
+from stages.figures.style import (
+    BLUE,
+    GAP,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    describe,
+    new_canvas,
+    new_figure,
+    show,
+    side_of,
+)
 
 
 def draw_training_curves(history: pd.DataFrame, details: dict, description: dict) -> Figure:
     """Loss, validation accuracy and learning rate against the epoch; the epoch that was kept is marked.
 
     Args:
-        history: columns epoch, train_loss, val_loss, val_acc and learning_rate.
+        history: columns epoch, train_loss, val_loss, val_calibrated_loss, val_acc and learning_rate.
         details: what metrics/details.json holds of the validation images.
         description: what models/model.json holds; of several networks this is the first.
     """
@@ -21,6 +33,8 @@ def draw_training_curves(history: pd.DataFrame, details: dict, description: dict
     kept = description["epochs"][0] + 1  # which may have been validated more than once
     loss.plot(epoch, history["train_loss"], "o-", color=BLUE, markersize=4, label="training")
     loss.plot(epoch, history["val_loss"], "s-", color=ORANGE, markersize=4, label="validation")
+    calibrated = history["val_calibrated_loss"]
+    loss.plot(epoch, calibrated, "^--", color=VERMILION, markersize=4, label="validation, calibrated")
     loss.set(ylabel="cross-entropy [nats]", ylim=(0, None))
     accuracy.plot(epoch, history["val_acc"], "s-", color=ORANGE, markersize=4)
     accuracy.set(ylabel="validation accuracy")
@@ -36,7 +50,7 @@ def draw_training_curves(history: pd.DataFrame, details: dict, description: dict
     count = f"n = {details['val']['images']} validation images of {details['val']['lesions']} lesions"
     describe(
         figure, f"Training: epoch {kept} of {len(history)} was kept{which}",
-        f"{f'Validation images: fold {folds[0]}' if folds else count}. Dotted: the epoch of their lowest loss.",
+        f"{f'Validation images: fold {folds[0]}' if folds else count}. Dotted: the best epoch on them.",
     )  # fmt: skip
     return figure
 
