@@ -45,7 +45,7 @@ TABLES = {
     "roc": ["fpr", "tpr", "threshold", "lower", "upper"],
     "subgroups": ["images", "lesions", "specificity", "specificity_lower", "specificity_upper"],
     "thresholds": ["threshold", "sensitivity", "sensitivity_lower", "specificity", "specificity_upper"],
-    "training": ["epoch", "train_loss", "val_loss", "val_acc", "learning_rate"],
+    "training": ["epoch", "train_loss", "val_loss", "val_calibrated_loss", "val_acc", "learning_rate"],
 }
 
 

@@ -15,6 +15,7 @@ from stages.classifier import checkpoints
 from stages.classifier.checkpoints import CHECKPOINT, fingerprint, prune
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.packing import unpack
+from stages.dataset.loaders import SplitImages
 from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
 from stages.train import train_model
@@ -27,6 +28,7 @@ EVERYTHING = {
     "training.val_check_interval": 0.4,
     "training.lr_scheduler": "reduce_on_plateau",
     "training.lr_plateau_patience": 0,
+    "training.monitor": "val_calibrated_loss",
     "training.log_every_n_steps": 2,
     "training.class_balance": "sampling",
     "training.frozen_epochs": 1,
@@ -85,6 +87,25 @@ def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(train, outputs
     capsys.readouterr()
     train("killed", **changes)
     assert "resuming from" in capsys.readouterr().out
+    assert outputs("killed") == outputs("whole")
+
+
+def test_the_best_epoch_before_the_kill_is_still_the_best(train, outputs, monkeypatch):
+    """Three validation images have wrong labels: val_loss is lowest in the first epoch, the monitored one later."""
+
+    def contradictory(store, name, *rest):
+        images = SplitImages(store, name, *rest)
+        if name == "val":
+            images.labels[:3] = 1 - images.labels[:3]
+        return images
+
+    monkeypatch.setattr("stages.train.SplitImages", contradictory)
+    changes = {"training.monitor": "val_calibrated_loss", "training.lr_scheduler": "step"}
+    changes |= {"training.seed": 1, "training.learning_rate": 0.001}
+    assert train("whole", **changes).description.epochs == [1]
+    with pytest.raises(Killed):
+        train("killed", 12, **changes)
+    train("killed", **changes)
     assert outputs("killed") == outputs("whole")
 
 

@@ -15,6 +15,7 @@ from stages.classifier.weights import load_model
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
+from stages.evaluation.calibration import calibrated_loss
 from stages.evaluation.history import read_history
 from stages.files import MODELS, PREPARED, SPLIT, TRAINING_METRICS
 
@@ -52,7 +53,9 @@ def run_python(*arguments, timeout=None):
 
 @pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["lightning", "torchrun"])
 def test_two_processes_train_one_model_and_write_it_once(workspace, params, launcher):
-    params(QUICK | {"training.max_epochs": "2"})
+    # So slowly that the calibrated loss is not 0 yet.
+    slowly = {"training.max_epochs": "2", "training.learning_rate": "0.0001"}
+    params(QUICK | slowly | {"training.monitor": "val_calibrated_loss"})
     said = run_python(*launcher, "-m", "stages.train")
     assert said.count("epoch 2/2") == said.count("best epoch") == 1
 
@@ -61,11 +64,15 @@ def test_two_processes_train_one_model_and_write_it_once(workspace, params, laun
     images = SplitImages(PixelStore(PREPARED), "val", SPLIT, 2)
     with torch.inference_mode():
         logits = torch.cat([network(as_float(batch.images)) for batch in Batches(images, 5, torch.device("cpu"))])
-    assert description.val_losses[0] == pytest.approx(cross_entropy(logits, images.labels).item(), abs=2e-6)
     history = read_history(TRAINING_METRICS)
     best = history.iloc[description.epochs[0]]
+    loss = cross_entropy(logits, images.labels).item()
+    calibrated = calibrated_loss(logits.numpy(), images.labels.numpy())
     right = (logits.argmax(dim=1) == images.labels).float().mean().item()
-    assert (best["val_loss"], best["val_acc"]) == pytest.approx((description.val_losses[0], right), abs=2e-6)
+    expected = pytest.approx((loss, calibrated, right), abs=2e-6)
+    assert (best["val_loss"], best["val_calibrated_loss"], best["val_acc"]) == expected
+    assert description.val_losses == [pytest.approx(calibrated, abs=2e-6)]
+    assert f"val_calibrated_loss {description.val_losses[0]:.4f}, " in said
     assert len(history) == 2
     # 42 images in steps of 2 × 4.
     steps = (TRAINING_METRICS / "plots/metrics/train/loss.tsv").read_text().splitlines()[-1].split()[0]

@@ -19,6 +19,7 @@ from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
+from stages.evaluation.calibration import calibrated_loss
 from stages.evaluation.history import read_history
 
 CPU = torch.device("cpu")
@@ -44,6 +45,9 @@ class Fitted(NamedTuple):
 
     def val_loss_of_weights(self):
         return cross_entropy(self.val_logits(), self.val.labels).item()
+
+    def calibrated_loss_of_weights(self):
+        return calibrated_loss(self.val_logits().numpy(), self.val.labels.numpy())
 
 
 @pytest.fixture
@@ -74,6 +78,11 @@ def mislead(module, data):
     data.val_images.labels = 1 - data.val_images.labels
 
 
+def contradict(module, data):
+    """Three of 14 validation images can only be got wrong: the surer of itself the network, the higher its loss."""
+    data.val_images.labels[:3] = 1 - data.val_images.labels[:3]
+
+
 class Linear(nn.Sequential):
     """A linear classifier: no statistics of a batch, no dropout."""
 
@@ -92,11 +101,12 @@ def test_a_network_learns_what_can_be_learned(train):
     assert list(history["epoch"]) == [1, 2, 3]
 
 
-def test_train_loss_val_loss_and_val_acc_are_logged_once_an_epoch_over_all_images(train):
-    fitted = train(**{"training.max_epochs": 1, "training.batch_size": 4})
+def test_losses_and_val_acc_are_logged_once_an_epoch_over_all_images(train):
+    fitted = train(contradict, **{"training.max_epochs": 1, "training.batch_size": 4})
     history = fitted.history
     assert len(history) == 1
     assert history["val_loss"][0] == pytest.approx(fitted.val_loss_of_weights(), rel=1e-5)
+    assert history["val_calibrated_loss"][0] == pytest.approx(fitted.calibrated_loss_of_weights(), rel=1e-5)
     right = (fitted.val_logits().argmax(dim=1) == fitted.val.labels).float().mean().item()
     assert history["val_acc"][0] == pytest.approx(right)
     assert np.isfinite(history["train_loss"][0])
@@ -104,8 +114,9 @@ def test_train_loss_val_loss_and_val_acc_are_logged_once_an_epoch_over_all_image
 
 def test_a_last_validation_batch_that_is_not_full_changes_nothing(train, monkeypatch):
     monkeypatch.setattr("stages.classifier.data.SMALLEST_VALIDATION_BATCH", 4)  # 14 images: the last of 4 has 2
-    fitted = train(**{"training.max_epochs": 1, "training.batch_size": 4})
+    fitted = train(contradict, **{"training.max_epochs": 1, "training.batch_size": 4})
     assert fitted.history["val_loss"][0] == pytest.approx(fitted.val_loss_of_weights(), rel=1e-5)
+    assert fitted.history["val_calibrated_loss"][0] == pytest.approx(fitted.calibrated_loss_of_weights(), rel=1e-5)
 
 
 def test_train_loss_is_the_mean_over_the_steps(train):
@@ -125,6 +136,20 @@ def test_the_weights_of_the_epoch_with_the_lowest_val_loss_are_kept_not_the_last
     assert fitted.fit.val_loss == pytest.approx(losses.min())
     assert fitted.val_loss_of_weights() == pytest.approx(losses.min(), rel=1e-5)
     assert losses.iloc[-1] > 1.2 * losses.min()
+
+
+@pytest.mark.parametrize(
+    ("monitor", "other"), [("val_loss", "val_calibrated_loss"), ("val_calibrated_loss", "val_loss")]
+)
+def test_the_monitored_loss_chooses_the_epoch_and_ends_the_training(train, monitor, other):
+    settings = {"training.max_epochs": 6, "training.learning_rate": 0.0005, "training.lr_scheduler": "step"}
+    fitted = train(contradict, **settings, **{"training.monitor": monitor, "training.early_stopping_patience": 1})
+    history = fitted.history
+    assert fitted.fit.epoch == history[monitor].idxmin() != history[other].idxmin()
+    assert len(history) == fitted.fit.epoch + 1 + 1 < 6
+    assert fitted.fit.val_loss == pytest.approx(history[monitor].min())
+    of_weights = {"val_loss": fitted.val_loss_of_weights(), "val_calibrated_loss": fitted.calibrated_loss_of_weights()}
+    assert of_weights[monitor] == pytest.approx(history[monitor].min(), rel=1e-5)
 
 
 def test_training_stops_after_epochs_without_a_lower_val_loss(train):
@@ -217,6 +242,16 @@ def test_the_rate_drops_where_val_loss_stalls(train):
     }
     rates = train(fix, **settings).history["learning_rate"]
     assert list(rates * 1e7) == pytest.approx([1, 1, 1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(("monitor", "rates"), [("val_loss", [1, 1, 0.1, 0.01]), ("val_calibrated_loss", [1, 1, 1, 1])])
+def test_the_rate_drops_where_the_monitored_loss_rises(train, monitor, rates):
+    settings = {"training.lr_scheduler": "reduce_on_plateau", "training.lr_plateau_patience": 0}
+    settings |= {"training.max_epochs": 4, "training.learning_rate": 0.001, "training.monitor": monitor}
+    fitted = train(lambda module, data: (fix(module, data), contradict(module, data)), **settings)
+    assert fitted.history["val_loss"].is_monotonic_increasing
+    assert fitted.history["val_calibrated_loss"].is_monotonic_decreasing
+    assert list(fitted.history["learning_rate"] * 1000) == pytest.approx(rates)
 
 
 def test_the_rate_warms_up_before_it_looks_at_val_loss(train):
@@ -496,7 +531,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(train, monkeypatch, capsys
 
 
 def test_validation_that_does_not_fit_goes_on_in_parts_to_the_same_numbers(train, monkeypatch, capsys):
-    roomy = train(**{"training.max_epochs": 2})
+    roomy = train(contradict, **{"training.max_epochs": 2})
     logits = SkinLesionClassifier._logits
 
     def run_out_of_memory(module, network, images):
@@ -505,9 +540,9 @@ def test_validation_that_does_not_fit_goes_on_in_parts_to_the_same_numbers(train
         return logits(module, network, images)
 
     monkeypatch.setattr(SkinLesionClassifier, "_logits", run_out_of_memory)
-    cramped = train(**{"training.max_epochs": 2})
+    cramped = train(contradict, **{"training.max_epochs": 2})
     assert capsys.readouterr().out.count("out of memory in validation: going on with") == 1
-    for name in ("val_loss", "val_acc", "train_loss"):
+    for name in ("val_loss", "val_calibrated_loss", "val_acc", "train_loss"):
         assert cramped.history[name].to_numpy() == pytest.approx(roomy.history[name].to_numpy(), rel=1e-5)
 
 

@@ -153,7 +153,7 @@ def test_an_offline_run_holds_what_a_user_would_look_for(run, quick, offline, by
 
     # The curves: those that DVC keeps, and the steps'.
     history = read_history(TRAINING_METRICS)
-    for name in ("train_loss", "val_loss", "val_acc", "learning_rate"):
+    for name in ("train_loss", "val_loss", "val_calibrated_loss", "val_acc", "learning_rate"):
         assert run.curve(name) == pytest.approx(list(history[name]), rel=1e-6), name
     assert len(history) == 3
     steps = [row["trainer/global_step"] for row in run.history if "step_loss" in row]

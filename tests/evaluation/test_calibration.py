@@ -8,6 +8,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from stages.evaluation.calibration import (
+    calibrated_loss,
     fit_temperature,
     reliability_bins,
     weighted_calibration,
@@ -142,6 +143,34 @@ def test_the_temperature_of_perfect_and_of_inverted_predictions_is_at_a_bound(co
     if confidence < 1:
         assert fit_temperature(told, labels) == pytest.approx(0.05, abs=1e-3)
     assert 0.05 <= fit_temperature(told, labels) <= 20
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1, 4])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_calibrated_loss_is_what_the_fitted_temperature_leaves(classes, sharpness):
+    probabilities, labels = drawn(classes, sharpness=sharpness)
+    logits = np.log(probabilities)
+    left = log_loss(labels, softmax(logits / fit_temperature(probabilities, labels)), labels=range(classes))
+    assert calibrated_loss(logits, labels) == pytest.approx(left)
+    assert left <= log_loss(labels, probabilities, labels=range(classes)) * (1 if sharpness == 1 else 0.97)
+
+
+@pytest.mark.parametrize("factor", [0.2, 3, 10])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_how_sure_predictions_are_does_not_change_the_calibrated_loss(classes, factor):
+    probabilities, labels = drawn(classes)
+    logits = np.log(probabilities)
+    shifts = np.random.default_rng(0).normal(size=(400, 1))
+    assert calibrated_loss(factor * logits + shifts, labels) == pytest.approx(calibrated_loss(logits, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_logits_of_thousands_have_a_calibrated_loss(right):
+    labels = np.arange(10) % 2
+    logits = 8000 * np.eye(2, dtype=np.float32)[labels if right else 1 - labels]
+    with np.errstate(over="raise", invalid="raise"):
+        # At the highest temperature, 20, a wrong image costs the distance of its logits.
+        assert calibrated_loss(logits, labels) == pytest.approx(0 if right else 8000 / 20)
 
 
 def test_reliability_bins_are_those_of_scikit_learn():

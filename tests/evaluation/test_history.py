@@ -10,10 +10,18 @@ from stages.files import TRAINING_METRICS
 
 def test_the_history_is_what_dvclive_logged(trained):
     history = read_history(trained / TRAINING_METRICS)
-    assert list(history.columns) == ["epoch", "train_loss", "val_loss", "val_acc", "learning_rate"]
+    assert list(history.columns) == [
+        "epoch",
+        "train_loss",
+        "val_loss",
+        "val_calibrated_loss",
+        "val_acc",
+        "learning_rate",
+    ]
     assert list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
     last = json.loads((trained / TRAINING_METRICS / "metrics.json").read_text())
     assert history["val_loss"].iloc[-1] == pytest.approx(last["val"]["loss"])
+    assert history["val_calibrated_loss"].iloc[-1] == pytest.approx(last["val"]["calibrated_loss"])
     assert history["val_acc"].iloc[-1] == pytest.approx(last["val"]["acc"])
     assert history["train_loss"].iloc[-1] == pytest.approx(last["train"]["loss"])
     assert history["learning_rate"].is_monotonic_decreasing
@@ -27,7 +35,8 @@ def logged(tmp_path):
     def log(losses, without=()):
         with Live(str(tmp_path), dvcyaml=None, save_dvc_exp=False, report=None) as live:
             for loss in losses:
-                for name, value in {"train/loss": 1.0, "val/loss": loss, "val/acc": 0.5, "learning_rate": 0.1}.items():
+                curves = {"train/loss": 1.0, "val/loss": loss, "val/calibrated_loss": 0.4, "val/acc": 0.5}
+                for name, value in (curves | {"learning_rate": 0.1}).items():
                     if name not in without:
                         live.log_metric(name, value)
                 live.next_step()
@@ -45,20 +54,21 @@ def test_an_epoch_that_diverged_is_a_number_too(logged):
 def test_of_several_validations_in_an_epoch_the_last_counts(tmp_path):
     with Live(str(tmp_path), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for step, values in {
-            4: {"val/loss": 0.9, "val/acc": 0.1},
-            9: {"val/loss": 0.8, "val/acc": 0.2, "train/loss": 1.0, "learning_rate": 0.1},
-            14: {"val/loss": 0.7, "val/acc": 0.3},
-            19: {"val/loss": 0.6, "val/acc": 0.4, "train/loss": 0.5, "learning_rate": 0.05},
+            4: {"val/loss": 0.9, "val/calibrated_loss": 0.5, "val/acc": 0.1},
+            9: {"val/loss": 0.8, "val/calibrated_loss": 0.4, "val/acc": 0.2, "train/loss": 1.0, "learning_rate": 0.1},
+            14: {"val/loss": 0.7, "val/calibrated_loss": 0.3, "val/acc": 0.3},
+            19: {"val/loss": 0.6, "val/calibrated_loss": 0.2, "val/acc": 0.4, "train/loss": 0.5, "learning_rate": 0.05},
         }.items():
             live.step = step
             for name, value in values.items():
                 live.log_metric(name, value)
     history = read_history(tmp_path)
     assert list(history["val_loss"]) == [0.8, 0.6]
+    assert list(history["val_calibrated_loss"]) == [0.4, 0.2]
     assert list(history["train_loss"]) == [1.0, 0.5]
 
 
-@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/acc", "learning_rate"])
+@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/calibrated_loss", "val/acc", "learning_rate"])
 def test_a_missing_curve_is_named(logged, name):
     folder = logged([0.5], without=[name])
     with pytest.raises(InputError, match=f"{name}.tsv.*`dvc repro` makes it"):

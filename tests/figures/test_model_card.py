@@ -53,7 +53,7 @@ def images_of(source):
 def card(quick, tmp_path):
     """A function that writes a model card and gives its path; of the synthetic sample and 2 classes by default."""
 
-    def make(details=None, images=None, source="synthetic", name="README.md", description=()):
+    def make(details=None, images=None, source="synthetic", name="README.md", description=(), **changes):
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(b"weights\r\nof a network\x00")
         manifest, split = images or images_of(source)
@@ -62,7 +62,7 @@ def card(quick, tmp_path):
             details or details_of(2),
             DESCRIPTION | dict(description),
             weights,
-            quick(),
+            quick(**changes),
             manifest,
             split,
         )
@@ -216,6 +216,16 @@ def test_groups_of_few_lesions_have_no_number(card):
     assert table[f"sex: {groups[0]['name']}"][0].startswith(f"{groups[0]['sensitivity']['value']:.3f} (")
     assert table[f"sex: {groups[0]['name']}"][1:] == ["†", "†"]
     assert f"sex: {groups[1]['name']}" not in table
+
+
+@pytest.mark.parametrize(
+    ("monitor", "said"), [("val_loss", "validation loss"), ("val_calibrated_loss", "calibrated validation loss")]
+)
+def test_the_card_says_which_loss_chose_the_epochs(card, monitor, said):
+    changes = {"training.monitor": monitor}
+    assert f"epoch 5, which had the lowest {said}, " in card(**changes).read_text(encoding="utf-8")
+    three = card(description={"epochs": [4, 2, 7]}, **changes).read_text(encoding="utf-8")
+    assert f"epochs 5, 3, 8, which had the lowest {said} each, " in three
 
 
 def test_the_parameters_are_all_there_as_yaml(card, quick):

@@ -36,7 +36,8 @@ def pictures(request, judged, tiny):
     cases = choose_cases(predictions, 0.3, 4)
     heatmaps = np.full((len(cases), 16, 16), 200, np.uint8)
     epochs = np.arange(1.0, 9)
-    history = pd.DataFrame(dict.fromkeys(("train_loss", "val_loss", "val_acc", "learning_rate"), epochs))
+    curves = ("train_loss", "val_loss", "val_calibrated_loss", "val_acc", "learning_rate")
+    history = pd.DataFrame(dict.fromkeys(curves, epochs))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = draw_pictures(predictions, details, draw_tables(predictions, details), store, cases, heatmaps)

@@ -10,14 +10,25 @@ ONE = {"epochs": [3], "validation_folds": []}
 
 def history(epochs):
     rate = np.linspace(1, 0.1, epochs)
-    losses = {"train_loss": rate, "val_loss": rate[::-1] + 0.1, "val_acc": 1 - rate / 2, "learning_rate": rate * 1e-3}
-    return pd.DataFrame({"epoch": range(1, epochs + 1), **losses})
+    losses = {"train_loss": rate, "val_loss": rate[::-1] + 0.1, "val_calibrated_loss": rate + 0.05}
+    others = {"val_acc": 1 - rate / 2, "learning_rate": rate * 1e-3}
+    return pd.DataFrame({"epoch": range(1, epochs + 1), **losses, **others})
 
 
 @pytest.mark.parametrize("epochs", [1, 30])
 def test_training_is_drawn_of_any_number_of_epochs(words_of, epochs):
     words = words_of(draw_training_curves(history(epochs), DETAILS, ONE))
     assert "n = 30 validation images of 12 lesions" in words
+
+
+def test_every_loss_is_drawn_under_its_name():
+    course = history(5)
+    axes = draw_training_curves(course, DETAILS, ONE).axes[0]
+    handles, labels = axes.get_legend_handles_labels()
+    names = {"training": "train_loss", "validation": "val_loss", "validation, calibrated": "val_calibrated_loss"}
+    assert labels == list(names)
+    for line, label in zip(handles, labels):
+        assert list(line.get_ydata()) == list(course[names[label]])
 
 
 def test_training_names_the_epoch_that_was_kept():
