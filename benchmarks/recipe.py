@@ -126,7 +126,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "learning rate": {f"rate-{rate}": {"training.learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3)},
     "layer decay": {f"layer-decay-{decay}": {"training.layer_decay": decay} for decay in (0.7, 0.85, 1.0)},
     "class balance": {
-        "balance-none": {"training.class_balance": "none"},
+        "balance-none": {"training.class_balance": "none", "training.class_balance_strength": 1.0},
         **{
             f"{kind}-{strength}": {"training.class_balance": kind, "training.class_balance_strength": strength}
             for kind, strength in [*product(("sampling", "weights", "logits"), (0.5, 1.0)), ("logits", 0.25)]
@@ -174,11 +174,8 @@ FAMILIES["together"] = {
     **_together("rate-0.003", "dropout-0.5", "image-size-224", "epochs-15"),
     **_together("batch-64", "drop-path-0.1"),
     **_together("batch-64", "drop-path-0.1", "logits-0.5"),
-    **_together("rate-0.001", "logits-0.25"),
     **_together("rate-0.001", "logits-0.5"),
-    **_together("drop-path-0.1", "logits-0.25"),
     **_together("rate-0.001", "drop-path-0.1", "logits-0.25"),
-    **_together("logits-0.25", "epochs-20"),
     **_together("drop-path-0.1", "logits-0.25", "epochs-20"),
 }  # fmt: skip
 
