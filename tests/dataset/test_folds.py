@@ -2,6 +2,7 @@ import random
 
 import pandas as pd
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from stages.dataset.folds import KNOWN_DUPLICATES, assign_folds, lesion_groups, split_of, validated_on, validation_folds
 from stages.errors import InputError
@@ -35,6 +36,20 @@ def test_every_image_has_a_fold_and_a_lesion_only_one(table, folds):
     assert fold.index.equals(table.index)
     assert set(fold) == set(range(folds))
     assert fold.groupby(table["lesion_id"]).nunique().max() == 1
+
+
+@pytest.mark.parametrize("per_patient", [1, 5])
+@pytest.mark.parametrize(("folds", "seed"), [(3, 0), (7, 3), (10, 12345)])
+def test_the_folds_are_those_of_scikit_learn(table, folds, seed, per_patient):
+    ordered = table.sort_values("image_id", ignore_index=True)
+    lesions = pd.factorize(ordered["lesion_id"])[0]
+    # The lesions of a patient, as those of one id are, may be of several diagnoses.
+    ordered["lesion_id"] = [f"L{lesion % (1 + lesions.max() // per_patient):03}" for lesion in lesions]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    expected = pd.Series(-1, index=ordered.index)
+    for fold, (_, members) in enumerate(splitter.split(ordered, ordered["dx"], ordered["lesion_id"])):
+        expected.iloc[members] = fold
+    assert list(assign_folds(ordered, folds, seed)) == list(expected)
 
 
 @pytest.mark.parametrize("folds", [3, 7, 10])
