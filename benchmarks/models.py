@@ -223,8 +223,7 @@ def _below(recipes: dict[str, dict]) -> str:
         f"Of {first['test']['images']:,} test images of {first['test']['lesions']:,} lesions; in brackets intervals at "
         f"{100 * first['confidence']:.0f} % from a bootstrap over lesions. The AUROC of 7 classes is their mean; "
         "`7, as 2` is what the sums of their benign and of their malignant probabilities say. The best epoch has the "
-        "lowest validation loss behind temperature scaling; seconds from `prepare` to `plot` include the start of five "
-        "processes."
+        "lowest calibrated validation loss; seconds from `prepare` to `plot` include the start of five processes."
     ]
     machines: dict[str, list[str]] = {}
     for recipe, row in recipes.items():

@@ -34,8 +34,11 @@ def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     Args:
         logits: shape (n, classes).
         labels: shape (n,).
+
+    Returns:
+        nan where a logit is not finite.
     """
-    return _scale(logits.astype(np.float64), labels)[1]
+    return _scale(logits.astype(np.float64), labels)[1] if np.isfinite(logits).all() else np.nan
 
 
 def _scale(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -164,6 +164,12 @@ def test_how_sure_predictions_are_does_not_change_the_calibrated_loss(classes, f
     assert calibrated_loss(factor * logits + shifts, labels) == pytest.approx(calibrated_loss(logits, labels), rel=1e-6)
 
 
+@pytest.mark.parametrize("broken", [np.inf, -np.inf, np.nan])
+def test_logits_that_are_not_finite_have_no_calibrated_loss(broken):
+    with np.errstate(all="raise"):
+        assert np.isnan(calibrated_loss(np.array([[0.0, 1.0], [broken, 0.0]]), np.array([0, 1])))
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_logits_of_thousands_have_a_calibrated_loss(right):
     labels = np.arange(10) % 2
