@@ -63,7 +63,8 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
     """
     images = images.sort_values("image_id")
     groups = lesion_groups(images)
-    lesions = groups.groupby(images["dx"]).nunique()
+    table = pd.crosstab(groups, images["dx"])
+    lesions = (table > 0).sum()
     scarce = lesions[lesions < folds]
     if len(scarce):
         counts = ", ".join(f"{dx} has only {count} lesion{'s' * (count != 1)}" for dx, count in scarce.items())
@@ -71,20 +72,19 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
             f"split.folds is {folds}, but {counts}; every fold needs one of each diagnosis: "
             "lower split.folds, or add lesions (a data.subsample_percentage below 1 leaves some out)"
         )
-    table = pd.crosstab(groups, images["dx"])
     # Large and pure groups first, which the small and mixed ones can balance; equals in random order.
+    counts = table.to_numpy()
     order = np.random.RandomState(seed).permutation(len(table))
-    order = order[np.argsort(-table.to_numpy()[order].std(axis=1), kind="stable")]
-    fold_of_group = pd.Series(_distribute(table.to_numpy()[order], folds), index=table.index[order])
-    fold_of = groups.map(fold_of_group).rename("fold")
+    order = order[np.argsort(-counts[order].std(axis=1), kind="stable")]
+    fold_of_group = pd.Series(_distribute(counts[order], folds), index=table.index[order], name="fold")
     # Groups of one diagnosis each cannot leave a fold without it; patients, who may have several, can.
-    counts = pd.crosstab(fold_of, images["dx"])
-    if lacking := [f"fold {fold} has no {dx}" for fold, row in counts.iterrows() for dx in row.index[row == 0]]:
+    held = table.groupby(fold_of_group).sum()
+    if lacking := [f"fold {fold} has no {dx}" for fold, row in held.iterrows() for dx in row.index[row == 0]]:
         raise InputError(
             f"split.folds is {folds} and split.seed {seed}, but {', '.join(lacking)}; every fold needs one of each "
             "diagnosis: lower split.folds, or take another split.seed"
         )
-    return fold_of.sort_index()
+    return groups.map(fold_of_group).rename("fold").sort_index()
 
 
 def _distribute(counts: np.ndarray, folds: int) -> list[int]:

@@ -21,7 +21,6 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         From 0.05 to 20: images that are all predicted rightly have no best temperature, only ever lower ones.
     """
-
     return _scale(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), labels)[0]
 
 
