@@ -40,6 +40,7 @@ from scipy.special import softmax
 from stages.classifier.calibration import apply_temperature
 from stages.classifier.hardware import describe_environment, set_up_device
 from stages.classifier.inference import predict_probabilities
+from stages.classifier.temperature import fit_temperature
 from stages.classifier.weights import load_model
 from stages.config import Config, DataConfig, SplitConfig, parse_yaml
 from stages.dataset.folds import lesion_groups, validation_folds
@@ -49,7 +50,7 @@ from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names, malignant_classes
 from stages.errors import InputError, TerminatedError, run
 from stages.evaluation.baselines import predict_from_metadata
-from stages.evaluation.calibration import fit_temperature, weighted_calibration
+from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.history import read_history
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import malignant_probability

@@ -16,11 +16,11 @@ from stages.classifier.checkpoints import Checkpoints
 from stages.classifier.networks import create_network, last_layers
 from stages.classifier.optimization import LearningRate, WeightAverage, check_optimizer, create_optimizer
 from stages.classifier.step import LossReader, StepLoss, TrainingStep, average_over_processes, more_parts
+from stages.classifier.temperature import calibrated_loss
 from stages.config import Config
 from stages.dataset.augmentation import as_float, augment_batch
 from stages.dataset.loaders import Batch
 from stages.errors import InputError
-from stages.evaluation.calibration import calibrated_loss
 
 PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
 

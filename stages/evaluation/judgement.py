@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 
 from stages.classifier.calibration import Calibration, apply_temperature, as_written
+from stages.classifier.temperature import fit_temperature
 from stages.config import EvaluationConfig
 from stages.dataset.taxonomy import class_names, malignant_classes
 from stages.evaluation.calibration import (
-    fit_temperature,
     reliability_bins,
     weighted_calibration,
     weighted_gaps,

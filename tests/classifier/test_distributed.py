@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from stages.classifier.temperature import calibrated_loss
 from stages.classifier.weights import load_model
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.evaluation.calibration import calibrated_loss
 from stages.evaluation.history import read_history
 from stages.files import MODELS, PREPARED, SPLIT, TRAINING_METRICS
 

@@ -15,11 +15,11 @@ from stages.classifier.engine import Fit, fit, prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.networks import NormalizedNetwork
 from stages.classifier.packing import unpack
+from stages.classifier.temperature import calibrated_loss
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
-from stages.evaluation.calibration import calibrated_loss
 from stages.evaluation.history import read_history
 
 CPU = torch.device("cpu")

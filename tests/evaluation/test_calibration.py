@@ -7,9 +7,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from stages.classifier.temperature import calibrated_loss, fit_temperature
 from stages.evaluation.calibration import (
-    calibrated_loss,
-    fit_temperature,
     reliability_bins,
     weighted_calibration,
     weighted_gaps,
