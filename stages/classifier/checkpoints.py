@@ -134,8 +134,10 @@ class Checkpoints(Callback):
         self._packed: Packed | None = None
         self._writing: Future | None = None
         self._state: dict | None = None
+        self._curves: dict[str, str] = {}
         if resume and self.path.exists():
             self._state = _read(self.path)
+            self._curves = _curves(self._state["metrics"])
             self.resumed = self.holds = (self._state["epoch"], self._state["batch"])
 
     def restore_metrics(self) -> bool:
@@ -274,9 +276,16 @@ class Checkpoints(Callback):
             self._write()
 
     def _logged(self, trainer: Trainer) -> dict[str, str]:
-        """DVCLive's files by their names, up to what was logged last."""
+        """DVCLive's files by their names, up to what was logged last.
+
+        Raises:
+            InputError: a curve is not the one of the last checkpoint with more rows: its folder is just being deleted.
+        """
         paths = [path for path in self._metrics.rglob("*") if path.is_file()]
         files = {path.relative_to(self._metrics).as_posix(): path.read_text("utf-8") for path in paths}
+        if not all(files.get(name, "").startswith(text) for name, text in self._curves.items()):
+            raise self._deleted()
+        self._curves = _curves(files)
         live = next(logger.experiment for logger in trainer.loggers if isinstance(logger, DVCLiveLogger))
         if live.summary:
             # DVCLive writes it at the end of an epoch only. To make it write now would put its keys in another order.
@@ -299,10 +308,19 @@ class Checkpoints(Callback):
         except FileNotFoundError:
             in_place = False
         if not in_place:
-            raise InputError(
-                f"{self._metrics} was deleted while training wrote to it, as by another `dvc repro`; this training "
-                f"ends, and that one goes on from the last checkpoint in {self.path.parent}, if there is one"
-            )
+            raise self._deleted()
+
+    def check_deleted(self, error: Exception) -> None:
+        """Raise an InputError if an error comes from DVCLive's folder being deleted while a file of it was in use."""
+        missing = error.filename if isinstance(error, FileNotFoundError) else None
+        if missing is not None and Path(missing).is_relative_to(self._metrics):
+            raise self._deleted() from None
+
+    def _deleted(self) -> InputError:
+        return InputError(
+            f"{self._metrics} was deleted while training wrote to it, as by another `dvc repro`; this training ends, "
+            f"and that one goes on from the last checkpoint in {self.path.parent}, if there is one"
+        )
 
     def _wait(self) -> None:
         if self._writing is not None:
@@ -344,6 +362,11 @@ def _read(path: Path) -> dict:
             return state
         reason = "it holds something else"
     raise InputError(f"{path} is no checkpoint ({reason}); delete it, or set training.resume=false")
+
+
+def _curves(files: dict[str, str]) -> dict[str, str]:
+    """Those of DVCLive's files that only grow."""
+    return {name: text for name, text in files.items() if name.endswith(".tsv")}
 
 
 def _is_metrics_file(item: tuple[object, object]) -> bool:

@@ -87,8 +87,8 @@ def fit(
         weights of the last epoch.
 
     Raises:
-        InputError: a loss stopped being finite, the GPU's memory is too small for one image, or an epoch has too few
-            batches for what the parameters say of them.
+        InputError: a loss stopped being finite, the GPU's memory is too small for one image, an epoch has too few
+            batches for what the parameters say of them, or DVCLive's folder was deleted.
         TerminatedError: SIGTERM came.
         DiskFullError: there is no space for DVCLive's files.
     """
@@ -141,6 +141,7 @@ def fit(
             # DVCLive writes its files in place: they are cut short now, and the checkpoint has them.
             shutil.rmtree(metrics, ignore_errors=True)
             raise DiskFullError(metrics, full.strerror) from None
+        saved.check_deleted(error)
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise InputError(
                 f"training.batch_size is {training.batch_size}: batch normalisation needs more images, or a larger "

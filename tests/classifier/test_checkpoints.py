@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dvclive.plots.metric import Metric
 
 from stages.classifier import checkpoints
 from stages.classifier.checkpoints import CHECKPOINT, fingerprint, prune
@@ -180,6 +181,50 @@ def test_a_training_whose_curves_are_deleted_leaves_the_rest_to_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(SkinLesionClassifier, "training_step", step_without_curves)
         with pytest.raises(InputError, match=r"metrics/training was deleted .* goes on from the last checkpoint"):
+            train("left", **changes)
+    train("left", **changes)
+    assert outputs("left") == outputs("whole")
+
+
+@pytest.mark.parametrize("opened", [1, 15, 30])
+def test_curves_that_are_deleted_while_one_is_opened_are_no_error_of_the_program(
+    train, outputs, tmp_path, monkeypatch, opened
+):
+    train("whole")
+    path, seen = Metric.output_path.fget, iter(range(1, 1000))
+
+    def path_deleted_at_once(curve):
+        found = path(curve)
+        if next(seen) >= opened:
+            shutil.rmtree(tmp_path / "left" / TRAINING_METRICS)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metric, "output_path", property(path_deleted_at_once))
+        with pytest.raises(InputError, match=r"metrics/training was deleted .* goes on from the last checkpoint"):
+            train("left")
+    train("left")
+    assert outputs("left") == outputs("whole")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_no_checkpoint_takes_curves_of_which_some_are_deleted_already(train, outputs, tmp_path, monkeypatch, resumed):
+    """A folder is deleted file by file, and DVCLive begins a new file where it finds none."""
+    changes = {"training.checkpoint_minutes": EVERY_STEP}
+    train("whole", **changes)
+    if resumed:
+        with pytest.raises(Killed):
+            train("left", 8, **changes)
+    step = SkinLesionClassifier.training_step
+
+    def step_without_a_curve(module, batch, batch_idx):
+        if module.global_step == 8:
+            (tmp_path / "left" / TRAINING_METRICS / "plots/metrics/val/loss.tsv").unlink()
+        return step(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SkinLesionClassifier, "training_step", step_without_a_curve)
+        with pytest.raises(InputError, match=r"metrics/training was deleted"):
             train("left", **changes)
     train("left", **changes)
     assert outputs("left") == outputs("whole")
