@@ -35,6 +35,12 @@ def test_a_mistake_ends_a_command_with_its_message_and_status_1():
         run(mistake)
 
 
+def test_python_does_not_search_for_cycles_when_a_stage_has_ended(repository):
+    """It takes seconds where PyTorch is loaded."""
+    count = "import atexit, gc; atexit.register(lambda: print(len(gc.get_objects()) < 100)); "
+    assert start(count + STAGE).communicate(timeout=60)[0] == "ran\nTrue\n"
+
+
 def test_a_stage_waits_until_another_in_its_folder_has_ended(repository):
     LOCK.parent.mkdir()
     with FileLock(LOCK):
