@@ -116,7 +116,7 @@ def train_model(
     training = Training(
         description, time.perf_counter() - start, statistics.median(one.throughput.images_per_second for one in fits)
     )
-    best = {"best_epoch": fits[-1].epoch, "best_val_loss": fits[-1].val_loss}
+    best = {"best_epoch": fits[-1].epoch, f"best_{config.training.monitor}": fits[-1].val_loss}
     log_results(module, data, network, models, best | {"images_per_second": training.images_per_second})
     # Where `dvc` was killed, nobody takes the result: the next `dvc repro` comes to it from the last checkpoints.
     if os.getppid() == parent:

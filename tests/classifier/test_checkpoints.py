@@ -45,6 +45,10 @@ class Killed(BaseException):
     """What a process does not survive."""
 
 
+def kill():
+    raise Killed
+
+
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -52,19 +56,19 @@ def on_cpu(monkeypatch):
 
 @pytest.fixture
 def train(tiny, quick, tmp_path, monkeypatch):
-    """A function that trains into a folder of a name, killed before a step if one is given."""
+    """A function that trains into a folder of a name; before a step, if one is given, something happens to it."""
 
-    def run(name, killed_before=None, **changes):
+    def run(name, before=None, happens=kill, **changes):
         folder = tmp_path / name
         step = SkinLesionClassifier.training_step
 
-        def step_or_die(module, batch, batch_idx):
-            if module.global_step == killed_before:
-                raise Killed
+        def disturbed_step(module, batch, batch_idx):
+            if module.global_step == before:
+                happens()
             return step(module, batch, batch_idx)
 
         with monkeypatch.context() as patch:
-            patch.setattr(SkinLesionClassifier, "training_step", step_or_die)
+            patch.setattr(SkinLesionClassifier, "training_step", disturbed_step)
             places = (folder / place for place in (MODELS, TRAINING_METRICS, CHECKPOINTS))
             return train_model(quick(**changes), *tiny, *places)
 
@@ -166,22 +170,14 @@ def test_what_was_logged_behind_the_checkpoint_is_logged_once(train, outputs, tm
 @pytest.mark.parametrize("deleted_before", [2, 7])
 @pytest.mark.parametrize("minutes", [EVERY_STEP, 60], ids=["every step", "every epoch"])
 def test_a_training_whose_curves_are_deleted_leaves_the_rest_to_the_next(
-    train, outputs, tmp_path, monkeypatch, deleted_before, minutes
+    train, outputs, tmp_path, deleted_before, minutes
 ):
     """What a second `dvc repro` does to a stage that the first, which was killed, has left behind."""
     changes = {"training.checkpoint_minutes": minutes}
     train("whole", **changes)
-    step = SkinLesionClassifier.training_step
-
-    def step_without_curves(module, batch, batch_idx):
-        if module.global_step == deleted_before:
-            shutil.rmtree(tmp_path / "left" / TRAINING_METRICS)
-        return step(module, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SkinLesionClassifier, "training_step", step_without_curves)
-        with pytest.raises(InputError, match=r"metrics/training was deleted .* goes on from the last checkpoint"):
-            train("left", **changes)
+    curves = tmp_path / "left" / TRAINING_METRICS
+    with pytest.raises(InputError, match=r"metrics/training was deleted .* goes on from the last checkpoint"):
+        train("left", deleted_before, lambda: shutil.rmtree(curves), **changes)
     train("left", **changes)
     assert outputs("left") == outputs("whole")
 
@@ -208,24 +204,16 @@ def test_curves_that_are_deleted_while_one_is_opened_are_no_error_of_the_program
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_no_checkpoint_takes_curves_of_which_some_are_deleted_already(train, outputs, tmp_path, monkeypatch, resumed):
+def test_no_checkpoint_takes_curves_of_which_some_are_deleted_already(train, outputs, tmp_path, resumed):
     """A folder is deleted file by file, and DVCLive begins a new file where it finds none."""
     changes = {"training.checkpoint_minutes": EVERY_STEP}
     train("whole", **changes)
     if resumed:
         with pytest.raises(Killed):
             train("left", 8, **changes)
-    step = SkinLesionClassifier.training_step
-
-    def step_without_a_curve(module, batch, batch_idx):
-        if module.global_step == 8:
-            (tmp_path / "left" / TRAINING_METRICS / "plots/metrics/val/loss.tsv").unlink()
-        return step(module, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SkinLesionClassifier, "training_step", step_without_a_curve)
-        with pytest.raises(InputError, match=r"metrics/training was deleted"):
-            train("left", **changes)
+    curve = tmp_path / "left" / TRAINING_METRICS / "plots/metrics/val/loss.tsv"
+    with pytest.raises(InputError, match=r"metrics/training was deleted"):
+        train("left", 8, curve.unlink, **changes)
     train("left", **changes)
     assert outputs("left") == outputs("whole")
 

@@ -27,7 +27,12 @@ from stages.train import train_model
 
 REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-LOGGED = {"training.loggers": ("dvclive", "wandb"), "training.log_every_n_steps": 2}
+TRAINED = {
+    "training.log_every_n_steps": 2,
+    "training.monitor": "val_calibrated_loss",
+    "training.learning_rate": 0.0001,  # so slowly that this loss is not 0 yet
+}
+LOGGED = TRAINED | {"training.loggers": ("dvclive", "wandb")}
 OUTPUTS = (MODELS, TRAINING_METRICS)
 
 
@@ -145,7 +150,7 @@ def run(offline, workspace, quick, bytes_below):
 def test_an_offline_run_holds_what_a_user_would_look_for(run, quick, offline, bytes_below):
     """One test: a run takes seconds to start and to finish."""
     # The parameters.
-    assert run.config["training"]["learning_rate"] == quick().training.learning_rate
+    assert run.config["training"]["learning_rate"] == 0.0001
     assert run.config["training"]["loggers"] == ["dvclive", "wandb"]
     assert run.config["training"]["precision"] == 32  # what auto became
     assert run.config["model"]["name"] == "baseline_cnn"
@@ -160,7 +165,7 @@ def test_an_offline_run_holds_what_a_user_would_look_for(run, quick, offline, by
     assert steps == list(range(1, len(steps) * 2, 2))
     assert len(steps) == 3 * 5 // 2
     assert all(loss > 0 for loss in run.curve("step_loss"))
-    assert max(run.curve("step_learning_rate")) == pytest.approx(0.003, rel=0.1)
+    assert max(run.curve("step_learning_rate")) == pytest.approx(0.0001, rel=0.1)
 
     # The results.
     network, description = load_model(MODELS)
@@ -168,7 +173,7 @@ def test_an_offline_run_holds_what_a_user_would_look_for(run, quick, offline, by
     assert run.summary["parameters"] == run.summary["trainable_parameters"] == parameters
     assert run.summary["images_per_second"] > 0
     assert run.summary["best_epoch"] == description.epochs[0]
-    assert run.summary["best_val_loss"] == pytest.approx(description.val_losses[0], abs=1e-6)
+    assert run.summary["best_val_calibrated_loss"] == pytest.approx(description.val_losses[0], abs=1e-6)
     summary = run.workspace / "wandb/latest-run/files" / run.summary["model_summary/path"]
     assert "Total params" in summary.read_text()
 
@@ -213,7 +218,7 @@ def test_an_offline_run_holds_what_a_user_would_look_for(run, quick, offline, by
 def test_dvc_outputs_are_the_same_bytes_with_and_without_weights_and_biases(run, quick, tmp_path_factory, bytes_below):
     alone = tmp_path_factory.mktemp("alone")
     train_model(
-        quick(**{"training.log_every_n_steps": 2}),
+        quick(**TRAINED),
         models=alone / MODELS,
         metrics=alone / TRAINING_METRICS,
         checkpoints=alone / CHECKPOINTS,
