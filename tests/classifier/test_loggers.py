@@ -138,12 +138,13 @@ def offline(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def run(offline, workspace, quick, bytes_below):
     """A training of three epochs with both loggers, beside what evaluation left for an earlier model."""
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     (MODELS / "calibration.json").write_text("{}")
     for folder in (TRAINING_METRICS, CHECKPOINTS):
         shutil.rmtree(folder)
     before = bytes_below(workspace)
     train_model(quick(**LOGGED))
+    wandb.teardown()  # the end of a run does not wait until its service has closed the file
     return read_run(workspace, before)
 
 
