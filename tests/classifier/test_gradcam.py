@@ -247,6 +247,9 @@ def test_heatmaps_of_a_gpu_are_the_same_bytes_again_and_nearly_those_of_a_cpu(na
     assert one.tobytes() == again.tobytes()
     # TensorFloat-32 has 10 bits of mantissa.
     assert np.abs(one.astype(float) - heatmaps_of(network, images, 7)).mean() < 3
+    filled_up = gradcam_heatmaps(network, images, class_names(7), torch.device("cuda"), batch_size=64)
+    assert filled_up.shape == one.shape
+    assert np.abs(one.astype(float) - filled_up).mean() < 3
 
 
 def test_an_image_s_heatmap_does_not_depend_on_the_others():

@@ -1,6 +1,7 @@
 """Weights & Biases in offline mode: what a user would miss is read back from the files that the run left."""
 
 import importlib.util
+import inspect
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
+from dvclive.lightning import DVCLiveLogger
 from PIL import Image
 
 from stages.classifier.inference import predict_probabilities
@@ -252,5 +254,22 @@ def test_a_run_that_cannot_start_says_what_to_do(offline, workspace, quick, monk
 
 def test_without_weights_and_biases_only_dvclive_logs(workspace, quick):
     (logger,) = create_loggers(quick(), TRAINING_METRICS)
-    assert type(logger).__name__ == "DVCLiveLogger"
+    assert isinstance(logger, DVCLiveLogger)
     assert not Path("wandb").exists()
+
+
+def test_the_summary_is_written_at_the_end_of_an_epoch_without_a_search_for_who_called(workspace, quick, monkeypatch):
+    def search(*_):
+        pytest.fail("it looks up the source of all functions that called")
+
+    monkeypatch.setattr(inspect, "stack", search)
+    (logger,) = create_loggers(quick(), TRAINING_METRICS)
+    logger.log_metrics({"val_loss": 0.75}, step=1)
+    summary = TRAINING_METRICS / "metrics.json"
+    assert json.loads(summary.read_text()) == {"val": {"loss": 0.75}, "step": 1}
+    before = summary.read_bytes()
+    logger.log_metrics({"step_loss": 0.5, "step_learning_rate": 0.001}, step=2)
+    assert summary.read_bytes() == before
+    assert (TRAINING_METRICS / "plots/metrics/step_loss.tsv").read_text().splitlines() == ["step\tstep_loss", "2\t0.5"]
+    logger.log_metrics({"val_loss": 0.25}, step=2)
+    assert json.loads(summary.read_text())["val"] == {"loss": 0.25}

@@ -129,6 +129,12 @@ def test_a_distance_is_that_of_the_best_of_eight_turned_images(lookalikes):
             assert found[f"I{first:03d}", f"I{second:03d}"] == pytest.approx(expected, abs=20)
 
 
+def test_hashes_are_those_of_the_library_that_defines_them(lookalikes):
+    pictures = [Image.fromarray(pixels) for pixels in lookalikes.read(np.arange(40))]
+    expected = np.stack([imagehash.phash(picture, SIDE, 2).hash for picture in pictures])
+    np.testing.assert_array_equal(hash_images(lookalikes), expected)
+
+
 def test_distances_are_counted_bit_by_bit(lookalikes, dealt):
     hashes, odd = hash_images(lookalikes), np.arange(SIDE) % 2 == 1
     for pair in near_duplicates(lookalikes, dealt(40), ALL_BITS).sample(50, random_state=0).itertuples():
