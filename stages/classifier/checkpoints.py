@@ -134,10 +134,10 @@ class Checkpoints(Callback):
         self._packed: Packed | None = None
         self._writing: Future | None = None
         self._state: dict | None = None
-        self._curves: dict[str, str] = {}
+        self._last_curves: dict[str, str] = {}
         if resume and self.path.exists():
             self._state = _read(self.path)
-            self._curves = _curves(self._state["metrics"])
+            self._last_curves = _curves(self._state["metrics"])
             self.resumed = self.holds = (self._state["epoch"], self._state["batch"])
 
     def restore_metrics(self) -> bool:
@@ -283,9 +283,9 @@ class Checkpoints(Callback):
         """
         paths = [path for path in self._metrics.rglob("*") if path.is_file()]
         files = {path.relative_to(self._metrics).as_posix(): path.read_text("utf-8") for path in paths}
-        if not all(files.get(name, "").startswith(text) for name, text in self._curves.items()):
+        if not all(files.get(name, "").startswith(text) for name, text in self._last_curves.items()):
             raise self._deleted()
-        self._curves = _curves(files)
+        self._last_curves = _curves(files)
         live = next(logger.experiment for logger in trainer.loggers if isinstance(logger, DVCLiveLogger))
         if live.summary:
             # DVCLive writes it at the end of an epoch only. To make it write now would put its keys in another order.

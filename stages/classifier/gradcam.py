@@ -34,8 +34,8 @@ def gradcam_heatmaps(
         images: uint8, shape (n, size, size, 3), n at least 1; all computed at once.
         classes: of the outputs, in their order.
         device: where to compute, in float32.
-        batch_size: of the predictions that the network has just made. For so many images a GPU's convolutions are
-            planned already, which takes EfficientNet-Lite0 two seconds for any other number.
+        batch_size: of the predictions that this process has made with such a network. For so many images a GPU's
+            convolutions are planned already; for any other number that takes EfficientNet-Lite0 two seconds.
 
     Returns:
         uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
@@ -45,14 +45,14 @@ def gradcam_heatmaps(
 
     # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
     network = deepcopy(network).to(device).eval().requires_grad_(False)
-    count, planned = len(images), device.type == "cuda"
-    if planned:
+    count, on_gpu = len(images), device.type == "cuda"
+    if on_gpu:
         images = pad(images, (0, 0, 0, 0, 0, 0, 0, max(0, batch_size - count)))
     inputs = as_float(images.to(device))
     malignant = torch.tensor([name in malignant_classes(len(classes)) for name in classes], device=device)
 
     def heatmaps_of(member: nn.Module) -> Tensor | None:
-        layer = _last_feature_maps(member, inputs if planned else inputs[:1])
+        layer = _last_feature_maps(member, inputs if on_gpu else inputs[:1])
         if layer is None:
             return None
 

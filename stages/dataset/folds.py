@@ -67,9 +67,9 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
     lesions = (table > 0).sum()
     scarce = lesions[lesions < folds]
     if len(scarce):
-        counts = ", ".join(f"{dx} has only {count} lesion{'s' * (count != 1)}" for dx, count in scarce.items())
+        too_few = ", ".join(f"{dx} has only {count} lesion{'s' * (count != 1)}" for dx, count in scarce.items())
         raise InputError(
-            f"split.folds is {folds}, but {counts}; every fold needs one of each diagnosis: "
+            f"split.folds is {folds}, but {too_few}; every fold needs one of each diagnosis: "
             "lower split.folds, or add lesions (a data.subsample_percentage below 1 leaves some out)"
         )
     # Large and pure groups first, which the small and mixed ones can balance; equals in random order.
