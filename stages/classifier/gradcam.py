@@ -5,9 +5,9 @@ from copy import deepcopy
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
-from stages.classifier.networks import Ensemble, NormalizedNetwork
+from stages.classifier.networks import Ensemble, NormalizedNetwork, fill_up
 from stages.dataset.augmentation import as_float
 from stages.dataset.taxonomy import malignant_classes
 
@@ -34,8 +34,7 @@ def gradcam_heatmaps(
         images: uint8, shape (n, size, size, 3), n at least 1; all computed at once.
         classes: of the outputs, in their order.
         device: where to compute, in float32.
-        batch_size: of the predictions that this process has made with such a network. For so many images a GPU's
-            convolutions are planned already; for any other number that takes EfficientNet-Lite0 two seconds.
+        batch_size: of the predictions that this process has made with such a network, for `fill_up` on a GPU.
 
     Returns:
         uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
@@ -47,7 +46,7 @@ def gradcam_heatmaps(
     network = deepcopy(network).to(device).eval().requires_grad_(False)
     count, on_gpu = len(images), device.type == "cuda"
     if on_gpu:
-        images = pad(images, (0, 0, 0, 0, 0, 0, 0, max(0, batch_size - count)))
+        images = fill_up(images, batch_size)
     inputs = as_float(images.to(device))
     malignant = torch.tensor([name in malignant_classes(len(classes)) for name in classes], device=device)
 

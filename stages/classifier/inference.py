@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from stages.classifier.calibration import Calibration, apply_temperature
-from stages.classifier.networks import Ensemble, NormalizedNetwork
+from stages.classifier.networks import Ensemble, NormalizedNetwork, fill_up
 from stages.dataset.augmentation import as_float
 from stages.errors import InputError
 
@@ -41,8 +40,7 @@ def predict_probabilities(
     for batch in images:
         size, full = len(batch), max(full, len(batch))
         if device.type == "cuda":
-            # The last batch is filled up: for another number of images all convolutions would be planned anew.
-            batch = pad(batch, (0, 0, 0, 0, 0, 0, 0, full - size))
+            batch = fill_up(batch, full)
         upright = as_float(batch.to(device))
         views = dihedral_views(upright) if test_time_augmentation else [upright]
         total = sum(

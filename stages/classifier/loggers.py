@@ -32,9 +32,7 @@ class CurvesLogger(DVCLiveLogger):
     GPU has nothing to do.
     """
 
-    def log_metrics(
-        self, metrics: Mapping[str, int | float | str], step: int | None = None, sync: bool | None = None
-    ) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append numbers to their curves; unless they are those of single steps, write the summary."""
         FabricLogger.log_metrics(self, metrics, step, sync="step_loss" not in metrics)
 

@@ -5,7 +5,7 @@ import math
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -13,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from stages.classifier.anomaly import name_the_first_layer_that_is_not_finite
 from stages.classifier.checkpoints import Checkpoints
-from stages.classifier.networks import create_network, last_layers
+from stages.classifier.networks import create_network, fill_up, last_layers
 from stages.classifier.optimization import LearningRate, WeightAverage, check_optimizer, create_optimizer
 from stages.classifier.step import LossReader, StepLoss, TrainingStep, average_over_processes, more_parts
 from stages.classifier.temperature import calibrated_loss
@@ -225,8 +225,7 @@ class SkinLesionClassifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         size, full = len(batch.labels), self.trainer.val_dataloaders.batch_size
-        # The last batch is filled up: for another number of images all convolutions would be planned anew.
-        logits = self._validated(pad(batch.images, (0, 0, 0, 0, 0, 0, 0, full - size)))[:size]
+        logits = self._validated(fill_up(batch.images, full))[:size]
         self.val_acc(logits, batch.labels)
         self.val_calibrated_loss.update(logits, batch.labels)
         loss = cross_entropy(logits, batch.labels)
