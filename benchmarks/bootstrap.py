@@ -36,7 +36,7 @@ from scipy.stats import norm
 
 from stages.dataset.taxonomy import class_names
 from stages.evaluation.calibration import CONFIDENCE_BINS, weighted_calibration, weighted_gaps
-from stages.evaluation.headline import headline
+from stages.evaluation.metrics import headline
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.uncertainty import count_lesions, estimate, lesions_behind, range_of, replicate, score_interval
 from stages.files import read_json, write_json

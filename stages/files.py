@@ -44,7 +44,7 @@ WANDB = Path("wandb")
 # They stay text: the lesion "007" is not 7, and a dataset may be called "2018".
 TEXT_COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "sex", "localization", "dataset", "split", "label", "case")
 DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ far behind the point
-JSON_DECIMALS = 6  # of metrics: as many as float32 holds
+JSON_DECIMALS = 6  # of metrics
 
 
 @contextmanager
@@ -85,7 +85,11 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` with sorted keys and floats rounded to `JSON_DECIMALS`, the same bytes for the same content."""
+    """Write `content` with sorted keys and rounded floats, the same bytes for the same content.
+
+    Floats have `JSON_DECIMALS` decimals. Those with as many significant digits stay as they are: a threshold of 9e-7 is
+    neither 0 nor 1e-6.
+    """
     text = json.dumps(_rounded(content), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     with replacing(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8", newline="\n")
@@ -93,7 +97,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def _rounded(content: Any) -> Any:
     if isinstance(content, float):
-        return round(content, JSON_DECIMALS)
+        return content if float(f"{content:.{JSON_DECIMALS}g}") == content else round(content, JSON_DECIMALS)
     if isinstance(content, dict):
         return {key: _rounded(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -124,7 +124,7 @@ def test_heatmaps_are_of_test_images_of_each_kind(workspace):
     cases, heatmaps = read_cases(GRADCAM)
     test = read_predictions(PREDICTIONS).of("test").table.set_index("image_id")
     assert heatmaps.shape == (len(cases), 16, 16)
-    found = cases[cases["case"] == "found"]
+    found = cases[cases["case"] == "true positive"]
     assert 0 < len(found) <= 4
     assert set(test.loc[found["image_id"], "label"]) == {"malignant"}
     assert heatmaps.max() == 255

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from stages.classifier.calibration import apply_temperature, load_calibration
@@ -25,8 +26,8 @@ from stages.dataset.duplicates import near_duplicates_between
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run
-from stages.evaluate import explain_model, print_metrics, values
-from stages.evaluation.judgement import judge
+from stages.evaluate import explain, print_metrics, values
+from stages.evaluation.assessment import assess
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.figures.report import write_report
 from stages.files import (
@@ -55,8 +56,8 @@ def validate_model(
     models: Path = MODELS,
     columns: dict[str, str | None] | None = None,
     classes: dict[str, str | None] | None = None,
-) -> tuple[Predictions, dict, PixelStore]:
-    """Judge the model in `models` on the dataset in `data_dir`.
+) -> tuple[Predictions, dict, PixelStore, tuple[pd.DataFrame, np.ndarray]]:
+    """Assess the model in `models` on the dataset in `data_dir`.
 
     Args:
         config: the parameters; of `data` only the threads are used.
@@ -67,7 +68,7 @@ def validate_model(
         classes: what `data.classes` would say of it.
 
     Returns:
-        The predictions, what docs/details.schema.json describes, and the prepared images.
+        The predictions, what docs/details.schema.json describes, the prepared images, and what `explain` says of them.
 
     Raises:
         InputError: the dataset or the model has a mistake.
@@ -100,11 +101,11 @@ def validate_model(
         "bootstrap_replicates": settings.bootstrap_replicates,
         "calibration": asdict(calibration),
         "val": None,
-        "test": judge(predictions, raw, images.table, calibration, settings),
+        "test": assess(predictions, raw, images.table, calibration, settings),
         "baselines": None,
         "leakage": None,
     }
-    return predictions, details, store
+    return predictions, details, store, explain(network, store, predictions, calibration.threshold, device, settings)
 
 
 def audit(store: PixelStore, split: Path = SPLIT, prepared: Path = PREPARED) -> dict | None:
@@ -198,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with replacing(options.output) as folder:
         folder.mkdir()
         scratch = folder / "prepared"
-        predictions, details, store = validate_model(
+        predictions, details, store, explained = validate_model(
             config, options.data_dir, scratch, options.models, dict(options.columns), dict(options.classes)
         )
         # The split here is that of the model here.
@@ -207,7 +208,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_csv(folder / PREDICTIONS.name, predictions.table)
         write_json(folder / DETAILS.name, details)
         write_json(folder / EVALUATION.name, values(details["test"]["metrics"]))
-        explained = explain_model(config, predictions, details["calibration"]["threshold"], options.models, scratch)
         tables = draw_tables(predictions, details)
         pictures = draw_pictures(predictions, details, tables, store, *explained)
         write_plots(folder / "plots", tables, pictures)

@@ -23,11 +23,11 @@ def read_details(path: Path) -> dict:
     try:
         json.dumps(content, allow_nan=False)  # which a schema does not see
     except ValueError as error:
-        raise InputError(f"{path}: {error}; `dvc repro` makes it again") from None
+        raise InputError(f"{path}: {error}; run `dvc repro` to regenerate it") from None
     validator = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     if error := best_match(validator.iter_errors(content)):
         raise InputError(
             f"{path}: {error.json_path.removeprefix('$.')}: {printable(error.message)[:_MOST_SHOWN]}; "
-            "`dvc repro` makes it again"
+            "run `dvc repro` to regenerate it"
         )
     return content

@@ -5,11 +5,18 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from stages.evaluation.uncertainty import DIFFERENCE, count_lesions, describe, lesions_behind, replicate
+from stages.evaluation.uncertainty import (
+    DIFFERENCE,
+    count_lesions,
+    describe,
+    effective_lesions,
+    replicate,
+    unit_weights,
+)
 from stages.evaluation.weighted import weighted_areas, weighted_rates
 
 # Fewer lesions say nothing: of 10 that are all found, 3 in 10 others might still be missed (95 %, the rule of three).
-SMALLEST_JUDGED = 10
+MIN_LESIONS = 10
 AGE_BANDS = (0, 30, 45, 60, 75, 121)  # years
 UNKNOWN = "unknown"
 NOT_ASSESSABLE = ["skin tone: the dataset does not record it"]
@@ -40,7 +47,7 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def judge_subgroups(
+def assess_subgroups(
     score: np.ndarray,
     is_malignant: np.ndarray,
     lesions: np.ndarray,
@@ -62,9 +69,9 @@ def judge_subgroups(
 
     Returns:
         By attribute `groups`, the largest first, and `worst_gap`: by metric the two groups that lie furthest apart, of
-        those with enough lesions to be judged (`SMALLEST_JUDGED` malignant ones for sensitivity, benign ones for
-        specificity, both for AUROC), and their difference; None where fewer than two can be judged. The gap was picked
-        as the widest: its interval does not account for that.
+        those with enough lesions to be assessed (`MIN_LESIONS` malignant ones for sensitivity, benign ones for
+        specificity, both for AUROC), and their difference; None where fewer than two can be assessed. The gap was
+        picked as the widest: its interval does not account for that.
     """
     result = {}
     for attribute in groups.columns:
@@ -75,16 +82,16 @@ def judge_subgroups(
             columns = [_rates(score[mine], is_malignant[mine], threshold, weights[:, mine]) for mine in members]
             return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
 
-        values = {metric: numbers[0] for metric, numbers in statistic(np.ones((1, len(lesions)))).items()}
+        values = {metric: numbers[0] for metric, numbers in statistic(unit_weights(lesions)).items()}
         drawn = replicate(statistic, lesions, replicates)
         described = [_count(name, lesions[mine], is_malignant[mine]) for name, mine in zip(counts.index, members)]
         gaps = {}
         for metric in METRICS:
-            behind = np.array([_lesions_behind(metric, group) for group in described])
-            for group, number in zip(described, describe(values[metric], drawn[metric], confidence, behind)):
+            effective = np.array([_effective_lesions(metric, group) for group in described])
+            for group, number in zip(described, describe(values[metric], drawn[metric], confidence, effective)):
                 group[metric] = number
             judged = np.array([group["judged"][metric] for group in described])
-            gaps[metric] = _worst_gap(list(counts.index), judged, values[metric], drawn[metric], confidence, behind)
+            gaps[metric] = _worst_gap(list(counts.index), judged, values[metric], drawn[metric], confidence, effective)
         result[attribute] = {"groups": described, "worst_gap": gaps}
     return result
 
@@ -96,20 +103,20 @@ def _rates(score: np.ndarray, is_malignant: np.ndarray, threshold: float, weight
 
 
 def _count(name: str, lesions: np.ndarray, is_malignant: np.ndarray) -> dict:
-    everyone, malignant, benign = count_lesions(lesions, is_malignant)
-    enough = {"sensitivity": malignant >= SMALLEST_JUDGED, "specificity": benign >= SMALLEST_JUDGED}
+    total, malignant, benign = count_lesions(lesions, is_malignant)
+    enough = {"sensitivity": malignant >= MIN_LESIONS, "specificity": benign >= MIN_LESIONS}
     return {
         "name": name,
         "images": len(lesions),
-        "lesions": everyone,
+        "lesions": total,
         "malignant_lesions": malignant,
         "benign_lesions": benign,
         "judged": {**enough, "auroc": all(enough.values())},
     }
 
 
-def _lesions_behind(metric: str, group: dict) -> int:
-    return lesions_behind(metric, group["lesions"], group["malignant_lesions"], group["benign_lesions"])
+def _effective_lesions(metric: str, group: dict) -> int:
+    return effective_lesions(metric, group["lesions"], group["malignant_lesions"], group["benign_lesions"])
 
 
 def _worst_gap(
@@ -125,7 +132,7 @@ def _worst_gap(
     highest = int(np.where(judged, values, -np.inf).argmax())
     # Of equal ones the last: where all groups are alike, the two are still two.
     lowest = len(names) - 1 - int(np.where(judged, values, np.inf)[::-1].argmin())
-    behind = min(lesions[highest], lesions[lowest])
+    effective = min(lesions[highest], lesions[lowest])
     gap, gaps = values[highest] - values[lowest], drawn[:, highest] - drawn[:, lowest]
-    difference = describe(gap, gaps, confidence, behind, DIFFERENCE)
+    difference = describe(gap, gaps, confidence, effective, DIFFERENCE)
     return {"highest": names[highest], "lowest": names[lowest], "difference": difference}

@@ -13,10 +13,9 @@ from stages.classifier.calibration import Calibration, apply_temperature
 from stages.config import EvaluationConfig
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
+from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.comparison import AT_THRESHOLD
-from stages.evaluation.headline import headline
-from stages.evaluation.judgement import fit_calibration, judge
-from stages.evaluation.metrics import compute_metrics
+from stages.evaluation.metrics import compute_metrics, headline
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.files import write_json
 
@@ -64,7 +63,7 @@ def manifest(images: int) -> pd.DataFrame:
 
 def judged(raw, labels, lesions=None, calibration=CALIBRATION, config=CONFIG) -> tuple[Predictions, dict]:
     test = predictions(apply_temperature(raw, calibration.temperature), labels, lesions)
-    return test, judge(test, raw, manifest(len(labels)), calibration, config)
+    return test, assess(test, raw, manifest(len(labels)), calibration, config)
 
 
 def every_number(content, place="test"):
@@ -111,7 +110,7 @@ def test_seven_diagnoses_are_judged_as_benign_or_malignant_too():
         [0.00, 0.00, 0.00, 0.00, 0.15, 0.00, 0.85],  # vasc, 0.15
     ])  # fmt: skip
     test = predictions(probabilities, np.array([4, 4, 1, 5, 2, 2, 5, 6]))
-    section = judge(test, probabilities, manifest(8), CALIBRATION, CONFIG)
+    section = assess(test, probabilities, manifest(8), CALIBRATION, CONFIG)
     assert section["metrics"]["accuracy"]["value"] == 4 / 8
     values = {name: number["value"] for name, number in section["malignancy"]["metrics"].items()}
     malignant, benign = np.array([0.7, 0.35, 0.1]), np.array([0.2, 0.6, 0, 0.05, 0.15])
@@ -138,7 +137,7 @@ def test_read_as_benign_or_malignant_seven_diagnoses_are_judged_like_a_model_of_
     seven = predictions(raw, labels)
     score = seven.malignant_probability
     two = predictions(np.stack([1 - score, score], axis=1), seven.is_malignant.astype(int))
-    sections = [judge(test, test.probabilities, manifest(240), CALIBRATION, CONFIG) for test in (two, seven)]
+    sections = [assess(test, test.probabilities, manifest(240), CALIBRATION, CONFIG) for test in (two, seven)]
     of_two, of_seven = (section["metrics"] for section in sections)
     malignancy = sections[1]["malignancy"]["metrics"]
     assert "malignancy" not in sections[0]
@@ -294,9 +293,9 @@ def test_probabilities_that_are_no_numbers_are_refused(classes):
     broken = raw.copy()
     broken[3, 0] = np.nan
     with pytest.raises(ValueError, match="finite"):
-        judge(test, broken, manifest(20), CALIBRATION, CONFIG)
+        assess(test, broken, manifest(20), CALIBRATION, CONFIG)
     with pytest.raises(ValueError, match="at least 0 and sum to 1"):
-        judge(predictions(broken, labels), raw, manifest(20), CALIBRATION, CONFIG)
+        assess(predictions(broken, labels), raw, manifest(20), CALIBRATION, CONFIG)
     with pytest.raises(ValueError, match="at least 0 and sum to 1"):
         fit_calibration(broken, labels, CONFIG)
 
