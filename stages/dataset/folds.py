@@ -132,8 +132,8 @@ def validation_folds(table: pd.DataFrame) -> list[int]:
 
 
 def validated_on(table: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """The table of the splits in which another fold validates, and the one that did is held out as `calibration`."""
-    held_out = table["split"].replace("val", "calibration")
+    """The table of the splits in which another fold validates, and the one that did is left out, as test images are."""
+    held_out = table["split"].replace("val", "test")
     return table.assign(split=held_out.mask((table["fold"] == fold) & (table["split"] != "test"), "val"))
 
 
