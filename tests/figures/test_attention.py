@@ -43,14 +43,15 @@ def test_cases_stand_below_the_heading_of_their_kind_with_truth_and_probability(
     texts = {
         text.get_text().replace("\N{NO-BREAK SPACE}", " "): text.get_position()[1] for text in figure.axes[0].texts
     }
-    found, missed, alarms = (
-        next(y for text, y in texts.items() if text.startswith(start)) for start in ("Found", "Missed", "False alarms")
+    true_positives, false_negatives, false_positives = (
+        next(y for text, y in texts.items() if text.startswith(start))
+        for start in ("True positives", "False negatives", "False positives")
     )
-    assert found < texts["I003"] < missed < alarms < texts["I002"]
+    assert true_positives < texts["I003"] < false_negatives < false_positives < texts["I002"]
     probability = predictions.malignant_probability
-    assert found < texts[f"malignant {100 * probability[3]:.0f} %"] < missed
-    assert alarms < texts[f"benign {100 * probability[2]:.0f} %"]
-    assert any(text.startswith("Missed") and text.endswith("none") for text in texts)
+    assert true_positives < texts[f"malignant {100 * probability[3]:.0f} %"] < false_negatives
+    assert false_positives < texts[f"benign {100 * probability[2]:.0f} %"]
+    assert any(text.startswith("False negatives") and text.endswith("none") for text in texts)
 
 
 def test_without_heatmaps_the_picture_says_so(draw, words_of):
