@@ -124,7 +124,7 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
         "calibration": asdict(calibration),
         "val": {
             "images": len(validated.table),
-            "lesions": int(validated.table["lesion_id"].nunique()),
+            "lesions": len(np.unique(validated.lesions)),
             "metrics": measured["metrics"],
             "confusion_matrix": measured["confusion_matrix"],
         },

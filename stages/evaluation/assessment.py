@@ -74,10 +74,10 @@ def assess(
     measured = compute_metrics(predictions.probabilities, labels)
 
     total, malignant, _ = count_lesions(lesions, is_malignant)
-    effective_here = effective_lesions_of(predictions)
+    effective_here, settings = effective_lesions_of(predictions), (config.bootstrap_replicates, config.confidence)
 
     def estimated(statistic: Statistic, effective: EffectiveLesions = effective_here) -> dict:
-        return estimate(statistic, lesions, config.bootstrap_replicates, config.confidence, effective)
+        return estimate(statistic, lesions, *settings, effective)
 
     def headline_of(assessed: Predictions) -> dict:
         return estimated(headline(assessed, calibration.threshold), effective_lesions_of(assessed))
@@ -111,13 +111,7 @@ def assess(
             },
         },
         "subgroups": assess_subgroups(
-            score,
-            is_malignant,
-            lesions,
-            subgroup_table(images),
-            calibration.threshold,
-            config.bootstrap_replicates,
-            config.confidence,
+            score, is_malignant, lesions, subgroup_table(images), calibration.threshold, *settings
         ),
         "not_assessable": NOT_ASSESSABLE,
     }
@@ -139,7 +133,9 @@ def _operating_point(
     numbers = estimated(statistic, lambda name: called.get(name) or by_name(name))
     # Where no replicate has a false positive, or negative, how rare they might be is known from these two only.
     rates = np.array([numbers[name]["interval"] or [np.nan] * 2 for name in ("sensitivity", "specificity")])
-    bounds = [predictive_values(*rate, np.array(prevalences)) for rate in rates.T]
+    bounds = [
+        predictive_values(sensitivity, specificity, np.array(prevalences)) for sensitivity, specificity in rates.T
+    ]
     for name, low, high in zip(("ppv elsewhere", "npv elsewhere"), *bounds):
         for number, *interval in zip(numbers[name], low.tolist(), high.tolist()):
             if number["value"] in (0, 1):
@@ -152,8 +148,8 @@ def _operating_point(
 def _at_levels(score: np.ndarray, is_malignant: np.ndarray, estimated: Estimator) -> dict:
     numbers = estimated(
         lambda weights: {
-            "sensitivity": weighted_sensitivity_at(LEVELS, score, is_malignant, weights),
-            "specificity": weighted_sensitivity_at(LEVELS, -score, ~is_malignant, weights),
+            "sensitivity": weighted_sensitivity_at(np.array(LEVELS), score, is_malignant, weights),
+            "specificity": weighted_sensitivity_at(np.array(LEVELS), -score, ~is_malignant, weights),
         }
     )
     return {

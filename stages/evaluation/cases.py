@@ -81,7 +81,7 @@ def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     unknown = cases["case"][~cases["case"].isin(KINDS)]
     if len(unknown):
         raise InputError(
-            f"{folder / CASES}: unknown case {unknown.iloc[0]!r}; it must be one of {', '.join(KINDS)}; "
+            f"{folder / CASES}: unknown case {unknown.tolist()[0]!r}; it must be one of {', '.join(KINDS)}; "
             "run `dvc repro` to regenerate it"
         )
     path = folder / HEATMAPS

@@ -7,7 +7,8 @@ every third comparison. There is no primary metric that is tested first: a sensi
 whether the AUROC moved or not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from stages.evaluation.subgroups import MIN_LESIONS, subgroup_table
 from stages.evaluation.uncertainty import (
     DIGITS,
     EffectiveLesions,
+    Lesions,
     Statistic,
     combine,
     combine_classes,
@@ -51,7 +53,7 @@ class Pair(NamedTuple):
     base: float
     new: float
     drawn: np.ndarray
-    lesions: float
+    lesions: Lesions
 
 
 def compare_predictions(
@@ -90,9 +92,10 @@ def compare_predictions(
     if base.classes != new.classes:
         base, new = base.benign_or_malignant, new.benign_or_malignant
     base, new = _in_order(base), _in_order(new)
-    decided = None not in thresholds
-    # A threshold that is missing is replaced only to be left out below.
-    pairs = paired_headline(base, new, [0.5 if own is None else own for own in thresholds], replicates)
+    first, second = thresholds
+    decided = None if first is None or second is None else (first, second)
+    # Without thresholds others stand for them, whose numbers are left out below.
+    pairs = paired_headline(base, new, decided or (0.5, 0.5), replicates)
     not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
     not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
 
@@ -112,10 +115,8 @@ def compare_predictions(
         "verdict": _overall({metric["verdict"] for metric in metrics.values()}),
         "metrics": metrics,
         "not_compared": not_compared,
-        "subgroups": None
-        if images is None
-        else _compare_subgroups(base, new, images, thresholds if decided else None, replicates, confidence),
-        "changed": _changed_decisions(base, new, thresholds) if decided else None,
+        "subgroups": None if images is None else _compare_subgroups(base, new, images, decided, replicates, confidence),
+        "changed": _changed_decisions(base, new, decided) if decided else None,
     }
 
 
@@ -132,7 +133,7 @@ def differences_of_test_sets(base: Predictions, new: Predictions, names: Sequenc
         if ids.empty:
             return f"{name} has no test images"
         if ids.duplicated().any():
-            return f"{name} has {ids[ids.duplicated()].iloc[0]} more than once"
+            return f"{name} has {ids[ids.duplicated()].tolist()[0]} more than once"
     ids = [set(model.table["image_id"]) for model in (base, new)]
     alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, ids, ids[::-1])]
     if any(only for _, only in alone):
@@ -153,8 +154,9 @@ def differences_of_test_sets(base: Predictions, new: Predictions, names: Sequenc
     return ""
 
 
-def _examples(ids: Sequence[str]) -> str:
-    return ", ".join([*list(ids)[:_EXAMPLES], *(["…"] if len(ids) > _EXAMPLES else [])])
+def _examples(ids: Iterable[str]) -> str:
+    first = list(islice(ids, _EXAMPLES + 1))
+    return ", ".join([*first[:_EXAMPLES], *(["…"] if len(first) > _EXAMPLES else [])])
 
 
 def _in_order(predictions: Predictions) -> Predictions:
@@ -178,14 +180,15 @@ def paired_replicates(
     ]
     pairs = {}
     for name in models[0][0]:
-        values, drawn = zip(*((value[name][0], parts[name]) for value, parts in models))
+        values, drawn = ([model[part][name] for model in models] for part in (0, 1))
         count = effective(name)
         if is_mean_over_classes(name):
             difference, count = combine_classes(drawn[1] - drawn[0], count)
         else:
-            first, second = _move_gaps(values, drawn) if name == "ece" else drawn
-            difference = combine(name, second) - combine(name, first)
-        pairs[name] = Pair(*(float(combine(name, value)) for value in values), difference, count)
+            moved = _move_gaps(values, drawn) if name == "ece" else drawn
+            difference = combine(name, moved[1]) - combine(name, moved[0])
+        first, second = (float(combine(name, value[0])) for value in values)
+        pairs[name] = Pair(first, second, difference, count)
     return pairs
 
 
@@ -199,13 +202,13 @@ def _move_gaps(values: Sequence[np.ndarray], drawn: Sequence[np.ndarray]) -> np.
     hypothesis has it.
 
     Args:
-        values: the gaps of both models, each of shape (k,).
+        values: the gaps of both models, each of shape (1, k).
         drawn: those of the replicates, each of shape (replicates, k).
 
     Returns:
         Shape (2, replicates, k).
     """
-    gaps = np.stack(values)
+    gaps = np.concatenate(values)
     square, by_chance = np.mean(gaps**2, axis=0), np.mean(np.var(drawn, axis=1), axis=0)
     real = max(0.0, 1 - by_chance.sum() / square.sum()) if square.any() else 0.0
     expected = np.sign(gaps) * np.sqrt(real * square)
@@ -213,7 +216,7 @@ def _move_gaps(values: Sequence[np.ndarray], drawn: Sequence[np.ndarray]) -> np.
 
 
 def paired_headline(
-    base: Predictions, new: Predictions, thresholds: Sequence[float], replicates: int
+    base: Predictions, new: Predictions, thresholds: tuple[float, float], replicates: int
 ) -> dict[str, Pair]:
     """Every headline metric of two models, as `paired_replicates` gives it.
 
@@ -223,7 +226,7 @@ def paired_headline(
         thresholds: the decision threshold of each.
         replicates: of the bootstrap.
     """
-    statistics = (headline(model, own) for model, own in zip((base, new), thresholds))
+    statistics = headline(base, thresholds[0]), headline(new, thresholds[1])
     return paired_replicates(*statistics, base.lesions, replicates, effective_lesions_of(base))
 
 
@@ -329,7 +332,8 @@ def _compare_subgroups(
             key: measure(group["metric"], members, weights) for key, (group, members, _) in looked_at.items()
         }
 
-    statistics = [statistic_of(model, own) for model, own in zip((base, new), thresholds or (0.5, 0.5))]
+    first, second = thresholds or (0.5, 0.5)
+    statistics = statistic_of(base, first), statistic_of(new, second)
     pairs = paired_replicates(*statistics, lesions, replicates, lambda key: looked_at[key][2]) if looked_at else {}
     tests = [{**looked_at[key][0], **paired_test(pair, confidence)} for key, pair in pairs.items()]
     for test, adjusted in zip(tests, holm([test["p"] for test in tests])):

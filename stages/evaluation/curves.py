@@ -99,12 +99,12 @@ def _band(
 ) -> dict[str, np.ndarray]:
     """The intervals of a curve's height, which is the metric, at the places `at` of the horizontal axis."""
     if at.empty:
-        return {"lower": at, "upper": at}
+        return {"lower": np.empty(0), "upper": np.empty(0)}
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         steps = weighted_steps(test.malignant_probability, test.is_malignant, weights)
         heights = np.full((len(weights), len(_GRID)), np.nan)
-        for row, (positives, negatives) in enumerate(zip(steps.positives, steps.negatives)):
+        for row, (positives, negatives) in enumerate(zip(*steps)):
             if positives.any() and negatives.any():
                 heights[row] = curve(positives, negatives)
         return {"height": heights}

@@ -35,7 +35,7 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
     """
     names = [f"{low}-{high - 1}" for low, high in pairwise(AGE_BANDS)]
     names = [f"under {AGE_BANDS[1]}", *names[1:-1], f"{AGE_BANDS[-2]} and older"]
-    age = pd.cut(images["age"].astype(float), AGE_BANDS, right=False, labels=names)
+    age = pd.Series(pd.cut(images["age"].astype(float), list(AGE_BANDS), right=False, labels=names))
     return pd.DataFrame(
         {
             "age": age.astype(object).where(age.notna(), UNKNOWN),
@@ -75,23 +75,33 @@ def assess_subgroups(
     """
     result = {}
     for attribute in groups.columns:
-        counts = groups[attribute].value_counts().sort_index().sort_values(ascending=False, kind="stable")
-        members = [(groups[attribute] == name).to_numpy() for name in counts.index]
+        names = groups[attribute].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
+        members = [(groups[attribute] == name).to_numpy() for name in names]
 
         def statistic(weights: np.ndarray, members: list[np.ndarray] = members) -> dict[str, np.ndarray]:
             columns = [_rates(score[mine], is_malignant[mine], threshold, weights[:, mine]) for mine in members]
             return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
 
-        values = {metric: numbers[0] for metric, numbers in statistic(unit_weights(lesions)).items()}
-        drawn = replicate(statistic, lesions, replicates)
-        described = [_count(name, lesions[mine], is_malignant[mine]) for name, mine in zip(counts.index, members)]
-        gaps = {}
-        for metric in METRICS:
-            effective = np.array([_effective_lesions(metric, group) for group in described])
-            for group, number in zip(described, describe(values[metric], drawn[metric], confidence, effective)):
-                group[metric] = number
-            judged = np.array([group["judged"][metric] for group in described])
-            gaps[metric] = _worst_gap(list(counts.index), judged, values[metric], drawn[metric], confidence, effective)
+        values, drawn = statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)
+        counts = np.array([count_lesions(lesions[mine], is_malignant[mine]) for mine in members]).T
+        effective = {metric: effective_lesions(metric, *counts) for metric in METRICS}
+        numbers = {
+            metric: describe(values[metric][0], drawn[metric], confidence, effective[metric]) for metric in METRICS
+        }
+        described = [
+            {
+                "name": name,
+                "images": int(members[row].sum()),
+                **dict(zip(("lesions", "malignant_lesions", "benign_lesions"), counts[:, row].tolist())),
+                "judged": {metric: bool(effective[metric][row] >= MIN_LESIONS) for metric in METRICS},
+                **{metric: numbers[metric][row] for metric in METRICS},
+            }
+            for row, name in enumerate(names)
+        ]
+        gaps = {
+            metric: _worst_gap(names, values[metric][0], drawn[metric], effective[metric], confidence)
+            for metric in METRICS
+        }
         result[attribute] = {"groups": described, "worst_gap": gaps}
     return result
 
@@ -102,37 +112,15 @@ def _rates(score: np.ndarray, is_malignant: np.ndarray, threshold: float, weight
     return {"sensitivity": rates["sensitivity"][:, 0], "specificity": rates["specificity"][:, 0], "auroc": auroc}
 
 
-def _count(name: str, lesions: np.ndarray, is_malignant: np.ndarray) -> dict:
-    total, malignant, benign = count_lesions(lesions, is_malignant)
-    enough = {"sensitivity": malignant >= MIN_LESIONS, "specificity": benign >= MIN_LESIONS}
-    return {
-        "name": name,
-        "images": len(lesions),
-        "lesions": total,
-        "malignant_lesions": malignant,
-        "benign_lesions": benign,
-        "judged": {**enough, "auroc": all(enough.values())},
-    }
-
-
-def _effective_lesions(metric: str, group: dict) -> int:
-    return effective_lesions(metric, group["lesions"], group["malignant_lesions"], group["benign_lesions"])
-
-
 def _worst_gap(
-    names: list[str],
-    judged: np.ndarray,
-    values: np.ndarray,
-    drawn: np.ndarray,
-    confidence: float,
-    lesions: np.ndarray,
+    names: pd.Index, values: np.ndarray, drawn: np.ndarray, lesions: np.ndarray, confidence: float
 ) -> dict | None:
-    if judged.sum() < 2:
+    assessed = lesions >= MIN_LESIONS
+    if assessed.sum() < 2:
         return None
-    highest = int(np.where(judged, values, -np.inf).argmax())
+    high = int(np.where(assessed, values, -np.inf).argmax())
     # Of equal ones the last: where all groups are alike, the two are still two.
-    lowest = len(names) - 1 - int(np.where(judged, values, np.inf)[::-1].argmin())
-    effective = min(lesions[highest], lesions[lowest])
-    gap, gaps = values[highest] - values[lowest], drawn[:, highest] - drawn[:, lowest]
-    difference = describe(gap, gaps, confidence, effective, DIFFERENCE)
-    return {"highest": names[highest], "lowest": names[lowest], "difference": difference}
+    low = len(values) - 1 - int(np.where(assessed, values, np.inf)[::-1].argmin())
+    gap, gaps = values[high] - values[low], drawn[:, high] - drawn[:, low]
+    difference = describe(gap, gaps, confidence, min(lesions[high], lesions[low]), DIFFERENCE)
+    return {"highest": names[high], "lowest": names[low], "difference": difference}

@@ -28,7 +28,8 @@ _LARGEST_KEPT = 16_000_000  # draws of lesions, of 2 bytes each
 # From weights, shape (replicates, images), to arrays of shape (replicates,) or (replicates, k) by name, as those of
 # `weighted_metrics` and `weighted_calibration`; NaN where a replicate has no such number.
 Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
-EffectiveLesions = Callable[[str], int | np.ndarray]  # how many lesions a number rests on, by its name
+Lesions = float | np.ndarray  # how many a number rests on, or each of several; degrees of freedom need not be whole
+EffectiveLesions = Callable[[str], Lesions]  # by the name of a number
 
 SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # ranges: of most numbers, and of their differences
 _MEANS_OVER_IMAGES = ("accuracy", "ece", "brier", "nll")
@@ -91,12 +92,10 @@ def count_lesions(lesions: np.ndarray, is_positive: np.ndarray) -> tuple[int, in
         lesions: the lesion of each image, shape (n,).
         is_positive: bool, shape (n,): malignant, or of a class.
     """
-    return tuple(len(np.unique(lesions[kind])) for kind in (slice(None), is_positive, ~is_positive))
+    return len(np.unique(lesions)), len(np.unique(lesions[is_positive])), len(np.unique(lesions[~is_positive]))
 
 
-def effective_lesions(
-    metric: str, total: int | np.ndarray, positive: int | np.ndarray, negative: int | np.ndarray
-) -> int | np.ndarray:
+def effective_lesions(metric: str, total: Lesions, positive: Lesions, negative: Lesions) -> Lesions:
     """How many lesions a metric rests on: all for a mean over images, else those of the rarer kind.
 
     At least 1, also of a metric that has no value. Of means over classes: of the number of each class, all counts of
@@ -110,7 +109,7 @@ def effective_lesions(
     return np.maximum(1, total if metric in _MEANS_OVER_IMAGES else np.minimum(positive, negative))
 
 
-def combine_classes(drawn: np.ndarray, lesions: np.ndarray) -> tuple[np.ndarray, float]:
+def combine_classes(drawn: np.ndarray, lesions: Lesions) -> tuple[np.ndarray, float]:
     """The replicates of a mean over classes, and the lesions that it rests on, for `score_interval`.
 
     The sum of a few variances, most of it often of the rarest classes, is known as badly as they are: its degrees of
@@ -125,11 +124,11 @@ def combine_classes(drawn: np.ndarray, lesions: np.ndarray) -> tuple[np.ndarray,
     Returns:
         Replicates of the mean, shape (replicates,), and one more than the degrees of freedom.
     """
-    lesions, known = np.asarray(lesions), np.isfinite(drawn)
-    if (lesions[known.any(axis=0)] < 2).all():
+    counts, known = np.asarray(lesions), np.isfinite(drawn)
+    if (counts[known.any(axis=0)] < 2).all():
         return mean_over_classes(drawn), 1
     spread = np.where(known, drawn - mean_over_classes(drawn.T)[None], 0)
-    others = np.maximum(lesions - 1, 1)
+    others = np.maximum(counts - 1, 1)
     variance = (spread**2).sum(axis=0) / np.maximum(known.sum(axis=0), 1) * (others + 1) / others
     if not variance.round(DIGITS).any():  # none shows an error: as if it were the same of every lesion
         variance = known.any(axis=0) / others
@@ -192,7 +191,7 @@ def describe(
     value: np.ndarray,
     drawn: np.ndarray,
     confidence: float,
-    lesions: int | np.ndarray,
+    lesions: Lesions,
     bounds: tuple[float, float] = SHARE,
 ) -> dict | list[dict]:
     """A number, or k of them, with the interval that its replicates give: what `estimate` returns by name.
@@ -216,7 +215,7 @@ def score_interval(
     value: np.ndarray,
     drawn: np.ndarray,
     confidence: float,
-    lesions: int | np.ndarray,
+    lesions: Lesions,
     bounds: tuple[float | np.ndarray, float | np.ndarray] = SHARE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The score interval of numbers that lie in a range, with the effective sample size that their replicates give.

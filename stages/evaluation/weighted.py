@@ -4,10 +4,7 @@ Everywhere `weights` is how often each image counts, at least 0, shape (replicat
 (replicates,), or (replicates, k) for k thresholds or bins, with NaN where a replicate has no such number.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from scipy.sparse import csr_array
 
 from stages.dataset.taxonomy import class_names, malignant_classes
 from stages.evaluation.predictions import malignant_probability
@@ -73,35 +70,26 @@ def mean_over_classes(values: np.ndarray) -> np.ndarray:
         return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)
 
 
-class Steps(NamedTuple):
-    """The steps of a ROC curve, from the highest score down; images of one score make one step.
+def weighted_steps(score: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of the positives and of the negatives in each step of a ROC curve, from the highest score down.
 
-    Attributes:
-        positives: weight of the positives of each step, shape (replicates, steps).
-        negatives: that of the negatives.
-        scores: of each step, shape (steps,), falling.
-    """
-
-    positives: np.ndarray
-    negatives: np.ndarray
-    scores: np.ndarray
-
-
-def weighted_steps(score: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> Steps:
-    """The steps of the ROC curve of each replicate.
+    Images of one score make one step.
 
     Args:
         score: shape (n,), higher for positives.
         is_positive: bool, shape (n,).
         weights: shape (replicates, n).
+
+    Returns:
+        Two arrays of shape (replicates, steps).
     """
     order = np.argsort(-score, kind="stable")
-    sorted_score = score[order]
-    first_of_step = np.flatnonzero(np.r_[True, sorted_score[1:] != sorted_score[:-1]])
+    first_of_step = np.flatnonzero(np.diff(score[order], prepend=np.inf))
     ordered = weights[:, order]
-    total = np.add.reduceat(ordered, first_of_step, axis=1)
-    positives = np.add.reduceat(ordered * is_positive[order], first_of_step, axis=1)
-    return Steps(positives, total - positives, sorted_score[first_of_step])
+    positives, total = (
+        np.add.reduceat(part, first_of_step, axis=1) for part in (ordered * is_positive[order], ordered)
+    )
+    return positives, total - positives
 
 
 def weighted_areas(score: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,15 +145,13 @@ def weighted_rates(
         `true_positives` and `false_positives` (weights), `sensitivity`, `specificity`, `ppv` and `npv`, each of the
         shape (replicates, k).
     """
-    rank = np.argsort(np.argsort(thresholds))
-    reached = np.searchsorted(np.sort(thresholds), score, side="right")  # how many of the thresholds
 
     def split_at(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The weight of `members` below each threshold, and from it on."""
-        places = (reached[members], np.flatnonzero(members))
-        sums = csr_array((np.ones(len(places[0])), places), (len(thresholds) + 1, len(score))) @ weights.T
-        below = sums.cumsum(axis=0)[:-1].T[:, rank]
-        return below, sums.sum(axis=0)[:, None] - below
+        """The weight of `members` below each threshold, and at or above it."""
+        order = np.flatnonzero(members)[np.argsort(score[members])]
+        sums = _cumulated(np.take(weights.T, order, axis=0))
+        below = sums[np.searchsorted(score[order], thresholds)].T
+        return below, sums[-1][:, None] - below
 
     false_negatives, true_positives = split_at(is_positive)
     true_negatives, false_positives = split_at(~is_positive)
@@ -188,10 +174,8 @@ def weighted_sensitivity_at(
     Of observed thresholds only, without interpolation. The reverse, specificity at a sensitivity, is this of `-score`
     and `~is_positive`.
     """
-    positives, negatives, _ = weighted_steps(score, is_positive, weights)
-    start = np.zeros((len(weights), 1))  # above the highest score nothing is positive
-    true = np.concatenate([start, positives.cumsum(axis=1)], axis=1)
-    false = np.concatenate([start, negatives.cumsum(axis=1)], axis=1)
+    # Above the highest score nothing is positive.
+    true, false = (_cumulated(part.T).T for part in weighted_steps(score, is_positive, weights))
     result = np.empty((len(weights), len(specificities)))
     for row, (true_positives, false_positives) in enumerate(zip(true, false)):
         # Weights are counts: half an image is more than rounding and less than an image.
