@@ -5,7 +5,7 @@ from pytorch_lightning import LightningDataModule
 
 from stages.classifier.memory import find_batch_size
 from stages.config import Config
-from stages.dataset.loaders import Batches, Shuffle, SplitImages
+from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 
 # Smaller batches would be launched more slowly than they are computed. Where training takes as many images at a time,
 # validation finds its convolutions planned: cuDNN takes 2 to 3 seconds for those of EfficientNet-B0.
@@ -45,7 +45,7 @@ class SkinLesionData(LightningDataModule):
         return self._batches(
             self.train_images,
             self.batch_size * training.accumulate_grad_batches,
-            Shuffle(
+            SamplingConfig(
                 seed=training.seed,
                 augmentation=self.config.data if self.config.data.augment else None,
                 balance=training.class_balance_strength if training.class_balance == "sampling" else 0.0,
@@ -56,13 +56,13 @@ class SkinLesionData(LightningDataModule):
     def val_dataloader(self) -> Batches:
         return self._batches(self.val_images, max(self.batch_size, SMALLEST_VALIDATION_BATCH))
 
-    def _batches(self, images: SplitImages, batch_size: int, shuffle: Shuffle | None = None) -> Batches:
+    def _batches(self, images: SplitImages, batch_size: int, sampling: SamplingConfig | None = None) -> Batches:
         trainer = self.trainer
         return Batches(
             images,
             batch_size,
             trainer.strategy.root_device,
-            shuffle,
+            sampling,
             trainer.global_rank,
             trainer.world_size,
             self.config.data.num_workers,

@@ -11,7 +11,7 @@ from pytorch_lightning import Trainer
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.optimization import WeightAverage, create_optimizer
 from stages.classifier.step import WARM_UP_STEPS, TrainingStep
-from stages.dataset.augmentation import draw
+from stages.dataset.augmentation import sample_params
 from stages.dataset.loaders import LARGEST_SHARE_OF_GPU_MEMORY, Batch
 from stages.errors import InputError
 
@@ -81,11 +81,12 @@ def _take_steps(module: SkinLesionClassifier, size: int) -> bool:
     optimizer = create_optimizer(network.backbone, training, device)
     step = TrainingStep(network, module.losses, optimizer, average, training, device, say=lambda _: None)
     count, side = size * training.accumulate_grad_batches, module.image_size
-    draws = draw(np.random.default_rng(0), count, module.config.data) if module.config.data.augment else None
+    data = module.config.data
+    augment_params = sample_params(np.random.default_rng(0), count, data) if data.augment else None
     batch = Batch(
         torch.zeros((count, side, side, 3), dtype=torch.uint8, device=device),
         torch.zeros(count, dtype=torch.int64, device=device),
-        None if draws is None else torch.from_numpy(draws).to(device),
+        None if augment_params is None else torch.from_numpy(augment_params).to(device),
     )
     try:
         for _ in range(WARM_UP_STEPS + 1):

@@ -86,13 +86,13 @@ class SkinLesionClassifier(LightningModule):
         """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
         training, classes = self.config.training, self.config.model.num_classes
         targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
-        if batch.draws is None:
+        if batch.augment_params is None:
             pixels = as_float(batch.images)
         else:
             # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
             exact = batch.images.device.type == "cpu" or training.precision == 32
             dtype = torch.float32 if exact else torch.float16
-            pixels, targets = augment_batch(batch.images, targets, batch.draws, self.config.data, dtype)
+            pixels, targets = augment_batch(batch.images, targets, batch.augment_params, self.config.data, dtype)
         logits = self._logits(network, pixels)
         if self.logit_adjustment is not None:
             # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: frequencies are no task of the network.
