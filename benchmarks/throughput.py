@@ -42,7 +42,7 @@ from stages.classifier.networks import create_network
 from stages.classifier.optimization import create_optimizer
 from stages.classifier.step import WARM_UP_STEPS, TrainingStep
 from stages.config import Config, DataConfig, ModelConfig, SplitConfig, TrainingConfig
-from stages.dataset.loaders import Batch, Batches, Shuffle, SplitImages
+from stages.dataset.loaders import Batch, Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
@@ -159,7 +159,7 @@ def _limit(config: Config, images: SplitImages, device: torch.device) -> float:
 
 def _bare(config: Config, images: SplitImages, device: torch.device) -> float:
     step = _step(config, images.store.image_size, device)
-    batches = Batches(images, config.training.batch_size, device, Shuffle(0, config.data))
+    batches = Batches(images, config.training.batch_size, device, SamplingConfig(0, config.data))
     speeds = []
     for epoch in range(3):
         batches.set_epoch(epoch)

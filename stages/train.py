@@ -27,7 +27,7 @@ from stages.classifier.loggers import end_logging, log_results
 from stages.classifier.networks import Ensemble, NormalizedNetwork, architecture, pixel_statistics
 from stages.classifier.weights import ModelDescription, save_model
 from stages.config import Config, load_config
-from stages.dataset.augmentation import augment_batch, draw
+from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names
@@ -158,8 +158,8 @@ def augmented_examples(images: SplitImages, config: Config) -> np.ndarray:
     columns = [originals]
     for version in range(VERSIONS if config.data.augment else 0):
         random = np.random.default_rng([config.training.seed, version])
-        draws = torch.from_numpy(draw(random, len(rows), config.data))
-        columns.append(_as_pixels(augment_batch(originals, targets, draws, config.data)[0]))
+        augment_params = torch.from_numpy(sample_params(random, len(rows), config.data))
+        columns.append(_as_pixels(augment_batch(originals, targets, augment_params, config.data)[0]))
     return torch.stack(columns, dim=1).numpy()
 
 

@@ -174,8 +174,8 @@ def test_every_epoch_has_an_order_and_an_augmentation_of_its_own(train, seen):
     train(**{"training.max_epochs": 3})
     orders = [[batch.images[:, 0, 0, 0].tolist() for batch in seen[epoch * 5 : epoch * 5 + 5]] for epoch in range(3)]
     assert all(one != other for number, one in enumerate(orders) for other in orders[:number])
-    draws = [seen[epoch * 5].draws for epoch in range(3)]
-    assert not any(torch.equal(one, other) for number, one in enumerate(draws) for other in draws[:number])
+    params = [seen[epoch * 5].augment_params for epoch in range(3)]
+    assert not any(torch.equal(one, other) for number, one in enumerate(params) for other in params[:number])
 
 
 @pytest.mark.parametrize("augmented", [True, False])
