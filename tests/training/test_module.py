@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from stages.classifier.module import SkinLesionClassifier
+from stages.training.module import SkinLesionClassifier
 from stages.config import Config, DataConfig, ModelConfig, TrainingConfig
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batch

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stages.classifier.networks import BaselineCNN
-from stages.classifier.optimization import (
+from stages.training.optimization import (
     LearningRate,
     WeightAverage,
     check_optimizer,
