@@ -180,7 +180,8 @@ class TrainingLoop:
             if progress.batch == self.batches:
                 metrics |= self._end_epoch()
                 seconds = time.perf_counter() - start
-                self._display.end_epoch(progress.epoch - 1, metrics, progress.images_per_second[-1], seconds)
+                shown = {name: value for name, value in metrics.items() if name != "epoch"}
+                self._display.end_epoch(progress.epoch - 1, shown, progress.images_per_second[-1], seconds)
             if metrics:
                 self._log(progress.step - 1, metrics)
             self._checkpoint()
@@ -224,7 +225,7 @@ class TrainingLoop:
         progress = self.progress
         progress.images_per_second.append(self._throughput.of_epoch())
         metrics = {
-            "epoch": float(progress.epoch),
+            "epoch": progress.epoch,
             "train_loss": progress.loss_sum / self.batches,
             "learning_rate": progress.first_rate,
         }

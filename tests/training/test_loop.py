@@ -538,7 +538,7 @@ def test_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch, 
 
     monkeypatch.setattr(SkinLesionClassifier, where, run_out_of_memory)
     with pytest.raises(InputError, match=r"too small for a single image: lower data\.image_size"):
-        train(**{"model.name": "resnet", "model.variant": "18"})
+        train()
 
 
 def test_more_devices_than_there_are_is_refused(quick, monkeypatch):
@@ -552,6 +552,7 @@ def test_a_plain_trainer_of_lightning_takes_the_same_steps(train, tiny, tmp_path
     """The classifier is an ordinary LightningModule; the loop is only faster, and survives."""
     changes = {"training.optimizer": "sgd", "training.gradient_clip_val": 0.0, "training.learning_rate": 0.01}
     changes |= {"training.lr_scheduler": "step", "training.lr_warmup_epochs": 0.0, "training.max_epochs": 1}
+    changes["model.dropout_rate"] = 0.0
     starts = []
     fitted = train(lambda module, val: starts.append({k: v.clone() for k, v in module.state_dict().items()}), **changes)
     images = SplitImages(fitted.val.store, "train", tiny.split, 2)
