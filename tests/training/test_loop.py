@@ -502,7 +502,7 @@ def test_losses_and_rates_of_steps_are_logged_as_often_as_asked(train, tmp_path)
 def test_a_profile_lands_in_its_folder_and_nowhere_else(train, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     train(**{"training.profiler": name, "training.max_epochs": 1})
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "profiles"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "profiles", "checkpoints"}
     assert any(path.stat().st_size > 100 for path in (tmp_path / "profiles").iterdir())
 
 
