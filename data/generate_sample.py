@@ -33,9 +33,9 @@ LESIONS_PER_DIAGNOSIS = {"akiec": 34, "bcc": 48, "bkl": 64, "df": 24, "mel": 72,
 LESIONS_PER_VIEW_COUNT = {1: 250, 2: 110, 3: 30, 4: 10}  # 400 lesions, 600 images
 
 # fmt: off
-# Every cue is a range from which a lesion draws one value: the radius in pixels, all others strengths from 0 (absent) to
-# 1 (striking). `softness` is the width of the border as a fraction of the radius, `asymmetry` the size and distance of
-# a second lobe. A diagnosis lists what differs from these.
+# Every cue is a range from which a lesion draws one value: the radius in pixels, the others strengths from 0 (absent)
+# to 1 (striking). `softness` is the width of the border as a fraction of the radius, `asymmetry` the size and distance
+# of a second lobe. A diagnosis lists what differs from these.
 COMMON_LOOKS = {
     "radius": (22, 35), "elongation": (0.0, 0.25), "asymmetry": (0.0, 0.3), "irregularity": (0.05, 0.25),
     "softness": (0.1, 0.25), "opacity": (0.6, 0.9), "mottling": (0.1, 0.4), "dark_patches": (0.0, 0.15),
@@ -152,13 +152,14 @@ def between(rng, low, high):
     return low + (high - low) * rng.random()
 
 
-def pick(rng, weights):
+def pick(rng, weights) -> str:
     """One of the keys of `weights`, whose values are whole numbers."""
     ticket = int(rng.integers(sum(weights.values())))
     for key, weight in weights.items():
         ticket -= weight
         if ticket < 0:
             return key
+    raise ValueError("weights must be positive")
 
 
 def shuffled(rng, items):
@@ -514,7 +515,7 @@ def generate(output):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("SYN_*.jpg"):
             stale.unlink()
-    columns = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
+    columns = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
     with (output / "HAM10000_metadata.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
