@@ -42,7 +42,7 @@ sample: $(VENV)/installed  ## draw data/sample again
 	python data/generate_sample.py
 
 s3: $(VENV)/installed-dev  ## run an S3 server on this machine for DVC's remote, until Ctrl-C
-	python -m stages.commands.s3
+	python -m tests.s3_server
 
 lock: $(VENV)/installed-dev  ## compile requirements*.in into requirements*.txt, for every Python and platform
 	uv pip compile $(COMPILE) requirements.in -o requirements.txt
