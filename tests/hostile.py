@@ -547,7 +547,7 @@ def _decode(path: Path) -> None:
 def _read_archive(folder: Path) -> None:
     files, problems = find_images(folder / "archives")
     with ImageReader() as reader:
-        for file in files.values():
+        for file in files:
             decode_square(reader.read(file), SIZE)
     if problems:
         raise InputError("\n".join(problems))
