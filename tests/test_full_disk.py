@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages import evaluate, plot, prepare, split, train
-from stages.classifier.module import SkinLesionClassifier
+from stages.training.module import SkinLesionClassifier
 from stages.errors import run
 from stages.files import CHECKPOINTS, write_array
 

@@ -47,12 +47,13 @@ def validate_model(
     Raises:
         InputError: the dataset or the model has a mistake.
     """
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from stages.classifier.calibration import apply_temperature, load_calibration
     from stages.classifier.hardware import set_up_device
     from stages.classifier.inference import predict_probabilities
     from stages.classifier.weights import load_model
+    from stages.config import override
     from stages.dataset.loaders import Batches, SplitImages
     from stages.dataset.pixels import PixelStore
     from stages.evaluation.judgement import judge
@@ -60,18 +61,18 @@ def validate_model(
     from stages.files import write_csv
     from stages.prepare import prepare_dataset
 
-    device = set_up_device(config.training.cpu_threads)
+    device = set_up_device(config.runtime.cpu_threads)
     network, description = load_model(models)
     calibration = load_calibration(models)
-    data = replace(
-        config.data,
-        data_dir=str(data_dir),
-        columns=columns,
-        classes=classes,
-        image_size=description.image_size,
-        subsample_percentage=1.0,
-    )
-    table = prepare_dataset(data, prepared)
+    changes = {
+        "data.data_dir": str(data_dir),
+        "data.columns": columns,
+        "data.classes": classes,
+        "data.image_size": description.image_size,
+        "data.subsample_percentage": 1.0,
+    }
+    data = override(config, changes).data
+    table = prepare_dataset(data, prepared, config.runtime.num_workers)
     split_file = prepared / "split.csv"
     write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
 

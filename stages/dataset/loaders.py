@@ -109,10 +109,6 @@ class Batches:
         rank: which of the processes that share the images this is, from 0.
         world_size: how many of them there are. Each gets its part of every step's images.
         threads: that read ahead; they change nothing in what is read.
-
-    Attributes:
-        epoch: of the next iteration.
-        skip: batches at the start of the next iteration that come as None: a resumed training has seen them.
     """
 
     def __init__(
@@ -130,8 +126,6 @@ class Batches:
         self.device = device
         self.sampling = sampling
         self.rank, self.world_size, self.threads = rank, world_size, threads
-        self.epoch = 0
-        self.skip = 0
         self._labels = images.labels.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="order")
@@ -144,26 +138,22 @@ class Batches:
             return None
         return torch.from_numpy(self.images.store.read(self.images.indices)).to(self.device)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the random numbers of the next iteration."""
-        self.epoch = 0 if self.sampling is not None and self.sampling.repeated else epoch
-
     def __len__(self) -> int:
         of_all = self.batch_size * self.world_size
         if self.sampling is not None:
             return len(self.images) // of_all
         return -(-len(range(self.rank, len(self.images), self.world_size)) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch | None]:
-        epoch = self.epoch
+    def __iter__(self) -> Iterator[Batch]:
+        return self.of_epoch(0)
+
+    def of_epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0; from batch `start` on, where a training is resumed."""
         rows, params = self._get_order(epoch)
         on_device = rows.to(self.device, non_blocking=True)
         params = None if params is None else params.to(self.device, non_blocking=True)
         labels = self._labels[on_device]
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)]
-        for _ in range(self.skip):
-            yield None
-        parts = parts[self.skip :]
+        parts = [slice(first, first + self.batch_size) for first in range(0, len(rows), self.batch_size)][start:]
         pixels = self._pixels(rows.numpy(), on_device, parts)
         for number, (part, images) in enumerate(zip(parts, pixels)):
             if number == len(parts) // 2:
@@ -178,7 +168,7 @@ class Batches:
 
     def _prefetch(self, epoch: int) -> None:
         """Compute `_order` of an epoch in a thread while the epoch before it is trained on."""
-        if self.sampling is not None and not self.sampling.repeated:
+        if self.sampling is not None:
             self._prefetched = epoch, self._thread.submit(self._order, epoch)
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
@@ -189,7 +179,7 @@ class Batches:
         count = len(self.images)
         if self.sampling is None:
             return self._pinned(np.arange(self.rank, count, self.world_size)), None
-        random = np.random.default_rng([self.sampling.seed, epoch])
+        random = np.random.default_rng([self.sampling.seed, 0 if self.sampling.repeated else epoch])
         if self.sampling.balance:
             labels = self.images.labels.numpy()
             chance = np.bincount(labels)[labels] ** -self.sampling.balance
@@ -215,7 +205,7 @@ class Batches:
             return stream(store, [indices[part] for part in parts], self.device, self.threads)
         return (torch.from_numpy(store.read(indices[part])) for part in parts)
 
-    def image_ids(self, batch: int) -> list[str]:
-        """The ids of the images in a batch of this epoch, counted from 0."""
-        rows, _ = self._order(self.epoch)
+    def image_ids(self, epoch: int, batch: int) -> list[str]:
+        """The ids of the images in a batch of an epoch, both counted from 0."""
+        rows, _ = self._order(epoch)
         return list(self.images.table["image_id"].iloc[rows[batch * self.batch_size :][: self.batch_size].numpy()])
