@@ -31,23 +31,23 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from stages.classifier.engine import prepare_hardware
+from stages.classifier.optimization import create_optimizer
+from stages.classifier.step import WARM_UP_STEPS, TrainingStep
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.plain import PLAIN
-from stages.classifier.engine import prepare_hardware
 from stages.classifier.hardware import describe_hardware
-from stages.training.module import SkinLesionClassifier
 from stages.classifier.networks import create_network
-from stages.classifier.optimization import create_optimizer
-from stages.classifier.step import WARM_UP_STEPS, TrainingStep
 from stages.config import Config, override
 from stages.dataset.loaders import Batch, Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
 from stages.train import train_model
+from stages.training.module import SkinLesionClassifier
 
 ROWS_ON_A_GPU = (
     "efficientnet/b0/224/32/bf16",

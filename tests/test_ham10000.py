@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.plain import PLAIN
 from stages.dataset.folds import KNOWN_DUPLICATES
-from stages.dataset.images import find_images
+from stages.dataset.images import by_image_id, find_images
 from stages.dataset.metadata import find_metadata, read_metadata
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import DIAGNOSES
@@ -26,8 +26,9 @@ def table(ham10000):
 def test_the_whole_table_passes_the_checks_and_each_row_has_its_image(ham10000, table):
     assert len(table) in (8_584, 10_015)
     assert set(table["dx"]) == set(DIAGNOSES)
-    files, problems = find_images(ham10000)
-    assert problems == []
+    images, unreadable = find_images(ham10000)
+    files, repeated = by_image_id(images)
+    assert unreadable + repeated == []
     assert set(table["image_id"]) <= set(files)
 
 

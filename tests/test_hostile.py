@@ -24,7 +24,7 @@ from stages.commands.compare import code, parameters_in
 from stages.commands.snapshots import read_snapshot
 from stages.commands.summarize import _plain
 from stages.config import load_config
-from stages.dataset.images import ImageProblem, ImageReader, decode_square, find_images
+from stages.dataset.images import ImageProblem, ImageReader, by_image_id, decode_square, find_images
 from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
@@ -161,7 +161,9 @@ def test_an_archive_is_read_or_refused_and_nothing_is_unpacked_into_a_folder(tmp
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "images.zip").write_bytes(ARCHIVES[name])
-    files, problems = find_images(folder)
+    images, problems = find_images(folder)
+    files, repeated = by_image_id(images)
+    problems += repeated
     read = {}
     with ImageReader() as reader:
         for image_id, file in files.items():
@@ -191,7 +193,7 @@ def test_a_member_that_claims_fewer_bytes_than_it_has_takes_no_memory_for_them(t
     tracemalloc.start()
     try:
         with ImageReader() as reader, pytest.raises(ImageProblem):
-            reader.read(files["a"])
+            reader.read(files[0])
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
@@ -235,7 +237,6 @@ def test_a_link_is_followed_to_be_read_and_leads_no_writing_astray(tmp_path):
         ("L1,I1,nv,histo,1e1,male,back,a", "age is '1e1'"),
         ("L1,I1,nv,histo,1_0,male,back,a", "age is '1_0'"),
         ("L1,I1,nv,histo,\N{ARABIC-INDIC DIGIT FIVE},male,back,a", "age is '\N{ARABIC-INDIC DIGIT FIVE}'"),
-        ("L1,I1,nv,histo,nan,male,back,a", "age is 'nan'"),
         ("L1,I1,nv,histo,121,male,back,a", "age is '121'"),
     ],
 )
