@@ -39,10 +39,10 @@ docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is
 	mkdocs build --strict --quiet
 
 sample: $(VENV)/installed  ## draw data/sample again
-	python -m stages.commands.generate_sample
+	python data/generate_sample.py
 
 s3: $(VENV)/installed-dev  ## run an S3 server on this machine for DVC's remote, until Ctrl-C
-	python -m stages.commands.s3
+	python -m tests.s3_server
 
 lock: $(VENV)/installed-dev  ## compile requirements*.in into requirements*.txt, for every Python and platform
 	uv pip compile $(COMPILE) requirements.in -o requirements.txt

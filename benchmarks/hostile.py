@@ -39,7 +39,7 @@ import pandas as pd
 from stages import prepare
 from stages.classifier.hardware import describe_hardware
 from stages.commands import predict, validate
-from stages.dataset.images import ImageProblem, ImageReader, decode_square, find_images
+from stages.dataset.images import ImageProblem, ImageReader, by_image_id, decode_square, find_images
 from stages.dataset.pixels import MANIFEST, PixelStore
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.errors import InputError, run
@@ -125,7 +125,7 @@ def corpus() -> Iterator[tuple[str, Iterator[Callable[[], str | None]]]]:
             (Path(folder) / "images.zip").write_bytes(data)
             files, problems = find_images(Path(folder))
             with ImageReader() as reader:
-                for file in files.values():
+                for file in files:
                     try:
                         assert has_halves(decode_square(reader.read(file), SIZE))
                     except ImageProblem as problem:
@@ -207,7 +207,7 @@ def check_labels(data: Path) -> None:
     """Every row that was prepared has the label and the pixels of its image."""
     store = PixelStore(PREPARED)
     written = pd.read_csv(PREPARED / MANIFEST, dtype=str)
-    files, _ = find_images(data)
+    files, _ = by_image_id(find_images(data)[0])
     with ImageReader() as reader:
         for number, image_id in enumerate(written["image_id"]):
             assert np.array_equal(store.read(np.array([number]))[0], decode_square(reader.read(files[image_id]), SIZE))

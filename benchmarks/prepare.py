@@ -29,14 +29,15 @@ import tempfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages.config import DataConfig
-from stages.dataset.images import ImageReader, find_images
+from benchmarks.plain import PLAIN
+from stages.dataset.images import ImageReader, by_image_id, find_images
 from stages.dataset.metadata import find_metadata, read_metadata
 from stages.errors import InputError, run
 from stages.files import write_json
@@ -54,9 +55,10 @@ def read_images(data_dir: Path, most: int | None) -> tuple[pd.DataFrame, list[by
         InputError: the dataset has problems, which `python -m stages.prepare` names.
     """
     table, problems, _ = read_metadata(find_metadata(data_dir))
-    files, more = find_images(data_dir)
+    images, unreadable = find_images(data_dir)
+    files, repeated = by_image_id(images)
     table = table[table["image_id"].isin(files)]
-    if problems or more or table.empty:
+    if problems or unreadable or repeated or table.empty:
         raise InputError(f"{data_dir} has no images, or mistakes: `python -m stages.prepare` names them")
     table = table.iloc[np.linspace(0, len(table) - 1, min(most or len(table), len(table))).astype(int)]
     with ImageReader() as reader:
@@ -112,7 +114,7 @@ def measure(kind: str, data_dir: Path, base: Path, times: int, size: int) -> dic
     if kind == "prepare":
         with tempfile.TemporaryDirectory(dir=data_dir.parent) as output:
             start, cpu_start = time.perf_counter(), time.process_time()
-            prepare_dataset(DataConfig(data_dir=str(data_dir), image_size=size), Path(output) / "prepared")
+            prepare_dataset(replace(PLAIN.data, data_dir=str(data_dir), image_size=size), Path(output) / "prepared")
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     else:
         files = [path.read_bytes() for path in sorted(base.iterdir())]

@@ -3,9 +3,9 @@
     OMP_WAIT_POLICY=passive python -m benchmarks.streaming
 
 The prepared folder is made here: a manifest, a split, and shards whose pixels are holes in sparse files, so that they
-take no disk. Training's own `Batches` go through one epoch of it, shuffled and with what augmentation draws, on the GPU
-where there is one, made to stream as it does where its memory does not hold the images, else on the CPU. Nothing is
-computed with the images, and no disk is read: images/s is what the loader can deliver at most.
+take no disk. Training's own `Batches` go through one epoch of it, shuffled and with the parameters of augmentation, on
+the GPU where there is one, made to stream as it does where its memory does not hold the images, else on the CPU.
+Nothing is computed with the images, and no disk is read: images/s is what the loader can deliver at most.
 
 Each size has a process of its own. Memory is what Linux says in /proc/self/status: RssAnon is what the process has
 allocated, VmHWM the most that was resident at any time, with libraries and, on a GPU, pinned buffers. The cache of
@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.plain import PLAIN
 from stages.classifier.hardware import describe_hardware
-from stages.config import DataConfig
 from stages.dataset import loaders
-from stages.dataset.loaders import Batches, Shuffle, SplitImages
+from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
@@ -77,7 +77,7 @@ def measure(folder: Path, batch_size: int, most_batches: int | None) -> dict:
     split_opened = time.perf_counter()
     opened = _memory()
 
-    batches = Batches(images, batch_size, device, Shuffle(0, DataConfig()))
+    batches = Batches(images, batch_size, device, SamplingConfig(0, PLAIN.data))
     count = min(len(batches), most_batches or len(batches))
     readings = {round(number) for number in np.linspace(0, count - 1, READINGS)}
     epoch_started = time.perf_counter()

@@ -31,22 +31,23 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from stages.classifier.engine import prepare_hardware
+from stages.classifier.optimization import create_optimizer
+from stages.classifier.step import WARM_UP_STEPS, TrainingStep
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from stages.classifier.engine import prepare_hardware
+from benchmarks.plain import PLAIN
 from stages.classifier.hardware import describe_hardware
-from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.networks import create_network
-from stages.classifier.optimization import create_optimizer
-from stages.classifier.step import WARM_UP_STEPS, TrainingStep
-from stages.config import Config, DataConfig, ModelConfig, SplitConfig, TrainingConfig
-from stages.dataset.loaders import Batch, Batches, Shuffle, SplitImages
+from stages.config import Config, override
+from stages.dataset.loaders import Batch, Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
 from stages.train import train_model
+from stages.training.module import SkinLesionClassifier
 
 ROWS_ON_A_GPU = (
     "efficientnet/b0/224/32/bf16",
@@ -73,19 +74,21 @@ def parse_row(row: str, epochs: int) -> Config:
     """The parameters of a row."""
     name, variant, size, batch_size, precision, *options = row.split("/")
     compile_ = next((option for option in options if option != "nondeterministic"), "auto")
-    return Config(
-        DataConfig(image_size=int(size)),
-        SplitConfig(),
-        ModelConfig(name=name, variant=variant or None, num_classes=2, pretrained=False),
-        TrainingConfig(
-            max_epochs=epochs,
-            batch_size=int(batch_size),
-            precision="bf16" if precision == "bf16" else int(precision),
-            deterministic="nondeterministic" not in options,
-            compile=compile_,
-            early_stopping_patience=epochs,
-            learning_rate=1e-6,  # random pixels teach nothing: the weights shall stay finite
-        ),
+    return override(
+        PLAIN,
+        {
+            "data.image_size": int(size),
+            "model.name": name,
+            "model.variant": variant or None,
+            "model.pretrained": False,
+            "training.max_epochs": epochs,
+            "training.batch_size": int(batch_size),
+            "training.precision": "bf16" if precision == "bf16" else int(precision),
+            "training.deterministic": "nondeterministic" not in options,
+            "training.compile": compile_,
+            "training.early_stopping_patience": epochs,
+            "training.learning_rate": 1e-6,  # random pixels teach nothing: the weights shall stay finite
+        },
     )
 
 
@@ -159,7 +162,7 @@ def _limit(config: Config, images: SplitImages, device: torch.device) -> float:
 
 def _bare(config: Config, images: SplitImages, device: torch.device) -> float:
     step = _step(config, images.store.image_size, device)
-    batches = Batches(images, config.training.batch_size, device, Shuffle(0, config.data))
+    batches = Batches(images, config.training.batch_size, device, SamplingConfig(0, config.data))
     speeds = []
     for epoch in range(3):
         batches.set_epoch(epoch)

@@ -25,6 +25,11 @@ class InputError(Exception):
     """
 
 
+def regenerate(problem: str) -> InputError:
+    """The error that a file which the pipeline makes is missing or damaged, with what to do about it."""
+    return InputError(f"{problem}; run `dvc repro` to regenerate it")
+
+
 class TerminatedError(InputError):
     """The process was asked to end (SIGTERM), and what it had done so far is kept."""
 

@@ -21,7 +21,7 @@ from stages.classifier.weights import load_model
 from stages.config import Config, EvaluationConfig, load_config
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, run_stage
+from stages.errors import InputError, regenerate, run_stage
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
@@ -85,7 +85,7 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
     Raises:
         InputError: a file is missing or does not fit the others.
     """
-    settings, device = config.evaluation, set_up_device(config.training.cpu_threads)
+    settings, device = config.evaluation, set_up_device(config.runtime.cpu_threads)
     network, description = load_model(models)
     store = PixelStore(prepared)
     if store.image_size != description.image_size:
@@ -167,7 +167,7 @@ def read_leakage(path: Path) -> dict:
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("leakage"), dict):
-        raise InputError(f"{path} has no section `leakage`; run `dvc repro` to regenerate it")
+        raise regenerate(f"{path} has no section `leakage`")
     return content["leakage"]
 
 

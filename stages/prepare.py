@@ -5,7 +5,6 @@ Reads `data.data_dir`, writes `data/prepared/`.
 
 import os
 from collections import deque
-from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pandas as pd
 from rich.progress import Progress
 
 from stages.config import DataConfig, load_config
-from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, find_images
+from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
 from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
 from stages.dataset.pixels import MANIFEST, add_places, shard_path, write_shard
 from stages.errors import InputError, printable, run_stage
@@ -24,8 +23,13 @@ MAX_PROBLEMS_SHOWN = 200
 LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
 
 
-def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame:
+def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: int | None = None) -> pd.DataFrame:
     """Check and decode the dataset in `config.data_dir`; write the manifest and the pixel shards to `output`.
+
+    Args:
+        config: which images, and their size.
+        output: folder of the prepared images.
+        num_workers: threads that decode; None: one per core.
 
     Returns:
         The manifest.
@@ -38,31 +42,27 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame
     for note in notes:
         print(note)
     table = subsample_lesions(table, config.subsample_percentage)
-    files, file_problems = find_images(data_dir)
-    problems += file_problems
-    problems += [_no_file(image_id, files) for image_id in table["image_id"] if image_id not in files]
-    manifest = add_places(table[table["image_id"].isin(files)])
+    images, unreadable = find_images(data_dir)
+    files, repeated = by_image_id(images)
+    problems += unreadable + repeated
+    problems += [f"{image_id}: no image file of this name" for image_id in table["image_id"] if image_id not in files]
+    manifest = add_places(table.loc[table["image_id"].isin(list(files))])
 
     with replacing(output) as folder:
         folder.mkdir()
-        problems += _write_shards(folder, manifest, files, config)
+        problems += _write_shards(folder, manifest, files, config.image_size, num_workers)
         if problems:
             raise InputError(_summary(data_dir, problems))
         write_csv(folder / MANIFEST, manifest)
     return manifest
 
 
-def _no_file(image_id: str, files: Container[str]) -> str:
-    stem = Path(image_id).stem
-    hint = f"; an image_id has no ending, as {stem}" if stem in files else ""
-    return f"{image_id}: no image file of this name{hint}"
-
-
-def _write_shards(folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], config: DataConfig) -> list[str]:
-    size, problems = config.image_size, []
+def _write_shards(
+    folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
+) -> list[str]:
+    problems = []
     # Threads, not processes: Pillow lets go of the interpreter while it decodes and resizes.
-    workers = config.num_workers or os.cpu_count()
-    with ThreadPoolExecutor(workers) as pool, ImageReader() as reader, Progress() as progress:
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool, ImageReader() as reader, Progress() as progress:
         task = progress.add_task("decoding", total=len(manifest))
 
         def decode(image_id: str, out: np.ndarray) -> str | None:
@@ -74,14 +74,14 @@ def _write_shards(folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFi
 
         def finish(shard: int, pixels: np.ndarray, decoded: list[Future]) -> None:
             for image in decoded:
-                if (problem := image.result()) is not None:
+                if problem := image.result():
                     problems.append(problem)
                 progress.advance(task)
             write_shard(shard_path(folder, shard), pixels)
 
         # The next shard is being decoded while one is written: on many cores, writing takes as long as decoding.
         started: deque[tuple[int, np.ndarray, list[Future]]] = deque()
-        for shard, rows in manifest.groupby("shard"):
+        for shard, (_, rows) in enumerate(manifest.groupby("shard")):
             pixels = np.empty((len(rows), size, size, 3), np.uint8)
             decoded = [pool.submit(decode, image_id, out) for image_id, out in zip(rows["image_id"], pixels)]
             started.append((shard, pixels, decoded))
@@ -103,7 +103,8 @@ def _summary(data_dir: Path, problems: list[str]) -> str:
 
 
 def main() -> None:
-    manifest = prepare_dataset(load_config().data)
+    config = load_config()
+    manifest = prepare_dataset(config.data, num_workers=config.runtime.num_workers)
     print(f"prepared {len(manifest)} images of {manifest['lesion_id'].nunique()} lesions")
 
 

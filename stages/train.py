@@ -5,7 +5,6 @@ Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training
 """
 
 import gc
-import math
 import os
 import shutil
 import statistics
@@ -18,16 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.classifier.checkpoints import checkpoint_folder, fingerprint, prune
-from stages.classifier.distributed import is_first_process
-from stages.classifier.engine import Fit, fit
-from stages.classifier.ensemble import choose_val_folds, combine, metrics_of_member, prepare_member
-from stages.classifier.hardware import describe_environment
-from stages.classifier.loggers import end_logging, log_results
-from stages.classifier.networks import Ensemble, NormalizedNetwork, architecture, pixel_statistics
-from stages.classifier.weights import ModelDescription, save_model
+from stages.classifier.description import ModelDescription
+from stages.classifier.hardware import describe_environment, lease_gpus, set_up_device
+from stages.classifier.networks import NormalizedNetwork, architecture, pixel_statistics
+from stages.classifier.weights import save_model
 from stages.config import Config, load_config
-from stages.dataset.augmentation import augment_batch, draw
+from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names
@@ -43,6 +38,11 @@ from stages.files import (
     write_array,
     write_json,
 )
+from stages.training.checkpoints import checkpoint_folder, prune
+from stages.training.ensemble import choose_val_folds, combine, member_metrics, train_member
+from stages.training.loggers import end_logging, log_results
+from stages.training.loop import Fit
+from stages.training.processes import start_processes
 
 EXAMPLES, VERSIONS = 4, 5  # images whose augmentation is shown, and how often each
 
@@ -85,63 +85,61 @@ def train_model(
     Raises:
         InputError: a parameter or a file does not fit.
     """
-    parent = os.getppid()
+    start, parent = time.perf_counter(), os.getppid()
+    lease_gpus(config.training.devices)
+    fabric = start_processes(config.training)
+    set_up_device(config.runtime.cpu_threads, config.training.deterministic)
     store = PixelStore(prepared)
     val_folds = choose_val_folds(config.model, split, store.manifest)
-    start = time.perf_counter()
-    root, folders, networks, fits = checkpoint_folder(checkpoints), [], [], []
-    prune(root)
-    if is_first_process():  # those that torchrun starts with it would delete the same
-        for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
-            shutil.rmtree(other)
-    for number in range(config.model.ensemble):
-        train, val = (
-            SplitImages(store, name, split, config.model.num_classes, val_folds[number]) for name in ("train", "val")
-        )
-        module, data = prepare_member(config, number, train, val)
-        folders.append(root / fingerprint(module.config, (prepared, split)))
-        fitted = fit(module, data, module.config, folders[-1], metrics_of_member(metrics, number))
-        if fitted is not None:
-            networks.append(module.kept)
-            fits.append(fitted)
-        if number + 1 < config.model.ensemble:
-            end_logging(module)
-            del module, data
-            gc.collect()  # they, their trainer and the captured step hold each other, and the GPU's memory
-    if not fits:
+    root = checkpoint_folder(checkpoints)
+    if fabric.is_global_zero:
+        prune(root)
+        shutil.rmtree(metrics, ignore_errors=True)  # what DVC deletes of an earlier training
+    networks: list[NormalizedNetwork] = []
+    fits: list[Fit] = []
+    folders: list[Path] = []
+    member = None
+    for number, val_fold in enumerate(val_folds):
+        if member is not None:
+            end_logging(member.loggers)
+            del member
+            gc.collect()  # its loop and the captured step hold each other, and the GPU's memory
+        images = tuple(SplitImages(store, name, split, config.model.num_classes, val_fold) for name in ("train", "val"))
+        folder = member_metrics(metrics, number)
+        member = train_member(config, number, images, fabric, root, folder, (prepared, split))
+        networks.append(member.module.eval_network)
+        fits.append(member.fit)
+        folders.append(member.folder)
+    if not fabric.is_global_zero:
         return None
-    network = combine(networks, config, train)
-    description = _describe(network, fits, config, store.image_size, val_folds)
+    network = combine(networks)
+    description = _describe(member.config, fits, store.image_size, val_folds)
     save_model(network, description, models)
-    training = Training(
-        description, time.perf_counter() - start, statistics.median(one.throughput.images_per_second for one in fits)
-    )
+    speed = statistics.median(fit.images_per_second for fit in fits)
+    training = Training(description, time.perf_counter() - start, speed)
     best = {"best_epoch": fits[-1].epoch, f"best_{config.training.monitor}": fits[-1].val_loss}
-    log_results(module, data, network, models, best | {"images_per_second": training.images_per_second})
+    log_results(member.loggers, member.module, member.val, network, models, best | {"images_per_second": speed})
     # Where `dvc` was killed, nobody takes the result: the next `dvc repro` comes to it from the last checkpoints.
     if os.getppid() == parent:
-        for folder in folders:
-            prune(root, finished=folder)
+        prune(root, finished=folders)
     return training
 
 
-def _describe(
-    network: NormalizedNetwork | Ensemble, fits: list[Fit], config: Config, size: int, val_folds: list[int | None]
-) -> ModelDescription:
-    name, last = architecture(config.model), fits[-1]
+def _describe(config: Config, fits: list[Fit], size: int, val_folds: list[int | None]) -> ModelDescription:
+    name = architecture(config.model)
     mean, std = pixel_statistics(name)
     return ModelDescription(
         architecture=name,
-        networks=len(network.members) if isinstance(network, Ensemble) else 1,
+        networks=len(fits),
         classes=list(class_names(config.model.num_classes)),
         image_size=size,
         mean=list(mean),
         std=list(std),
-        epochs=[one.epoch for one in fits],
-        val_losses=[one.val_loss for one in fits],
-        validation_folds=[] if None in val_folds else val_folds,
-        batch_size=math.ceil(last.batch_size / last.parts),
-        accumulate_grad_batches=config.training.accumulate_grad_batches * last.parts,
+        epochs=[fit.epoch for fit in fits],
+        val_losses=[fit.val_loss for fit in fits],
+        validation_folds=[fold for fold in val_folds if fold is not None],
+        batch_size=config.training.batch_size,
+        accumulate_grad_batches=config.training.accumulate_grad_batches,
     )
 
 
@@ -158,8 +156,8 @@ def augmented_examples(images: SplitImages, config: Config) -> np.ndarray:
     columns = [originals]
     for version in range(VERSIONS if config.data.augment else 0):
         random = np.random.default_rng([config.training.seed, version])
-        draws = torch.from_numpy(draw(random, len(rows), config.data))
-        columns.append(_as_pixels(augment_batch(originals, targets, draws, config.data)[0]))
+        augment_params = torch.from_numpy(sample_params(random, len(rows), config.data))
+        columns.append(_as_pixels(augment_batch(originals, targets, augment_params, config.data)[0]))
     return torch.stack(columns, dim=1).numpy()
 
 

@@ -7,24 +7,24 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from stages.classifier import memory
 from stages.classifier.engine import prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.optimization import create_optimizer
 from stages.classifier.packing import pack, unpack
 from stages.classifier.step import LossReader, StepLoss, TrainingStep
+
+from benchmarks.plain import PLAIN
 from stages.classifier.weights import load_model
-from stages.config import DataConfig
 from stages.dataset import loaders
-from stages.dataset.augmentation import augment_batch, draw
-from stages.dataset.loaders import Batches, Shuffle, SplitImages
+from stages.dataset.augmentation import augment_batch, sample_params
+from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import PixelStore, shard_path
 from stages.evaluation.history import read_history
 from stages.files import ENVIRONMENT, PICTURES
@@ -98,10 +98,10 @@ def test_images_that_do_not_fit_are_streamed_to_the_same_result(train, monkeypat
 def test_streamed_batches_are_the_resident_ones(tiny, monkeypatch):
     images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
     gpu = torch.device("cuda", 0)
-    resident = list(Batches(images, 4, gpu, Shuffle(0)))
+    resident = list(Batches(images, 4, gpu, SamplingConfig(0)))
     monkeypatch.setattr(loaders, "LARGEST_SHARE_OF_GPU_MEMORY", 0.0)
     for threads in (1, 3):
-        streamed = list(Batches(images, 4, gpu, Shuffle(0), threads=threads))
+        streamed = list(Batches(images, 4, gpu, SamplingConfig(0), threads=threads))
         assert len(streamed) == len(resident) == 10
         assert all(torch.equal(one.images, other.images) for one, other in zip(streamed, resident))
 
@@ -166,15 +166,6 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_step_stays(train, large_ima
     assert np.isfinite(one).all(axis=None)
 
 
-def test_the_largest_batch_that_fits_is_found(train, tmp_path, monkeypatch):
-    train("small", **{"training.auto_batch_size": True, "training.batch_size": 4})
-    assert json.loads((tmp_path / "small" / "models" / "model.json").read_text())["batch_size"] == 32  # of 42 images
-    monkeypatch.setattr(memory, "USABLE_SHARE", 1e-6)
-    baseline = {"model.name": "baseline_cnn", "model.variant": None}
-    train("none", **{"training.auto_batch_size": True, "training.batch_size": 4} | baseline)
-    assert json.loads((tmp_path / "none" / "models" / "model.json").read_text())["batch_size"] == 1
-
-
 def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp_path):
     params(SHORT)
     again = tmp_path.with_name(f"{tmp_path.name}-again")
@@ -210,7 +201,7 @@ def test_no_step_waits_for_the_gpu(tiny, quick):
     module = SkinLesionClassifier(config, 16, torch.tensor([30, 12])).to(device).train()
     optimizer = create_optimizer(module.network.backbone, config.training, device)
     step = TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device)
-    reader, batches = LossReader(), Batches(images, 8, device, Shuffle(0, config.data))
+    reader, batches = LossReader(), Batches(images, 8, device, SamplingConfig(0, config.data))
     for batch in batches:  # warm-up and capture
         step(batch)
     assert step.captured
@@ -261,13 +252,13 @@ def test_weights_are_written_as_they_were_trained(train, tmp_path):
 
 
 def test_augmentation_in_16_bits_makes_the_same_pictures():
-    config = DataConfig(mixup=0.4, cutmix=1.0, cutout=0.3)
+    config = replace(PLAIN.data, mixup=0.4, cutmix=1.0, cutout=0.3)
     smooth = torch.linspace(0, 40, 224).sin()
     pixels = ((smooth[:, None] + smooth[None]) * 60 + 128).byte()
     images = torch.stack([pixels, pixels.T, 255 - pixels], dim=-1).expand(16, -1, -1, -1)
-    draws = torch.from_numpy(draw(np.random.default_rng(0), 16, config))
-    exact, _ = augment_batch(images, torch.eye(16), draws, config)
-    arguments = (tensor.cuda() for tensor in (images, torch.eye(16), draws))
+    augment_params = torch.from_numpy(sample_params(np.random.default_rng(0), 16, config))
+    exact, _ = augment_batch(images, torch.eye(16), augment_params, config)
+    arguments = (tensor.cuda() for tensor in (images, torch.eye(16), augment_params))
     halved, _ = augment_batch(*arguments, config, torch.float16)
     assert halved.dtype == torch.float16
     difference = (halved.float().cpu() - exact).abs()

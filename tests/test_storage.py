@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.commands.s3 import BUCKET, S3Server, s3_server
 from stages.dataset.pixels import IMAGES_PER_SHARD
 from tests.clone import Clone, overrides
 from tests.conftest import COLUMNS
+from tests.s3_server import BUCKET, S3Server, s3_server
 
 pytestmark = pytest.mark.xdist_group("storage")
 

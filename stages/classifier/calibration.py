@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.errors import InputError
+from stages.errors import InputError, regenerate
 from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, sha256_of, write_json
 
 CALIBRATION = "calibration.json"
@@ -83,7 +83,7 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     # Files of earlier commits, which `compare` reads, do not say it.
     fitted_for = content.pop(FITTED_FOR, None) if isinstance(content, dict) else None
     if not isinstance(content, dict) or set(content) != set(names):
-        raise InputError(f"{path} must hold {', '.join(names)}; run `dvc repro` to regenerate it")
+        raise regenerate(f"{path} must hold {', '.join(names)}")
 
     def check(key: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -97,5 +97,5 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     for key in ("threshold", "target_sensitivity", "youden_threshold"):
         check(key, number(key) and 0 <= content[key] <= 1, "a number from 0 to 1")
     if fitted_for is not None and weights.exists() and fitted_for != sha256_of(weights):
-        raise InputError(f"{path} was not fitted for the weights in {weights}; run `dvc repro` to regenerate it")
+        raise regenerate(f"{path} was not fitted for the weights in {weights}")
     return Calibration(**content)

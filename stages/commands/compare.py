@@ -4,7 +4,6 @@ Reads the predictions of both through DVC, from its cache or remote; nothing is 
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from stages.classifier.calibration import CALIBRATION, load_calibration
-from stages.config import PARAMS, EvaluationConfig, load_config, parse_yaml
+from stages.config import PARAMS, EvaluationConfig, load_config, override, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, run
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
@@ -329,13 +328,10 @@ def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     if args.json and args.json.exists() and not args.json.is_file():
         raise InputError(f"--json {args.json} is no file; name the JSON file to write")
-    given = {"bootstrap_replicates": args.replicates, "confidence": args.confidence}
-    config = load_config()
-    settings = dataclasses.replace(
-        config.evaluation, **{key: value for key, value in given.items() if value is not None}
-    )
+    given = {"evaluation.bootstrap_replicates": args.replicates, "evaluation.confidence": args.confidence}
+    config = override(load_config(), {key: value for key, value in given.items() if value is not None})
     revisions = read_revision(args.base), read_revision(args.new)
-    result = compare_revisions(*revisions, settings, config.training.cpu_threads)
+    result = compare_revisions(*revisions, config.evaluation, config.runtime.cpu_threads)
     unknown = [name for name in args.fail_if_worse if name not in result["metrics"]]
     if unknown:
         reason = result["not_compared"].get(unknown[0], "it is no headline metric")

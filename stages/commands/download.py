@@ -1,37 +1,31 @@
-"""Download: fetch the archives of a published dataset.
+"""Download: fetch the files of a published dataset and check them.
 
-    python -m stages.commands.download ham10000              # into data/ham10000
-    python -m stages.commands.download isic2019 --url https://mirror.example.org/isic2019
+    python -m stages download ham10000              # into data/ham10000
+    python -m stages download isic2019 --url https://mirror.example.org/isic2019
 
-An interrupted download goes on where it stopped when the command runs again. Each file is checked before it gets its
-name, and its SHA-256 is kept in the folder's SHA256SUMS, against which the next run (or `sha256sum -c`) checks it.
+A file gets its name once it is complete and has the published checksum; a run that was interrupted fetches the files
+that are missing when it runs again. The folder's SHA256SUMS, which `sha256sum -c` reads, has the checksum of each file:
+where its publisher states none, the file must stay the one of the first download.
 """
 
 import argparse
-import hashlib
+import shutil
+import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stages.errors import InputError, run
-from stages.files import replacing
-from stages.transfer import CHUNK, discard, fetch
+from stages.errors import InputError, no_space, run
 
 SUMS = "SHA256SUMS"
+RETRIES = 2  # of a download that fails
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file.
-
-    Attributes:
-        name: what it is called here, and on mirrors.
-        url: where it is published.
-        size: in bytes, where its publisher states it.
-        md5: likewise; without one, the size that the server states and the archive's own checksums are checked.
-    """
+    """A published file: its name here and on mirrors, its address, and what its publisher states of size and MD5."""
 
     name: str
     url: str
@@ -58,25 +52,13 @@ DATASETS = {
         title="HAM10000: 10,015 dermatoscopic images (Tschandl et al., Scientific Data 5:180161, 2018)",
         page="https://doi.org/10.7910/DVN/DBW86T",
         licence="CC BY-NC 4.0: name the authors; not for commercial use, nor are models trained on it",
-        files=(
-            RemoteFile(
-                "HAM10000_metadata.csv",
-                f"{_DATAVERSE}/4338392?format=original",
-                690_218,
-                "8f85fb1aa29d80a2797247e434deb79d",
-            ),
-            RemoteFile(
-                "HAM10000_images_part_1.zip",
-                f"{_DATAVERSE}/3172585",
-                1_366_522_108,
-                "4639bfa73ab251610530a97c898e6e46",
-            ),
-            RemoteFile(
-                "HAM10000_images_part_2.zip",
-                f"{_DATAVERSE}/3172584",
-                1_403_566_547,
-                "da43d6cc50f6613013be07e8986b384b",
-            ),
+        files=tuple(
+            RemoteFile(name, f"{_DATAVERSE}/{address}", size, md5)
+            for name, address, size, md5 in (
+                ("HAM10000_metadata.csv", "4338392?format=original", 690_218, "8f85fb1aa29d80a2797247e434deb79d"),
+                ("HAM10000_images_part_1.zip", "3172585", 1_366_522_108, "4639bfa73ab251610530a97c898e6e46"),
+                ("HAM10000_images_part_2.zip", "3172584", 1_403_566_547, "da43d6cc50f6613013be07e8986b384b"),
+            )
         ),
     ),
     # No checksums are published for these.
@@ -88,12 +70,8 @@ DATASETS = {
             "HAM10000 (ViDIR Group, Medical University of Vienna) and MSK (arXiv:1710.05006, arXiv:1902.03368)"
         ),
         files=tuple(
-            RemoteFile(name, f"{_ISIC}/{name}")
-            for name in (
-                "ISIC_2019_Training_Metadata.csv",
-                "ISIC_2019_Training_GroundTruth.csv",
-                "ISIC_2019_Training_Input.zip",
-            )
+            RemoteFile(f"ISIC_2019_Training_{part}", f"{_ISIC}/ISIC_2019_Training_{part}")
+            for part in ("Metadata.csv", "GroundTruth.csv", "Input.zip")
         ),
     ),
 }
@@ -108,116 +86,99 @@ def download_dataset(dataset: Dataset, folder: Path, url: str | None = None) -> 
         url: a mirror, below which the files have the names that they have here.
 
     Raises:
-        InputError: a file cannot be had, or is not what was published. What has come of it is kept, and the next run
-            goes on from there, unless it was wrong.
+        InputError: a file is not available, or is not what was published. The files before it are kept.
     """
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    partial = folder / ".download.partial"  # DVC ignores what ends so
+    sums = {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sums = _read_sums(folder / SUMS)
-        for file in dataset.files:
-            _bring(file, dataset.page, folder, url, sums)
+        partial.mkdir(parents=True, exist_ok=True)
+        if (folder / SUMS).exists():
+            lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+            sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     except OSError as error:
         raise InputError(f"{folder} cannot be written or read ({error}); name another with --output") from None
-
-
-def _bring(file: RemoteFile, page: str, folder: Path, url: str | None, sums: dict[str, str]) -> None:
-    """Fetch or check one file, and keep its SHA-256 in `sums` and in the folder."""
-    target, partial = folder / file.name, folder / f"{file.name}.partial"
-    recorded = sums.get(file.name)
-    if target.exists():
-        sums[file.name] = _verify(target, file, recorded, f"move {target} away and run this again")
-        if recorded is None:
-            _write_sums(folder / SUMS, sums)
-        print(f"{file.name}: there, and unchanged")
-        return
-    advice = f"download it from {page} into {folder}, or name a mirror with --url"
-    fetch(f"{url.rstrip('/')}/{file.name}" if url else file.url, partial, file.size, advice)
     try:
-        sums[file.name] = _verify(partial, file, recorded, f"it was removed: run this again, or {advice}")
-    except InputError:
-        discard(partial)
-        raise
-    # Before the file gets its name, so that no file has a name and no checksum.
-    _write_sums(folder / SUMS, sums)
-    partial.replace(target)
-    discard(partial)
-    print(f"{file.name}: complete")
+        for file in dataset.files:
+            path, recorded = folder / file.name, sums.get(file.name)
+            known = f"md5:{file.md5}" if file.md5 else f"sha256:{recorded}" if recorded else None
+            advice = f"download it from {dataset.page} into {folder}, or name a mirror with --url"
+            if not file.md5 and recorded:
+                advice += f"; if a new version was published, remove the line of the file in {folder / SUMS}"
+            if path.exists():
+                digest = known and pooch.file_hash(path, known.partition(":")[0])
+                if known and known.partition(":")[2] != digest:
+                    raise InputError(f"{path} has the checksum {digest}, not {known}; move it away, and {advice}")
+            else:
+                address = f"{url.rstrip('/')}/{file.name}" if url else file.url
+                _fetch(address, partial / file.name, known, advice)
+                (partial / file.name).replace(path)
+            print(f"{file.name}: complete", flush=True)
+            if recorded is None:
+                sums[file.name] = pooch.file_hash(path)
+                text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+                (folder / SUMS).write_text(text, encoding="utf-8", newline="\n")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _verify(path: Path, file: RemoteFile, recorded: str | None, advice: str) -> str:
-    """Check a file against what its publisher states and what SHA256SUMS holds; its SHA-256.
+def _fetch(url: str, path: Path, known_hash: str | None, advice: str) -> None:
+    import pooch
 
-    Raises:
-        InputError: it is another one; with `advice`.
-    """
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    with path.open("rb") as content:
-        while chunk := content.read(CHUNK):
-            md5.update(chunk)
-            sha256.update(chunk)
-    if file.md5 not in (None, md5.hexdigest()):
-        raise InputError(f"{path} has the MD5 {md5.hexdigest()}; the published file has {file.md5}; {advice}")
-    if recorded not in (None, sha256.hexdigest()):
+    # Harvard Dataverse refuses the name that Python's own library gives.
+    headers = {"User-Agent": "skin-lesion-pipeline"}
+    downloader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), headers=headers)
+    registry, urls = {path.name: known_hash}, {path.name: url}
+    source = pooch.create(path=path.parent, base_url="", registry=registry, urls=urls, retry_if_failed=RETRIES)
+    try:
+        source.fetch(path.name, downloader=downloader)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors, and another checksum is a ValueError
+        if no_space(error):
+            raise
+        while inner := error.__cause__ or error.__context__:  # requests and urllib3 wrap errors into one another
+            error = inner
         raise InputError(
-            f"{path} has the SHA-256 {sha256.hexdigest()}; {path.parent / SUMS} says {recorded} (if a new version was "
-            f"published, remove that line); {advice}"
-        )
-    if file.md5 is None and recorded is None and file.name.endswith(".zip"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-            raise InputError(f"{path} is no whole zip archive ({error}); {advice}") from None
-        if damaged:
-            raise InputError(f"{path} is damaged: {damaged!r} in it has another checksum; {advice}")
-    return sha256.hexdigest()
+            f"{url} is not available ({error}); check the connection and run this again, or {advice}"
+        ) from None
+    if known_hash is None and (problem := _problem_of(path)):
+        raise InputError(f"{url} is not the file: {problem}; {advice}")
 
 
-def _read_sums(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    # As sha256sum writes it: the digest, a space, a space or an asterisk, the name.
-    return {line[66:]: line[:64] for line in lines if len(line) > 66}
+def _problem_of(path: Path) -> str | None:
+    """What is wrong with a file that has no published checksum: archives have checksums of their own."""
+    if path.suffix != ".zip":
+        with path.open("rb") as content:
+            start = content.read(100).lstrip()
+        return "it is a web page" if start.startswith(b"<") else None if start else "it is empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        return f"it is not a complete zip archive ({error})"
+    return damaged and f"its member {damaged!r} is damaged"
 
 
-def _write_sums(path: Path, sums: dict[str, str]) -> None:
-    with replacing(path) as partial:
-        text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        partial.write_text(text, encoding="utf-8", newline="\n")
-
-
-def describe(dataset: Dataset) -> str:
-    """What is fetched, and under which licence."""
-    return f"{dataset.title}\n{dataset.page}\nLicence: {dataset.licence}"
-
-
-def list_files(dataset: Dataset) -> str:
-    """The files, one a line: name, size, what it is checked against, address."""
-    return "\n".join(
-        f"  {file.name}  {f'{file.size:,} bytes' if file.size else 'size unpublished'}  "
-        f"{f'MD5 {file.md5}' if file.md5 else 'no published checksum'}  {file.url}"
-        for file in dataset.files
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.download",
-        description="Fetch the archives of a published dataset; an interrupted download goes on where it stopped.",
+        prog="python -m stages download",
+        description="Fetch the files of a published dataset and check them; run it again after an interruption.",
     )
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--output", type=Path, help="folder to download into (default: data/ and the dataset's name)")
     parser.add_argument("--url", help="mirror: the address below which the files of --list lie")
     parser.add_argument("--list", action="store_true", help="list the files and download nothing")
-    options = parser.parse_args(arguments)
-    dataset = DATASETS[options.dataset]
-    print(describe(dataset))
-    if options.list:
-        print(list_files(dataset))
+    args = parser.parse_args(argv)
+    dataset = DATASETS[args.dataset]
+    print(f"{dataset.title}\n{dataset.page}\nLicence: {dataset.licence}")
+    if args.list:
+        for file in dataset.files:
+            size = f"{file.size:,} bytes" if file.size else "size unpublished"
+            print(f"  {file.name}  {size}  {f'MD5 {file.md5}' if file.md5 else 'no published checksum'}  {file.url}")
         return
-    folder = options.output or Path("data") / options.dataset
-    download_dataset(dataset, folder, options.url)
+    folder = args.output or Path("data") / args.dataset
+    download_dataset(dataset, folder, args.url)
     print(f"next: dvc add {folder}, then dvc exp run -S data.data_dir={folder}")
 
 

@@ -11,32 +11,25 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
-
-from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, images_in, is_image
 from stages.errors import InputError, printable, run
-from stages.evaluation.predictions import PREFIX, malignant_probability
-from stages.files import DECIMALS, MODELS, replacing, write_csv
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     import torch
 
     from stages.classifier.calibration import Calibration
-    from stages.classifier.networks import NormalizedNetwork
+    from stages.classifier.networks import Ensemble, NormalizedNetwork
     from stages.classifier.weights import ModelDescription
+    from stages.dataset.images import ImageFile, ImageProblem
 
 EXAMPLE = """\
 example:
-  python -m stages.commands.predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
+  python -m stages predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
 
 Exit status: 0; 1 if an image could not be read (the others are predicted) or there was nothing to predict; 2 if an
 option is wrong.
@@ -45,11 +38,8 @@ LARGEST_COUNT = 1024  # of images in a batch and of threads: more gain nothing a
 NAME_BYTES = 200  # of an overlay's name: file systems allow 255, and its writer adds some
 
 
-def find_files(paths: list[Path]) -> tuple[list[ImageFile], list[str]]:
-    """Find the images that the command's arguments stand for.
-
-    A folder stands for the JPEG and PNG files below it, an archive for those in it, hidden ones left out; any other
-    file for itself, whatever its name. An image that is named twice comes once.
+def find_files(paths: list[Path]) -> tuple[list["ImageFile"], list[str]]:
+    """Find the images that the command's arguments stand for, as of `find_images`; each of them once.
 
     Returns:
         The images, in the order of the arguments, and one line for each folder or archive that cannot be read.
@@ -57,66 +47,42 @@ def find_files(paths: list[Path]) -> tuple[list[ImageFile], list[str]]:
     Raises:
         InputError: paths that do not exist or hold no image, each of them named.
     """
+    from stages.dataset.images import find_images
+
     found: dict[tuple[Path, str | None], ImageFile] = {}
     unreadable, mistakes = [], []
-    # The folder's links only: two links to one file are two images, as in a workspace that DVC links to its cache.
-    resolve = cache(Path.resolve)
     for path in paths:
-        problems = len(unreadable)
         try:
             mode = path.stat().st_mode
         except OSError as error:
             mistakes.append(f"{path}: {error.strerror or error}")
             continue
-        if stat.S_ISDIR(mode):
-            files = _images_below(path, unreadable)
-        elif not stat.S_ISREG(mode):
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             mistakes.append(f"{path} is neither a file nor a folder")
             continue
-        elif path.suffix.lower() == ".zip":
-            files = _images_inside(path, unreadable)
-        else:
-            files = [ImageFile(path)]
-        if not files and len(unreadable) == problems:
+        files, problems = find_images(path)
+        unreadable += problems
+        if not files and not problems:
             mistakes.append(f"{path} holds no JPEG or PNG file")
+        # The folder's links only: two links to one file are two images, as in a workspace that DVC links to its cache.
+        parents = {parent: parent.resolve() for parent in {file.path.parent for file in files}}
         for file in files:
-            found.setdefault((resolve(file.path.parent) / file.path.name, file.member), file)
+            found.setdefault((parents[file.path.parent] / file.path.name, file.member), file)
     if mistakes:
         raise InputError("; ".join(mistakes) + "; name images, folders or zip archives of images")
     return list(found.values()), unreadable
 
 
-def _images_below(folder: Path, unreadable: list[str]) -> list[ImageFile]:
-    def report(error: OSError) -> None:
-        unreadable.append(f"{error.filename}: cannot be read ({error.strerror})")
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=report):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = [Path(parent) / name for name in sorted(names) if is_image(name)]
-        # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
-        files += [ImageFile(path) for path in below if path.is_file() or path.is_symlink()]
-    return files
-
-
-def _images_inside(path: Path, unreadable: list[str]) -> list[ImageFile]:
-    try:
-        return [ImageFile(path, member) for member in images_in(path)]
-    except ImageProblem as problem:
-        unreadable.append(f"{path}: {problem}")
-        return []
-
-
 def predict_images(
-    files: list[ImageFile],
-    network: "NormalizedNetwork",
+    files: list["ImageFile"],
+    network: "NormalizedNetwork | Ensemble",
     description: "ModelDescription",
     calibration: "Calibration",
     device: "torch.device",
     batch_size: int,
     threads: int,
-    overlays: dict[ImageFile, Path] | None = None,
-) -> tuple[pd.DataFrame, list[str]]:
+    overlays: dict["ImageFile", Path] | None = None,
+) -> tuple["pd.DataFrame", list[str]]:
     """Decode and predict images, a few batches of them in memory at a time.
 
     Args:
@@ -136,9 +102,15 @@ def predict_images(
     Raises:
         InputError: the network has no feature maps to explain, or an overlay cannot be written.
     """
+    import numpy as np
+    import pandas as pd
     import torch
+    from rich.console import Console
+    from rich.progress import Progress
 
     from stages.classifier.inference import predict_calibrated
+    from stages.evaluation.predictions import PREFIX, malignant_probability
+    from stages.files import DECIMALS
 
     classes = tuple(description.classes)
     tables, problems = [], []
@@ -148,20 +120,18 @@ def predict_images(
         decoded = _decode_ahead(files, description.image_size, threads, ahead=max(batch_size, 2 * threads))
         while batch := list(islice(decoded, batch_size)):
             progress.advance(task, len(batch))
-            problems += [f"{file}: {image}" for file, image in batch if isinstance(image, ImageProblem)]
-            batch = [(file, image) for file, image in batch if not isinstance(image, ImageProblem)]
-            if not batch:
+            readable = [(file, image) for file, image in batch if isinstance(image, np.ndarray)]
+            problems += [f"{file}: {image}" for file, image in batch if not isinstance(image, np.ndarray)]
+            if not readable:
                 continue
-            images = torch.from_numpy(np.stack([image for _, image in batch]))
+            images = torch.from_numpy(np.stack([image for _, image in readable]))
             # Rounded as they will be written: the decision follows from the file's numbers.
             probabilities = predict_calibrated(network, [images], device, calibration).round(DECIMALS)
             malignant = malignant_probability(probabilities)
-            columns = {
-                "file": [_cell(file) for file, _ in batch],
-                **{PREFIX + name: column for name, column in zip(classes, probabilities.T)},
-                "malignant_probability": malignant,
-                "decision": np.where(malignant >= calibration.threshold, "malignant", "benign"),
-            }
+            table = pd.DataFrame(probabilities, columns=pd.Index([PREFIX + name for name in classes]))
+            table.insert(0, "file", [_cell(file) for file, _ in readable])
+            table["malignant_probability"] = malignant
+            table["decision"] = np.where(malignant >= calibration.threshold, "malignant", "benign")
             if overlays is not None:
                 from stages.classifier.gradcam import gradcam_heatmaps
 
@@ -171,19 +141,20 @@ def predict_images(
                         f"--gradcam: {description.architecture} ends in no feature maps, which Grad-CAM explains; "
                         "leave the option out"
                     )
-                paths = [overlays[file] for file, _ in batch]
+                paths = [overlays[file] for file, _ in readable]
                 _draw_overlays(paths, images.numpy(), heatmaps)
-                columns["overlay"] = [_cell(path) for path in paths]
-            tables.append(pd.DataFrame(columns))
+                table["overlay"] = [_cell(path) for path in paths]
+            tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), problems
 
 
 def _decode_ahead(
-    files: list[ImageFile], size: int, threads: int, ahead: int
-) -> Iterator[tuple[ImageFile, np.ndarray | ImageProblem]]:
+    files: list["ImageFile"], size: int, threads: int, ahead: int
+) -> Iterator[tuple["ImageFile", "np.ndarray | ImageProblem"]]:
     """The files with their pixels, or what is wrong with them, in order; at most `ahead` of them wait in memory."""
+    from stages.dataset.images import ImageProblem, ImageReader, decode_square
 
-    def decode(file: ImageFile) -> np.ndarray | ImageProblem:
+    def decode(file: "ImageFile") -> "np.ndarray | ImageProblem":
         try:
             return decode_square(reader.read(file), size)
         except ImageProblem as problem:
@@ -200,8 +171,12 @@ def _decode_ahead(
             yield first, image.result()
 
 
-def _draw_overlays(paths: list[Path], images: np.ndarray, heatmaps: np.ndarray) -> None:
+def _draw_overlays(paths: list[Path], images: "np.ndarray", heatmaps: "np.ndarray") -> None:
+    import numpy as np
+    from PIL import Image
+
     from stages.figures.overlay import overlay
+    from stages.files import replacing
 
     for path, image, heatmap in zip(paths, images, heatmaps):
         try:
@@ -211,13 +186,12 @@ def _draw_overlays(paths: list[Path], images: np.ndarray, heatmaps: np.ndarray) 
             raise InputError(f"--gradcam: {path} cannot be written ({error.strerror or error})") from None
 
 
-def overlay_paths(files: list[ImageFile], folder: Path) -> dict[ImageFile, Path]:
-    """Where in `folder` each image's overlay goes: under the stem of its file, numbered where others have the same."""
+def overlay_paths(files: list["ImageFile"], folder: Path) -> dict["ImageFile", Path]:
+    """Where in `folder` each image's overlay goes: under the name of its file, numbered where others have the same."""
     paths, taken = {}, set()
     for file in files:
-        stem = file.path.stem if file.member is None else PurePosixPath(file.member).stem
-        # What leads to another folder, or is special to a shell or a spreadsheet, on any platform.
-        stem = re.sub(r"[^\w. ()-]", "_", stem).encode()[:NAME_BYTES].decode(errors="ignore")
+        # Without what leads to another folder, or is special to a shell or a spreadsheet, on any platform.
+        stem = re.sub(r"[^\w. ()-]", "_", file.image_id).encode()[:NAME_BYTES].decode(errors="ignore")
         name, number = stem, 2
         while name.casefold() in taken:  # macOS and Windows hold A.png and a.png for the same
             name, number = f"{stem}-{number}", number + 1
@@ -232,38 +206,35 @@ def _cell(path: object) -> str:
     return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def _check_targets(output: Path | None, gradcam: Path | None, files: list[ImageFile]) -> None:
-    """Refuse before the work what would fail, or destroy something, after it."""
+def _problem_of_targets(output: Path | None, gradcam: Path | None, files: list["ImageFile"]) -> str | None:
+    """What would fail, or destroy something, after the work."""
     if output is not None:
         if not output.parent.is_dir():
-            raise InputError(f"--output {output}: the folder {output.parent} does not exist; make it first")
+            return f"--output {output}: the folder {output.parent} does not exist; make it first"
         if output.exists() and not output.is_file():
-            raise InputError(f"--output {output} is no file; name the CSV file to write")
+            return f"--output {output} is not a file; name the CSV file to write"
         if output.exists() and any(file.path.name == output.name and file.path.samefile(output) for file in files):
-            raise InputError(f"--output {output} is one of the images; name the CSV file to write")
+            return f"--output {output} is one of the images; name the CSV file to write"
         if not os.access(output.parent, os.W_OK):
-            raise InputError(f"--output {output}: the folder {output.parent} is not writable; name another one")
+            return f"--output {output}: the folder {output.parent} is not writable; name another one"
         if gradcam is not None and gradcam.resolve().is_relative_to(output.resolve()):
-            raise InputError(
-                f"--output {output} would replace the folder of --gradcam {gradcam}; name another CSV file"
-            )
+            return f"--output {output} would replace the folder of --gradcam {gradcam}; name another CSV file"
     if gradcam is not None and gradcam.exists():
         if not gradcam.is_dir():
-            raise InputError(f"--gradcam {gradcam} is no folder; name one, which need not exist")
-        folders = {file.path.parent for file in files if file.member is None}
-        if any(folder.samefile(gradcam) for folder in folders):
-            raise InputError(
-                f"--gradcam {gradcam} holds images to predict, which overlays may replace; name another folder"
-            )
+            return f"--gradcam {gradcam} is not a folder; name one, which need not exist"
+        if any(folder.samefile(gradcam) for folder in {file.path.parent for file in files if file.member is None}):
+            return f"--gradcam {gradcam} holds images to predict, which overlays may replace; name another folder"
+    return None
 
 
-def _write(table: pd.DataFrame, output: Path | None) -> None:
+def _write(table: "pd.DataFrame", output: Path | None) -> None:
+    from stages.files import DECIMALS, write_csv
+
     if output is not None:
         try:
-            write_csv(output, table)
+            return write_csv(output, table)
         except OSError as error:
             raise InputError(f"--output {output} cannot be written ({error.strerror or error})") from None
-        return
     text = table.to_csv(index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n")
     try:
         # Bytes: the same table on every platform, whatever encoding its terminal has.
@@ -281,28 +252,20 @@ def _count(text: str) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.predict",
+        prog="python -m stages predict",
         description="Predict images: one CSV line each with calibrated probabilities and the decision at the model's "
         "threshold. A research tool, no medical device.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        type=Path,
-        metavar="IMAGE_OR_FOLDER",
-        help="JPEG or PNG file, folder or zip archive of them",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
-    parser.add_argument("--gradcam", type=Path, metavar="DIR", help="folder for pictures of what speaks for malignancy")
-    parser.add_argument(
-        "--models", type=Path, metavar="DIR", default=MODELS, help="folder of the model (default: models)"
-    )
-    parser.add_argument("--batch-size", type=_count, metavar="N", default=64, help="images of one step (default: 64)")
-    parser.add_argument(
-        "--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one a core)"
-    )
+    add = parser.add_argument
+    help_images = "JPEG or PNG file, folder or zip archive of them"
+    add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help=help_images)
+    add("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
+    add("--gradcam", type=Path, metavar="DIR", help="folder for pictures of what speaks for malignancy")
+    add("--models", type=Path, metavar="DIR", default=Path("models"), help="folder of the model (default: models)")
+    add("--batch-size", type=_count, metavar="N", default=64, help="images of one step (default: 64)")
+    add("--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one per core)")
     return parser.parse_args(argv)
 
 
@@ -314,27 +277,20 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = _parse(argv)
     files, problems = find_files(args.images)
-    _check_targets(args.output, args.gradcam, files)
+    if problem := _problem_of_targets(args.output, args.gradcam, files):
+        raise InputError(problem)
     if not args.models.is_dir():
-        raise InputError(f"--models {args.models} is no folder; name the one that holds model.json")
+        raise InputError(f"--models {args.models} is not a folder; name the one that holds model.json")
     # Take seconds to import: a mistake above is told at once.
     from stages.classifier.calibration import load_calibration
     from stages.classifier.hardware import set_up_device
     from stages.classifier.weights import load_model
 
     device = set_up_device(args.threads)
-    network, description = load_model(args.models)
+    model = load_model(args.models)
     calibration = load_calibration(args.models)
-    table, unreadable = predict_images(
-        files,
-        network,
-        description,
-        calibration,
-        device,
-        args.batch_size,
-        args.threads,
-        None if args.gradcam is None else overlay_paths(files, args.gradcam),
-    )
+    overlays = None if args.gradcam is None else overlay_paths(files, args.gradcam)
+    table, unreadable = predict_images(files, *model, calibration, device, args.batch_size, args.threads, overlays)
     problems += unreadable
     if not table.empty:
         _write(table, args.output)

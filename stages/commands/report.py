@@ -70,7 +70,7 @@ def compare_if_possible(base: str, new: str) -> Comparison:
     try:
         revisions = read_revision(base), read_revision(new)
         config = load_config()
-        result = compare_revisions(*revisions, config.evaluation, config.training.cpu_threads)
+        result = compare_revisions(*revisions, config.evaluation, config.runtime.cpu_threads)
         return Comparison(result, "", revisions)
     except InputError as error:
         return Comparison(None, str(error), revisions)

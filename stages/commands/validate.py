@@ -1,6 +1,6 @@
-"""Validate: judge the trained model on a dataset that it has never seen.
+"""Validate: assess the trained model on a dataset that it has never seen.
 
-    python -m stages.commands.validate data/hospital --output hospital-results
+    python -m stages validate data/hospital --output hospital-results
 
 The dataset is a folder with a metadata table and images, loose or zipped, as `prepare` reads it; `--columns` and
 `--classes` stand for data.columns and data.classes, which describe the training data. Nothing is fitted: temperature
@@ -10,53 +10,30 @@ and thresholds are those in models/calibration.json. Run from the root of the re
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from stages.classifier.calibration import apply_temperature, load_calibration
-from stages.classifier.hardware import set_up_device
-from stages.classifier.inference import predict_probabilities
-from stages.classifier.weights import load_model
-from stages.config import Config, load_config
-from stages.dataset.duplicates import near_duplicates_between
-from stages.dataset.loaders import Batches, SplitImages
-from stages.dataset.pixels import PixelStore
 from stages.errors import InputError, run
-from stages.evaluate import explain, print_metrics, values
-from stages.evaluation.assessment import assess
-from stages.evaluation.predictions import Predictions, predictions_table
-from stages.figures.report import write_report
-from stages.files import (
-    DETAILS,
-    EVALUATION,
-    MODELS,
-    PREDICTIONS,
-    PREPARED,
-    SPLIT,
-    read_csv,
-    replacing,
-    write_csv,
-    write_json,
-)
-from stages.plot import draw_pictures, draw_tables, write_plots
-from stages.prepare import prepare_dataset
-from stages.split import find_leaks
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from stages.config import Config
+    from stages.dataset.pixels import PixelStore
+    from stages.evaluation.predictions import Predictions
 
 SHOWN = 5  # ids in a warning
 
 
 def validate_model(
-    config: Config,
+    config: "Config",
     data_dir: Path,
     prepared: Path,
-    models: Path = MODELS,
-    columns: dict[str, str | None] | None = None,
-    classes: dict[str, str | None] | None = None,
-) -> tuple[Predictions, dict, PixelStore, tuple[pd.DataFrame, np.ndarray]]:
+    models: Path,
+    columns: dict[str, str | None],
+    classes: dict[str, str | None],
+) -> tuple["Predictions", dict, "PixelStore", tuple["pd.DataFrame", "np.ndarray"]]:
     """Assess the model in `models` on the dataset in `data_dir`.
 
     Args:
@@ -73,30 +50,45 @@ def validate_model(
     Raises:
         InputError: the dataset or the model has a mistake.
     """
-    device = set_up_device(config.training.cpu_threads)
+    from dataclasses import asdict
+
+    from stages.classifier.calibration import apply_temperature, load_calibration
+    from stages.classifier.hardware import set_up_device
+    from stages.classifier.inference import predict_probabilities
+    from stages.classifier.weights import load_model
+    from stages.config import override
+    from stages.dataset.loaders import Batches, SplitImages
+    from stages.dataset.pixels import PixelStore
+    from stages.evaluate import explain
+    from stages.evaluation.assessment import assess
+    from stages.evaluation.predictions import Predictions, predictions_table
+    from stages.files import write_csv
+    from stages.prepare import prepare_dataset
+
+    device = set_up_device(config.runtime.cpu_threads)
     network, description = load_model(models)
     calibration = load_calibration(models)
-    data = replace(
-        config.data,
-        data_dir=str(data_dir),
-        columns=columns or {},
-        classes=classes or {},
-        image_size=description.image_size,
-        subsample_percentage=1.0,
-    )
-    table = prepare_dataset(data, prepared)
+    changes = {
+        "data.data_dir": str(data_dir),
+        "data.columns": columns,
+        "data.classes": classes,
+        "data.image_size": description.image_size,
+        "data.subsample_percentage": 1.0,
+    }
+    data = override(config, changes).data
+    table = prepare_dataset(data, prepared, config.runtime.num_workers)
     split_file = prepared / "split.csv"
     write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
 
-    store, settings, classes = PixelStore(prepared), config.evaluation, tuple(description.classes)
-    images = SplitImages(store, "test", split_file, len(classes))
+    store, settings, names = PixelStore(prepared), config.evaluation, tuple(description.classes)
+    images = SplitImages(store, "test", split_file, len(names))
     batches = (batch.images for batch in Batches(images, settings.batch_size, device))
     raw = predict_probabilities(network, batches, device, calibration.test_time_augmentation)
-    labels = [classes[number] for number in images.labels]
+    labels = [names[number] for number in images.labels]
     calibrated = apply_temperature(raw, calibration.temperature)
-    predictions = Predictions(predictions_table(images.table, "test", labels, calibrated), classes)
+    predictions = Predictions(predictions_table(images.table, "test", labels, calibrated), names)
     details = {
-        "classes": list(classes),
+        "classes": list(names),
         "confidence": settings.confidence,
         "bootstrap_replicates": settings.bootstrap_replicates,
         "calibration": asdict(calibration),
@@ -108,56 +100,51 @@ def validate_model(
     return predictions, details, store, explain(network, store, predictions, calibration.threshold, device, settings)
 
 
-def audit(store: PixelStore, split: Path = SPLIT, prepared: Path = PREPARED) -> dict | None:
-    """What a dataset shares with the images that the model was trained and calibrated on.
+def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
+    """What a dataset shares with the images that the workspace's model was trained and calibrated on.
 
     Args:
         store: the dataset's prepared images.
-        split: table of the splits that the model was trained on.
-        prepared: folder of the prepared images that it was trained on.
 
     Returns:
-        The section `leakage` of metrics/details.json, the dataset being its split `test`; None where `split` or
-        `prepared` is missing.
+        The section `leakage` of metrics/details.json, the dataset being its split `test`; None where the split or the
+        prepared images of the model are missing. And warnings: numbers on images that a model has seen are too good.
     """
-    if not split.exists() or not prepared.exists():
-        return None
-    splits = read_csv(split, ["image_id", "lesion_id", "split"])
-    seen = splits[splits["split"] != "test"]
+    import pandas as pd
+
+    from stages.dataset.duplicates import near_duplicates_between
+    from stages.dataset.pixels import PixelStore
+    from stages.files import PREPARED, SPLIT, read_csv
+    from stages.split import find_leaks
+
+    if not SPLIT.exists() or not PREPARED.exists():
+        missing = f"{SPLIT} or {PREPARED} is missing"
+        return None, [f"{missing}, so it cannot be checked whether the model was trained on some of these images"]
+    splits = read_csv(SPLIT, ["image_id", "lesion_id", "split"])
+    seen = splits.loc[splits["split"] != "test"]
     images = store.manifest[["image_id", "lesion_id"]].assign(split="test")
+    shared = {name: sorted(set(images[name]) & set(seen[name])) for name in ("image_id", "lesion_id")}
     # By name: an image that has the id of one that was seen is of the same lesion, whatever the table says.
     lesion_of = dict(zip(seen["image_id"], seen["lesion_id"]))
-    images["lesion_id"] = images["image_id"].map(lesion_of).fillna(images["lesion_id"])
-    pairs = near_duplicates_between(store, PixelStore(prepared))
-    split_of_image = dict(zip(seen["image_id"], seen["split"]))
+    images["lesion_id"] = [lesion_of.get(*pair) for pair in zip(images["image_id"], images["lesion_id"])]
+    pairs = near_duplicates_between(store, PixelStore(PREPARED))
     # An image that has the id of one that was seen is counted above, and no news as its copy.
-    pairs = pairs[pairs["image_id_2"].isin(seen["image_id"]) & (pairs["image_id_1"] != pairs["image_id_2"])]
-    pairs = pairs.assign(split_1="test", split_2=pairs["image_id_2"].map(split_of_image))
-    return find_leaks(pd.concat([seen, images], ignore_index=True), pairs)
-
-
-def warn_of(leakage: dict | None, store: PixelStore, split: Path = SPLIT) -> None:
-    """Say on stderr what `audit` found: numbers on images that the model has seen are too good."""
-    if leakage is None:
-        print(
-            f"warning: {split} or {PREPARED} is missing, so it cannot be checked whether the model was trained on "
-            "some of these images",
-            file=sys.stderr,
-        )
-        return
-    splits = read_csv(split, ["image_id", "lesion_id", "split"])
-    seen = splits[splits["split"] != "test"]
-    for column, noun in (("image_id", "image"), ("lesion_id", "lesion")):
-        _warn(noun, sorted(set(store.manifest[column]) & set(seen[column])))
+    pairs = pairs.loc[pairs["image_id_2"].isin(seen["image_id"]) & (pairs["image_id_1"] != pairs["image_id_2"])]
+    split_of_image = dict(zip(seen["image_id"], seen["split"]))
+    pairs = pairs.assign(split_1="test", split_2=[split_of_image[name] for name in pairs["image_id_2"]])
+    leakage = find_leaks(pd.concat([seen, images], ignore_index=True), pairs)
     copies = [" = ".join(pair["image_ids"]) for pair in leakage["near_duplicates"]["pairs"]]
-    _warn("copy of an image", copies, "copies of images")
-
-
-def _warn(noun: str, found: list[str], plural: str | None = None) -> None:
-    if found:
-        what = noun if len(found) == 1 else plural or f"{noun}s"
-        shown = ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
-        print(f"warning: {len(found)} {what} that the model was trained or calibrated on: {shown}", file=sys.stderr)
+    warnings = [
+        f"{len(found)} {one if len(found) == 1 else several} that the model was trained or calibrated on: "
+        f"{', '.join(found[:SHOWN])}{', …' * (len(found) > SHOWN)}"
+        for found, one, several in (
+            (shared["image_id"], "image", "images"),
+            (shared["lesion_id"], "lesion", "lesions"),
+            (copies, "copy of an image", "copies of images"),
+        )
+        if found
+    ]
+    return leakage, warnings
 
 
 def _pair(text: str) -> tuple[str, str | None]:
@@ -168,61 +155,64 @@ def _pair(text: str) -> tuple[str, str | None]:
     return name, value or None
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.validate",
-        description="Judge the trained model on another dataset; temperature and thresholds stay as they are.",
+        prog="python -m stages validate",
+        description="Assess the trained model on another dataset; temperature and thresholds stay as they are.",
     )
-    parser.add_argument("data_dir", type=Path, help="folder with the metadata table and the images")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
-    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the model (default: %(default)s)")
-    for option, pair, purpose in (
-        (
-            "--columns",
-            "OURS=YOURS",
-            "your table's name of each of our columns, as dx=label; nothing after =: it has none",
-        ),
-        (
-            "--classes",
-            "LABEL=DIAGNOSIS",
-            "diagnosis of each of your labels, as naevus=nv; nothing after =: leave it out",
-        ),
-    ):
-        parser.add_argument(option, type=_pair, nargs="+", default=[], metavar=pair, help=purpose)
-    options = parser.parse_args(arguments)
-    if options.output.exists():
-        raise InputError(f"--output is {str(options.output)!r}, which exists; name a folder that does not")
-    files = [parent for parent in options.output.parents if parent.is_file()]
-    if files:
-        raise InputError(f"--output is {str(options.output)!r}; {files[0]} is a file, no folder")
+    add = parser.add_argument
+    add("data_dir", type=Path, help="folder with the metadata table and the images")
+    add("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
+    add("--models", type=Path, default=Path("models"), help="folder of the model (default: %(default)s)")
+    pairs = {"type": _pair, "nargs": "+", "default": []}
+    named = "your table's name of each of our columns, as dx=label; nothing after =: it has none"
+    add("--columns", metavar="OURS=YOURS", help=named, **pairs)
+    meant = "diagnosis of each of your labels, as naevus=nv; nothing after =: leave it out"
+    add("--classes", metavar="LABEL=DIAGNOSIS", help=meant, **pairs)
+    args = parser.parse_args(argv)
+    if args.output.exists():
+        raise InputError(f"--output is {str(args.output)!r}, which exists; name a folder that does not")
+    if files := [parent for parent in args.output.parents if parent.is_file()]:
+        raise InputError(f"--output is {str(args.output)!r}; {files[0]} is a file, not a folder")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        InputError: an argument, the dataset or the model is wrong; nothing is then written.
+    """
+    args = _parse(argv)
+    from stages.config import load_config
+    from stages.evaluate import print_metrics, values
+    from stages.figures.report import write_report
+    from stages.files import DETAILS, EVALUATION, MODELS, PREDICTIONS, replacing, write_csv, write_json
+    from stages.plot import draw_pictures, draw_tables, write_plots
+
     config = load_config()
-    with replacing(options.output) as folder:
+    with replacing(args.output) as folder:
         folder.mkdir()
         scratch = folder / "prepared"
         predictions, details, store, explained = validate_model(
-            config, options.data_dir, scratch, options.models, dict(options.columns), dict(options.classes)
+            config, args.data_dir, scratch, args.models, dict(args.columns), dict(args.classes)
         )
-        # The split here is that of the model here.
-        is_ours = options.models.resolve() == MODELS.resolve()
-        details["leakage"] = audit(store) if is_ours else None
+        warnings = [f"which images {args.models} was trained on is not known here: some may be among these"]
+        if args.models.resolve() == MODELS.resolve():  # the split here is that of the model here
+            details["leakage"], warnings = find_overlap(store)
         write_csv(folder / PREDICTIONS.name, predictions.table)
         write_json(folder / DETAILS.name, details)
         write_json(folder / EVALUATION.name, values(details["test"]["metrics"]))
         tables = draw_tables(predictions, details)
         pictures = draw_pictures(predictions, details, tables, store, *explained)
         write_plots(folder / "plots", tables, pictures)
-        title = f"External validation on {options.data_dir.name}"
+        title = f"External validation on {args.data_dir.name}"
         write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title)
         shutil.rmtree(scratch)
-    if is_ours:
-        warn_of(details["leakage"], store)
-    else:
-        print(
-            f"warning: which images {options.models} was trained on is not known here: some may be among these",
-            file=sys.stderr,
-        )
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print_metrics(details["test"]["metrics"])
-    print(f"wrote {options.output}")
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

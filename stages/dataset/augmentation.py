@@ -1,6 +1,6 @@
 """Augmentation of a whole batch at a time, on the device it is on, with parameters of its own for every image.
 
-What is random is drawn for a whole epoch at once, on the CPU: one seed gives the same pictures on every device, in
+The parameters of a whole epoch are sampled at once, on the CPU: one seed gives the same pictures on every device, in
 every loader and after a resumed run, and a step on the GPU is a few passes over its pixels. They are what counts: in a
 step of ResNet-18 of 12 ms at batch 128 on an H100, `affine_grid` alone took 0.45 ms.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.config import DataConfig
 
-UNIFORMS_PER_IMAGE = 11  # of `parameters_of`
+UNIFORMS_PER_IMAGE = 11  # of `params_from_uniforms`
 _WITH_STRENGTH = [2, 3, 4, 5, 7, 8, 9, 10]  # of them; those of flip, turn and the direction of the stretch have none
 
 # A dermatoscope has no upright: every rotation and flip of a lesion is as likely as the picture taken.
@@ -39,15 +39,15 @@ PARAMETERS_OF_CUTOUT = 2
 PARAMETERS_OF_MIXING = 4
 
 
-def draw(random: np.random.Generator, count: int, config: DataConfig) -> np.ndarray:
-    """Draw what `augment_batch` does to `count` images.
+def sample_params(random: np.random.Generator, count: int, config: DataConfig) -> np.ndarray:
+    """Sample what `augment_batch` does to `count` images.
 
     Returns:
-        float32, shape (count, k), with k depending on what is switched on: what `parameters_of` gives; of cutout, where
-        the square lies; of mixing, whether it is mixup or cutmix, the share of the image itself, and where the
-        rectangle of the other lies.
+        float32, shape (count, k), with k depending on what is switched on: what `params_from_uniforms` gives;
+        of cutout, where the square lies; of mixing, whether it is mixup or cutmix, the share of the image itself, and
+        where the rectangle of the other lies.
     """
-    columns = [parameters_of(random.random((count, UNIFORMS_PER_IMAGE), np.float32), config.augment_strength)]
+    columns = [params_from_uniforms(random.random((count, UNIFORMS_PER_IMAGE), np.float32), config.augment_strength)]
     if config.cutout:
         columns.append(random.random((count, PARAMETERS_OF_CUTOUT), np.float32))
     if config.mixup or config.cutmix:
@@ -58,7 +58,7 @@ def draw(random: np.random.Generator, count: int, config: DataConfig) -> np.ndar
     return np.concatenate(columns, axis=1)
 
 
-def parameters_of(uniforms: np.ndarray, strength: float = 1.0) -> np.ndarray:
+def params_from_uniforms(uniforms: np.ndarray, strength: float = 1.0) -> np.ndarray:
     """Geometry and colour of the augmentation of images.
 
     Args:
@@ -117,21 +117,21 @@ def _between(uniform: np.ndarray, limit: float) -> np.ndarray:
 
 
 def augment_batch(
-    images: Tensor, targets: Tensor, draws: Tensor, config: DataConfig, dtype: torch.dtype = torch.float32
+    images: Tensor, targets: Tensor, params: Tensor, config: DataConfig, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """All augmentation of a batch of training images.
 
     Args:
         images: uint8, shape (n, size, size, 3), RGB.
         targets: probabilities of the classes, shape (n, classes).
-        draws: what `draw` gave for these images, on the same device.
+        params: what `sample_params` gave for these images, on the same device.
         config: what is switched on.
         dtype: of the images that come out; as for `augment`.
 
     Returns:
         Images, shape (n, 3, size, size), in [0, 1], and their targets, float32.
     """
-    pixels, rest = augment(images, draws[:, :PARAMETERS_PER_IMAGE], dtype), draws[:, PARAMETERS_PER_IMAGE:]
+    pixels, rest = augment(images, params[:, :PARAMETERS_PER_IMAGE], dtype), params[:, PARAMETERS_PER_IMAGE:]
     if config.mixup or config.cutmix:
         pixels, targets = _mix(pixels, targets, rest[:, -PARAMETERS_OF_MIXING:])
     if config.cutout:
@@ -149,7 +149,7 @@ def augment(images: Tensor, parameters: Tensor, dtype: torch.dtype = torch.float
 
     Args:
         images: uint8, shape (n, size, size, 3), RGB.
-        parameters: what `parameters_of` gave for these images, on the same device.
+        parameters: what `params_from_uniforms` gave for these images, on the same device.
         dtype: what to compute in. float16 takes half the time: a place is then known to 1/2048 of the side, and a
             colour to an eighth of its 256 steps.
 
@@ -188,13 +188,13 @@ def _cut_out(pixels: Tensor, place: Tensor, side: float) -> Tensor:
     return pixels.masked_fill_(_inside(pixels, start, start + side), 0.5)
 
 
-def _mix(pixels: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def _mix(pixels: Tensor, targets: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """Blend each image with the one before it, or paste a rectangle of that one into it.
 
     Mixup: Zhang et al., ICLR 2018. Cutmix: Yun et al., ICCV 2019; its rectangle has the shape of the image and lies
     wholly inside it, so that its area is the other image's share.
     """
-    mixup, share, place = draws[:, 0].bool(), draws[:, 1], draws[:, 2:]
+    mixup, share, place = params[:, 0].bool(), params[:, 1], params[:, 2:]
     # As `roll` does, which would put the channels first.
     other, other_targets = torch.cat([pixels[-1:], pixels[:-1]]), targets.roll(1, dims=0)
     side = (1 - share).clamp_min(0).sqrt()[:, None]

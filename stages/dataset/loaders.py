@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.config import DataConfig
-from stages.dataset.augmentation import draw
+from stages.dataset.augmentation import sample_params
 from stages.dataset.folds import read_split, validated_on
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
@@ -27,12 +27,12 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8, shape (n, size, size, 3), RGB.
         labels: int64, shape (n,), numbers of classes.
-        draws: float32, shape (n, k), what augmentation is drawn from; None where nothing is augmented.
+        augment_params: float32, shape (n, k), the parameters of `augment_batch`; None where nothing is augmented.
     """
 
     images: Tensor
     labels: Tensor
-    draws: Tensor | None
+    augment_params: Tensor | None
 
 
 class SplitImages:
@@ -74,12 +74,12 @@ class SplitImages:
         return len(self.indices)
 
 
-class Shuffle(NamedTuple):
+class SamplingConfig(NamedTuple):
     """How training goes through its images.
 
     Attributes:
         seed: of the order and of augmentation.
-        augmentation: what augmentation draws for; None where nothing is augmented.
+        augmentation: whose parameters are sampled; None where nothing is augmented.
         balance: draw images with replacement, those of a class in inverse proportion to this power of its size: 1 draws
             all classes equally often. 0: every image comes once.
         repeated: the order and the augmentation of the first epoch in every epoch.
@@ -94,7 +94,7 @@ class Shuffle(NamedTuple):
 class Batches:
     """Batches of a split on `device`, for as many epochs as they are iterated.
 
-    With `shuffle` the order is random and comes with random numbers for augmentation; both depend on the seed and the
+    With `sampling` the order is random and comes with random numbers for augmentation; both depend on the seed and the
     epoch alone, not on the device nor on how the images get there, and the last images of the order that do not fill a
     batch are left out: a step over two images has a gradient of noise. Without it, every image comes once, in the
     order of the split.
@@ -105,14 +105,10 @@ class Batches:
         images: of which split.
         batch_size: images of a batch on this device, fewer where the split has fewer.
         device: where batches are wanted.
-        shuffle: for training.
+        sampling: for training.
         rank: which of the processes that share the images this is, from 0.
         world_size: how many of them there are. Each gets its part of every step's images.
         threads: that read ahead; they change nothing in what is read.
-
-    Attributes:
-        epoch: of the next iteration.
-        skip: batches at the start of the next iteration that come as None: a resumed training has seen them.
     """
 
     def __init__(
@@ -120,7 +116,7 @@ class Batches:
         images: SplitImages,
         batch_size: int,
         device: torch.device,
-        shuffle: Shuffle | None = None,
+        sampling: SamplingConfig | None = None,
         rank: int = 0,
         world_size: int = 1,
         threads: int | None = None,
@@ -128,14 +124,12 @@ class Batches:
         self.images = images
         self.batch_size = max(1, min(batch_size, len(images) // world_size))
         self.device = device
-        self.shuffle = shuffle
+        self.sampling = sampling
         self.rank, self.world_size, self.threads = rank, world_size, threads
-        self.epoch = 0
-        self.skip = 0
         self._labels = images.labels.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="order")
-        self._ahead: tuple[int, Future] | None = None
+        self._prefetched: tuple[int, Future] | None = None
 
     def _upload(self) -> Tensor | None:
         """All pixels of the split on the GPU, or None where they would crowd the network out."""
@@ -144,66 +138,62 @@ class Batches:
             return None
         return torch.from_numpy(self.images.store.read(self.images.indices)).to(self.device)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the random numbers of the next iteration."""
-        self.epoch = 0 if self.shuffle is not None and self.shuffle.repeated else epoch
-
     def __len__(self) -> int:
         of_all = self.batch_size * self.world_size
-        if self.shuffle is not None:
+        if self.sampling is not None:
             return len(self.images) // of_all
         return -(-len(range(self.rank, len(self.images), self.world_size)) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch | None]:
-        epoch = self.epoch
-        rows, draws = self._take_order(epoch)
+    def __iter__(self) -> Iterator[Batch]:
+        return self.of_epoch(0)
+
+    def of_epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0; from batch `start` on, where a training is resumed."""
+        rows, params = self._get_order(epoch)
         on_device = rows.to(self.device, non_blocking=True)
-        draws = None if draws is None else draws.to(self.device, non_blocking=True)
+        params = None if params is None else params.to(self.device, non_blocking=True)
         labels = self._labels[on_device]
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(rows), self.batch_size)]
-        for _ in range(self.skip):
-            yield None
-        parts = parts[self.skip :]
+        parts = [slice(first, first + self.batch_size) for first in range(0, len(rows), self.batch_size)][start:]
         pixels = self._pixels(rows.numpy(), on_device, parts)
         for number, (part, images) in enumerate(zip(parts, pixels)):
             if number == len(parts) // 2:
                 # Not at the epoch's start: the thread would take Python's lock while the GPU has nothing to do yet.
-                self._make_order(epoch + 1)
-            yield Batch(images, labels[part], None if draws is None else draws[part])
+                self._prefetch(epoch + 1)
+            yield Batch(images, labels[part], None if params is None else params[part])
 
-    def _take_order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
-        """`_order` of an epoch: what was made ahead, if it is of this one."""
-        ahead, order = self._ahead or (None, None)
-        return order.result() if ahead == epoch else self._order(epoch)
+    def _get_order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """`_order` of an epoch: the prefetched one, if it is of this epoch."""
+        prefetched, order = self._prefetched or (None, None)
+        return order.result() if prefetched == epoch else self._order(epoch)
 
-    def _make_order(self, epoch: int) -> None:
-        """Let a thread make `_order` of an epoch while the one before it is trained on."""
-        if self.shuffle is not None and not self.shuffle.repeated:
-            self._ahead = epoch, self._thread.submit(self._order, epoch)
+    def _prefetch(self, epoch: int) -> None:
+        """Compute `_order` of an epoch in a thread while the epoch before it is trained on."""
+        if self.sampling is not None:
+            self._prefetched = epoch, self._thread.submit(self._order, epoch)
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
-        """The rows of the split that this process sees in an epoch, and what augmentation draws for them.
+        """The rows of the split that this process sees in an epoch, and the parameters of their augmentation.
 
         On the CPU, where a GPU takes them from without anybody waiting.
         """
         count = len(self.images)
-        if self.shuffle is None:
-            return self._for_copying(np.arange(self.rank, count, self.world_size)), None
-        random = np.random.default_rng([self.shuffle.seed, epoch])
-        if self.shuffle.balance:
+        if self.sampling is None:
+            return self._pinned(np.arange(self.rank, count, self.world_size)), None
+        random = np.random.default_rng([self.sampling.seed, 0 if self.sampling.repeated else epoch])
+        if self.sampling.balance:
             labels = self.images.labels.numpy()
-            chance = np.bincount(labels)[labels] ** -self.shuffle.balance
+            chance = np.bincount(labels)[labels] ** -self.sampling.balance
             order = random.choice(count, count, p=chance / chance.sum())
         else:
             order = random.permutation(count)
-        augmentation = self.shuffle.augmentation
-        draws = None if augmentation is None else draw(random, count, augmentation)
+        augmentation = self.sampling.augmentation
+        params = None if augmentation is None else sample_params(random, count, augmentation)
         # A step takes the next images of the order, and each process an equal part of them.
         steps = np.arange(len(self) * self.batch_size * self.world_size).reshape(len(self), self.world_size, -1)
         mine = steps[:, self.rank].ravel()
-        return self._for_copying(order[mine]), None if draws is None else self._for_copying(draws[mine])
+        return self._pinned(order[mine]), None if params is None else self._pinned(params[mine])
 
-    def _for_copying(self, array: np.ndarray) -> Tensor:
+    def _pinned(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
@@ -215,7 +205,7 @@ class Batches:
             return stream(store, [indices[part] for part in parts], self.device, self.threads)
         return (torch.from_numpy(store.read(indices[part])) for part in parts)
 
-    def image_ids(self, batch: int) -> list[str]:
-        """The ids of the images in a batch of this epoch, counted from 0."""
-        rows, _ = self._order(self.epoch)
+    def image_ids(self, epoch: int, batch: int) -> list[str]:
+        """The ids of the images in a batch of an epoch, both counted from 0."""
+        rows, _ = self._order(epoch)
         return list(self.images.table["image_id"].iloc[rows[batch * self.batch_size :][: self.batch_size].numpy()])

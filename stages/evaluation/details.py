@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from stages.errors import InputError, printable
+from stages.errors import printable, regenerate
 from stages.files import read_json
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "details.schema.json"
@@ -23,11 +23,8 @@ def read_details(path: Path) -> dict:
     try:
         json.dumps(content, allow_nan=False)  # which a schema does not see
     except ValueError as error:
-        raise InputError(f"{path}: {error}; run `dvc repro` to regenerate it") from None
+        raise regenerate(f"{path}: {error}") from None
     validator = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     if error := best_match(validator.iter_errors(content)):
-        raise InputError(
-            f"{path}: {error.json_path.removeprefix('$.')}: {printable(error.message)[:_MOST_SHOWN]}; "
-            "run `dvc repro` to regenerate it"
-        )
+        raise regenerate(f"{path}: {error.json_path.removeprefix('$.')}: {printable(error.message)[:_MOST_SHOWN]}")
     return content

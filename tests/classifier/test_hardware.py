@@ -10,12 +10,12 @@ import torch
 from threadpoolctl import threadpool_info
 
 from stages.classifier import hardware
-from stages.classifier.checkpoints import fingerprint
-from stages.classifier.hardware import COMPUTING, describe_environment, describe_hardware, processor, set_up_device
+from stages.training.checkpoints import fingerprint
+from stages.classifier.hardware import RESULT_AFFECTING_PACKAGES, describe_environment, describe_hardware, processor, set_up_device
 
 ROOT = Path(__file__).parents[2]
 # Of requirements.in, what runs, stores, asks or shows, but computes nothing that an output holds.
-NOT_COMPUTING = {
+WITHOUT_EFFECT = {
     "dvc",
     "dvc-s3",
     "filelock",
@@ -47,8 +47,8 @@ def repository(tmp_path, monkeypatch):
 def test_each_requirement_is_recorded_or_known_to_compute_nothing():
     lines = (ROOT / "requirements.in").read_text(encoding="utf-8").splitlines()
     required = {line.partition("==")[0] for line in lines if "==" in line}
-    assert required == {*COMPUTING, *NOT_COMPUTING}
-    assert describe_hardware().keys() > {*COMPUTING}
+    assert required == {*RESULT_AFFECTING_PACKAGES, *WITHOUT_EFFECT}
+    assert describe_hardware().keys() > {*RESULT_AFFECTING_PACKAGES}
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs a system that tells, as Linux does")

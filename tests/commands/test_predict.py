@@ -16,8 +16,8 @@ from stages.classifier import gradcam, weights
 from stages.classifier.calibration import Calibration, save_calibration
 from stages.classifier.networks import build_network
 from stages.classifier.weights import ModelDescription, save_model
-from stages.commands import predict
 from stages.commands.predict import main
+from stages.dataset.images import decode_square
 from stages.dataset.taxonomy import MALIGNANT, class_names
 from stages.errors import InputError
 from stages.evaluate import evaluate_model
@@ -176,6 +176,16 @@ def test_folders_are_searched_but_not_hidden_ones_and_archives_opened(run, photo
     assert files_of(table) == [*inside, *loose, "photos/deep/c.jpeg", "photos/deep/er/B.PNG", "photo"]
 
 
+def test_linked_folders_and_archives_below_a_folder_are_searched_too(run, photos):
+    Path("cache").mkdir()
+    Path("cache/z.jpg").write_bytes(picture(5))
+    Path("data").mkdir()
+    Path("data/linked").symlink_to(Path("cache").absolute())
+    with zipfile.ZipFile("data/a.zip", "w") as archive:
+        archive.writestr("in.jpg", picture(6))
+    assert files_of(run("data")) == ["data/linked/z.jpg", "data/a.zip:in.jpg"]
+
+
 def test_what_is_named_twice_is_predicted_once_but_two_names_of_one_file_are_two_images(run, photos):
     (photos / "again.jpg").symlink_to("3.jpg")
     table = run(photos / "4.jpg", photos, photos.absolute(), photos / ".." / photos / "3.jpg")
@@ -233,13 +243,13 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
         ("no.zip", "no.zip holds no JPEG or PNG file"),
         ("/dev/null", "/dev/null is neither a file nor a folder"),
         ("photos --output gone/table.csv", "--output gone/table.csv: the folder gone does not exist; make it first"),
-        ("photos --output empty", "--output empty is no file"),
+        ("photos --output empty", "--output empty is not a file"),
         ("photos --output photos/3.jpg", "--output photos/3.jpg is one of the images"),
-        ("photos --gradcam no.zip", "--gradcam no.zip is no folder"),
+        ("photos --gradcam no.zip", "--gradcam no.zip is not a folder"),
         ("photos --gradcam photos/../photos", "photos holds images to predict, which overlays may replace"),
         ("photos --output out --gradcam photos/../out", "--output out would replace the folder of --gradcam"),
         ("photos --output out --gradcam out/maps", "--output out would replace the folder of --gradcam out/maps"),
-        ("photos --models gone", "--models gone is no folder"),
+        ("photos --models gone", "--models gone is not a folder"),
     ],
 )
 def test_mistakes_are_told_before_any_work_and_leave_everything_as_it_was(
@@ -317,7 +327,7 @@ def test_a_large_folder_is_not_decoded_into_memory_at_once(photos, model, monkey
         counts["used"] += sum(map(len, batches))
         return np.full((len(batches[0]), 7), 1 / 7)
 
-    monkeypatch.setattr(predict, "decode_square", decode)
+    monkeypatch.setattr("stages.dataset.images.decode_square", decode)
     monkeypatch.setattr("stages.classifier.inference.predict_calibrated", infer)
     main([str(photos), "--models", str(model), "--threads", "2", "--batch-size", "8"])
     assert counts["used"] == 310
@@ -345,7 +355,7 @@ def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run
         with Image.open(path) as drawn:
             pixels = np.asarray(drawn)
         assert pixels.shape == (16, 32, 3)
-        assert np.array_equal(pixels[:, :16], predict.decode_square(Path(file).read_bytes(), 16))
+        assert np.array_equal(pixels[:, :16], decode_square(Path(file).read_bytes(), 16))
         changed += (pixels[:, 16:] != pixels[:, :16]).any()
     assert changed > 0, "evidence of malignancy is drawn where there is some"
 
@@ -373,4 +383,4 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert "python -m stages.commands.predict lesion.jpg photos/" in capsys.readouterr().out
+    assert "python -m stages predict lesion.jpg photos/" in capsys.readouterr().out

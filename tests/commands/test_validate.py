@@ -141,7 +141,7 @@ def test_a_result_is_never_overwritten(external, workspace):
 
 
 def test_a_result_inside_of_a_file_is_refused(external, workspace):
-    with pytest.raises(InputError, match=r"params\.yaml is a file, no folder"):
+    with pytest.raises(InputError, match=r"params\.yaml is a file, not a folder"):
         validate.main([str(external.folder), "--output", "params.yaml/new/external"])
 
 

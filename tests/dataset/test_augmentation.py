@@ -1,17 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from stages.config import DataConfig
+from benchmarks.plain import PLAIN
 from stages.dataset import augmentation
-from stages.dataset.augmentation import UNIFORMS_PER_IMAGE, as_float, augment_batch, draw, parameters_of
+from stages.dataset.augmentation import UNIFORMS_PER_IMAGE, as_float, augment_batch, params_from_uniforms, sample_params
 
 FLIP, TURN, SCALE, ASPECT, SHIFT_X, SHIFT_Y, STRETCH, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(UNIFORMS_PER_IMAGE)
 GREY_AND_COLOURS = {"grey": (128, 128, 128), "red": (170, 60, 50), "blue": (60, 70, 170), "skin": (200, 160, 140)}
 
 
 def augment(images, uniforms):
-    return augmentation.augment(images, torch.from_numpy(parameters_of(uniforms.numpy())))
+    return augmentation.augment(images, torch.from_numpy(params_from_uniforms(uniforms.numpy())))
 
 
 @pytest.fixture
@@ -57,9 +59,9 @@ def test_the_result_is_a_batch_of_float_images_in_0_to_1(random_uniforms):
     "mixing", [{}, {"mixup": 0.4, "cutmix": 1.0}, {"cutout": 0.3}], ids=["plain", "mixed", "cut out"]
 )
 def test_the_result_lies_in_memory_as_networks_take_it(images, mixing):
-    config = DataConfig(**mixing)
-    draws = torch.from_numpy(draw(np.random.default_rng(0), 4, config))
-    pixels, _ = augment_batch(images, torch.eye(4), draws, config)
+    config = replace(PLAIN.data, **mixing)
+    augment_params = torch.from_numpy(sample_params(np.random.default_rng(0), 4, config))
+    pixels, _ = augment_batch(images, torch.eye(4), augment_params, config)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -164,9 +166,9 @@ def test_strength_scales_all_but_flips_and_turns(random_uniforms):
     doubled = (0.5 + 2 * (random_uniforms - 0.5)).numpy()
     doubled[:, [FLIP, TURN, STRETCH]] = random_uniforms[:, [FLIP, TURN, STRETCH]]
     for strength, expected in ((0, turned.numpy()), (1, random_uniforms.numpy()), (2, doubled)):
-        found = parameters_of(random_uniforms.numpy(), strength)
-        np.testing.assert_allclose(found, parameters_of(expected), atol=1e-6)
-    plain, strong = (drawn(6, augment_strength=strength)[1] for strength in (1.0, 3.0))
+        found = params_from_uniforms(random_uniforms.numpy(), strength)
+        np.testing.assert_allclose(found, params_from_uniforms(expected), atol=1e-6)
+    plain, strong = (sampled(6, augment_strength=strength)[1] for strength in (1.0, 3.0))
     assert not torch.equal(plain, strong)
 
 
@@ -182,34 +184,34 @@ def test_pixels_become_floats_with_the_channels_first():
 
 def test_the_grid_is_that_of_pytorch():
     uniforms = torch.rand(5, UNIFORMS_PER_IMAGE, generator=torch.Generator().manual_seed(4))
-    matrices = torch.from_numpy(parameters_of(uniforms.numpy()))[:, :6].view(-1, 2, 3)
+    matrices = torch.from_numpy(params_from_uniforms(uniforms.numpy()))[:, :6].view(-1, 2, 3)
     expected = torch.nn.functional.affine_grid(matrices, [5, 3, 24, 24], align_corners=False)
     torch.testing.assert_close(augmentation._sampling_grid(matrices, 24, torch.float32), expected)
 
 
-def drawn(count, **switched_on):
-    config = DataConfig(**switched_on)
-    return config, torch.from_numpy(draw(np.random.default_rng(0), count, config))
+def sampled(count, **switched_on):
+    config = replace(PLAIN.data, **switched_on)
+    return config, torch.from_numpy(sample_params(np.random.default_rng(0), count, config))
 
 
 TARGETS = torch.eye(4)
 
 
-def unmoved(draws):
+def unmoved(augment_params):
     """Draws whose images stay where they are and as they are."""
-    neutral = torch.from_numpy(parameters_of(uniforms(len(draws)).numpy()))
-    return torch.cat([neutral, draws[:, neutral.shape[1] :]], dim=1)
+    neutral = torch.from_numpy(params_from_uniforms(uniforms(len(augment_params)).numpy()))
+    return torch.cat([neutral, augment_params[:, neutral.shape[1] :]], dim=1)
 
 
 def test_switching_mixing_on_leaves_geometry_and_colour_as_they_were():
-    _, plain = drawn(6)
-    _, mixed = drawn(6, mixup=0.3, cutmix=1.0, cutout=0.2)
+    _, plain = sampled(6)
+    _, mixed = sampled(6, mixup=0.3, cutmix=1.0, cutout=0.2)
     assert torch.equal(mixed[:, : plain.shape[1]], plain)
 
 
 def test_cutout_greys_a_square_of_its_size_wholly_inside_each_image(images):
-    config, draws = drawn(4, cutout=0.25)
-    result, targets = augment_batch(images, TARGETS, unmoved(draws), config)
+    config, augment_params = sampled(4, cutout=0.25)
+    result, targets = augment_batch(images, TARGETS, unmoved(augment_params), config)
     changed = ((result - as_float(images)).abs() > 2e-3).any(dim=1)
     for picture, mask in zip(result, changed):
         rows, columns = (mask.any(dim=axis).nonzero() for axis in (1, 0))
@@ -220,8 +222,8 @@ def test_cutout_greys_a_square_of_its_size_wholly_inside_each_image(images):
 
 
 def test_mixup_blends_an_image_and_its_target_with_another_in_the_same_share(images):
-    config, draws = drawn(4, mixup=1.0)
-    result, targets = augment_batch(images, TARGETS, unmoved(draws), config)
+    config, augment_params = sampled(4, mixup=1.0)
+    result, targets = augment_batch(images, TARGETS, unmoved(augment_params), config)
     original = as_float(images)
     for number in range(4):
         share, other = targets[number, number].item(), (number - 1) % 4
@@ -232,8 +234,8 @@ def test_mixup_blends_an_image_and_its_target_with_another_in_the_same_share(ima
 
 
 def test_cutmix_pastes_a_rectangle_whose_area_is_the_share_of_the_other_target(images):
-    config, draws = drawn(4, cutmix=1.0)
-    result, targets = augment_batch(images, TARGETS, unmoved(draws), config)
+    config, augment_params = sampled(4, cutmix=1.0)
+    result, targets = augment_batch(images, TARGETS, unmoved(augment_params), config)
     original = as_float(images)
     for number in range(4):
         other = original[number - 1]
@@ -245,15 +247,15 @@ def test_cutmix_pastes_a_rectangle_whose_area_is_the_share_of_the_other_target(i
 
 
 def test_with_mixup_and_cutmix_each_image_gets_one_of_them():
-    _, draws = drawn(400, mixup=0.4, cutmix=1.0)
-    mixup = draws[:, augmentation.PARAMETERS_PER_IMAGE]
+    _, augment_params = sampled(400, mixup=0.4, cutmix=1.0)
+    mixup = augment_params[:, augmentation.PARAMETERS_PER_IMAGE]
     assert set(mixup.tolist()) == {0.0, 1.0}
     assert 0.4 < mixup.mean() < 0.6
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
 def test_the_share_is_drawn_from_the_beta_distribution(alpha):
-    _, draws = drawn(4000, mixup=alpha)
-    share = draws[:, augmentation.PARAMETERS_PER_IMAGE + 1]
+    _, augment_params = sampled(4000, mixup=alpha)
+    share = augment_params[:, augmentation.PARAMETERS_PER_IMAGE + 1]
     assert share.mean().item() == pytest.approx(0.5, abs=0.03)
     assert share.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)

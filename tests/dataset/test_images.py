@@ -1,4 +1,5 @@
 import io
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from stages.dataset import images
-from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, find_images
+from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -133,13 +134,21 @@ def test_damaged_exif_data_is_no_crash():
             assert pixels.shape == (16, 16, 3)
 
 
+def found_in(folder):
+    """The images of a folder by their id, and all problems."""
+    files, problems = find_images(folder)
+    images, repeated = by_image_id(files)
+    return images, problems + repeated
+
+
 def test_images_are_found_below_the_folder_whatever_the_case_of_their_ending(tmp_path):
     for name in ("a.jpg", "b.JPG", "c.jpeg", "deep/down/d.PNG"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for name in ("e.txt", "f.gif", "._a.jpg", "jpg"):
+    for name in ("e.txt", "f.gif", "._a.jpg", "jpg", ".cache/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found, problems = find_images(tmp_path)
+    found, problems = found_in(tmp_path)
     assert problems == []
     assert found == {
         "a": ImageFile(tmp_path / "a.jpg"),
@@ -153,7 +162,7 @@ def test_archives_are_searched_but_not_what_macos_adds_to_them(tmp_path):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for name in ("images/a.jpg", "B.PNG", "__MACOSX/images/a.jpg", "__MACOSX/images/._a.jpg", "read.me"):
             archive.writestr(name, name)
-    found, problems = find_images(tmp_path)
+    found, problems = found_in(tmp_path)
     assert problems == []
     assert {image_id: str(file) for image_id, file in found.items()} == {
         "a": f"{tmp_path}/images.zip:images/a.jpg",
@@ -163,12 +172,52 @@ def test_archives_are_searched_but_not_what_macos_adds_to_them(tmp_path):
         assert reader.read(found["a"]) == b"images/a.jpg"
 
 
+def test_archives_are_found_at_any_depth_and_whatever_the_case_of_their_ending(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("deep/a.zip", "B.ZIP", ".hidden.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(f"{name[-5]}.jpg", "")
+    found, problems = found_in(tmp_path)
+    assert problems == []
+    assert sorted(map(str, found.values())) == [f"{tmp_path}/B.ZIP:B.jpg", f"{tmp_path}/deep/a.zip:a.jpg"]
+
+
+def test_links_to_folders_are_followed_once_and_loops_end(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.jpg").touch()
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, target in (("linked", "elsewhere"), ("twice", "elsewhere"), ("loop", "data"), ("loop2", "data/linked")):
+        (data / name).symlink_to(tmp_path / target)
+    (tmp_path / "elsewhere/back").symlink_to(data)
+    found, problems = found_in(data)
+    assert problems == []
+    assert {image_id: str(file) for image_id, file in found.items()} == {"a": f"{data}/linked/a.jpg"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    if os.access(tmp_path / "closed", os.R_OK):
+        pytest.skip("needs a user whom permissions hold back")
+    assert find_images(tmp_path)[1] == [f"{tmp_path}/closed: cannot be read (Permission denied)"]
+
+
+def test_an_archive_unpacked_beside_itself_gives_the_loose_files(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name in ("a.jpg", "b.jpg"):
+            archive.writestr(name, "")
+    found, problems = found_in(tmp_path)
+    assert problems == []
+    assert (found["a"].member, found["b"].member) == (None, "b.jpg")
+
+
 def test_threads_read_each_its_own_member_of_one_archive(tmp_path):
     content = {f"I{number}": np.random.default_rng(number).bytes(20_000) for number in range(64)}
     with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for image_id, data in content.items():
             archive.writestr(f"{image_id}.jpg", data)
-    found, _ = find_images(tmp_path)
+    found, _ = found_in(tmp_path)
     with ImageReader() as reader, ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             assert list(pool.map(lambda image_id: reader.read(found[image_id]), content)) == list(content.values())
@@ -181,7 +230,7 @@ def test_two_files_of_one_image_id_are_named(tmp_path):
     for name in ("one.zip", "two.zip"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr("b.jpg", name)
-    _, problems = find_images(tmp_path)
+    _, problems = found_in(tmp_path)
     assert problems == [
         f"{tmp_path}/folder/a.png: the same image id as {tmp_path}/a.jpg; keep one of them",
         f"{tmp_path}/two.zip:b.jpg: the same image id as {tmp_path}/one.zip:b.jpg; keep one of them",
@@ -194,7 +243,7 @@ def test_a_damaged_member_of_an_archive_is_a_problem_of_that_image(tmp_path):
         archive.writestr("a.jpg", b"the bytes of a")
         archive.writestr("b.jpg", b"the bytes of b")
     path.write_bytes(path.read_bytes().replace(b"bytes of a", b"bites of a"))
-    found, problems = find_images(tmp_path)
+    found, problems = found_in(tmp_path)
     assert problems == []
     with ImageReader() as reader:
         with pytest.raises(ImageProblem, match="cannot be unpacked"):
@@ -211,7 +260,7 @@ def test_a_file_of_an_absurd_length_is_not_read(tmp_path, monkeypatch, zipped):
     else:
         (tmp_path / "a.jpg").write_bytes(bytes(101))
     with ImageReader() as reader, pytest.raises(ImageProblem, match="101 bytes; at most 100 are accepted"):
-        reader.read(find_images(tmp_path)[0]["a"])
+        reader.read(found_in(tmp_path)[0]["a"])
 
 
 def test_a_file_that_is_gone_is_a_problem_of_that_image(tmp_path):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import DataConfig
+from benchmarks.plain import PLAIN
 from stages.dataset.augmentation import PARAMETERS_PER_IMAGE
-from stages.dataset.loaders import Batches, Shuffle, SplitImages
+from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names, class_of
 from stages.errors import InputError
@@ -31,9 +31,8 @@ def numbers(batch):
 
 
 def epoch_of(images, epoch, seed=0, size=8):
-    batches = Batches(images, size, CPU, Shuffle(seed, DataConfig()))
-    batches.set_epoch(epoch)
-    return list(batches)
+    batches = Batches(images, size, CPU, SamplingConfig(seed, PLAIN.data))
+    return list(batches.of_epoch(epoch))
 
 
 def order(batches):
@@ -57,46 +56,44 @@ def test_validation_has_every_image_once_in_the_split_s_order(images):
     assert order(batches) == order(batches) == VAL
     assert [len(batch.images) for batch in batches] == [4, 4, 4, 2]
     assert len(batches) == 4
-    assert all(batch.draws is None for batch in batches)
+    assert all(batch.augment_params is None for batch in batches)
 
 
-def test_the_order_and_the_draws_depend_on_the_seed_and_the_epoch_alone(images):
+def test_the_order_and_the_parameters_depend_on_the_seed_and_the_epoch_alone(images):
     first = epoch_of(images(), 3, seed=5)
-    again = Batches(images(), 8, CPU, Shuffle(5, DataConfig()))
+    again = Batches(images(), 8, CPU, SamplingConfig(5, PLAIN.data))
     list(again)  # an epoch before must not matter
-    again.set_epoch(3)
-    for one, other in zip(first, again, strict=True):
+    for one, other in zip(first, again.of_epoch(3), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other))
     for epoch, seed in ((2, 5), (3, 4), (5, 3)):
         different = epoch_of(images(), epoch, seed=seed)
         assert order(different) != order(first)
-        assert not torch.equal(different[0].draws, first[0].draws)
+        assert not torch.equal(different[0].augment_params, first[0].augment_params)
 
 
 def test_epochs_made_ahead_are_those_that_are_made_when_they_are_wanted(images):
-    batches = Batches(images(), 8, CPU, Shuffle(0, DataConfig()))
-    for epoch, skipped in ((0, 0), (1, 4), (2, 0), (4, 0), (5, 0)):
-        batches.set_epoch(epoch)
-        batches.skip = skipped
-        loop = iter(batches)
-        # As Lightning does, which knows how many there are: what is behind the last batch is never reached.
-        seen = [next(loop) for _ in range(len(batches))]
-        assert seen[:skipped] == [None] * skipped
-        for one, other in zip(seen[skipped:], epoch_of(images(), epoch)[skipped:], strict=True):
+    batches = Batches(images(), 8, CPU, SamplingConfig(0, PLAIN.data))
+    for epoch, start in ((0, 0), (1, 4), (2, 0), (4, 0), (5, 0)):
+        loop = batches.of_epoch(epoch, start)
+        # As the training loop does, which knows how many there are: it never reaches what follows the last batch.
+        seen = [next(loop) for _ in range(len(batches) - start)]
+        for one, other in zip(seen, epoch_of(images(), epoch)[start:], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-def test_the_batch_size_does_not_change_the_order_nor_an_image_s_draws(images):
+def test_the_batch_size_does_not_change_the_order_nor_an_image_s_parameters(images):
     small, large = epoch_of(images(), 1, size=7), epoch_of(images(), 1, size=21)
     assert order(small) == order(large)
-    assert torch.equal(torch.cat([batch.draws for batch in small]), torch.cat([batch.draws for batch in large]))
+    assert torch.equal(
+        torch.cat([batch.augment_params for batch in small]), torch.cat([batch.augment_params for batch in large])
+    )
 
 
 def test_every_image_is_augmented_in_its_own_way(images):
-    draws = torch.cat([batch.draws for batch in epoch_of(images(), 0)])
-    assert draws.shape[1] == PARAMETERS_PER_IMAGE
-    assert draws.dtype == torch.float32
-    assert len(draws.unique(dim=0)) == len(draws)
+    params = torch.cat([batch.augment_params for batch in epoch_of(images(), 0)])
+    assert params.shape[1] == PARAMETERS_PER_IMAGE
+    assert params.dtype == torch.float32
+    assert len(params.unique(dim=0)) == len(params)
 
 
 @pytest.mark.parametrize("classes", [2, 7])
@@ -109,9 +106,9 @@ def test_labels_and_pixels_are_those_of_the_image(images, store, classes):
                 assert np.array_equal(picture, store.read(np.array([number]))[0])
 
 
-@pytest.mark.parametrize("shuffle", [None, Shuffle(0)])
-def test_a_batch_larger_than_the_split_holds_all_of_it(images, shuffle):
-    batches = Batches(images(), 1000, CPU, shuffle)
+@pytest.mark.parametrize("sampling", [None, SamplingConfig(0)])
+def test_a_batch_larger_than_the_split_holds_all_of_it(images, sampling):
+    batches = Batches(images(), 1000, CPU, sampling)
     assert len(batches) == 1
     assert sorted(order(batches)) == TRAIN
 
@@ -124,43 +121,40 @@ def test_the_table_of_a_split_has_its_images(images):
 
 
 def test_without_augmentation_nothing_is_drawn_and_the_order_is_the_same(images):
-    plain = list(Batches(images(), 8, CPU, Shuffle(0)))
+    plain = list(Batches(images(), 8, CPU, SamplingConfig(0)))
     assert order(plain) == order(epoch_of(images(), 0))
-    assert all(batch.draws is None for batch in plain)
+    assert all(batch.augment_params is None for batch in plain)
 
 
 def test_balanced_batches_hold_rare_classes_as_often_as_common_ones(images):
-    labels = torch.cat([batch.labels for batch in Batches(images(), 42, CPU, Shuffle(0))])
+    labels = torch.cat([batch.labels for batch in Batches(images(), 42, CPU, SamplingConfig(0))])
     assert labels.float().mean() < 0.45
-    batches, drawn = Batches(images(), 42, CPU, Shuffle(0, balance=1.0)), []
+    batches, drawn = Batches(images(), 42, CPU, SamplingConfig(0, balance=1.0)), []
     for epoch in range(30):
-        batches.set_epoch(epoch)
-        drawn += [batch.labels for batch in batches]
+        drawn += [batch.labels for batch in batches.of_epoch(epoch)]
     assert torch.cat(drawn).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 def test_half_the_strength_balances_half_of_the_way(images):
     share = images().labels.float().mean().item()
-    batches, drawn = Batches(images(), 42, CPU, Shuffle(0, balance=0.5)), []
+    batches, drawn = Batches(images(), 42, CPU, SamplingConfig(0, balance=0.5)), []
     for epoch in range(30):
-        batches.set_epoch(epoch)
-        drawn += [batch.labels for batch in batches]
+        drawn += [batch.labels for batch in batches.of_epoch(epoch)]
     # Classes of sizes a and b come as √a to √b.
     odds = (share / (1 - share)) ** 0.5
     assert torch.cat(drawn).float().mean().item() == pytest.approx(odds / (1 + odds), abs=0.03)
 
 
 def test_repeated_epochs_are_the_first_again(images):
-    batches = Batches(images(), 8, CPU, Shuffle(0, DataConfig(), repeated=True))
+    batches = Batches(images(), 8, CPU, SamplingConfig(0, PLAIN.data, repeated=True))
     first = list(batches)
-    batches.set_epoch(7)
-    for one, other in zip(first, batches, strict=True):
+    for one, other in zip(first, batches.of_epoch(7), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
 def test_several_processes_share_the_images_of_every_step(images):
-    alone = Batches(images(), 12, CPU, Shuffle(0, DataConfig()))
-    shares = [Batches(images(), 4, CPU, Shuffle(0, DataConfig()), rank, 3) for rank in range(3)]
+    alone = Batches(images(), 12, CPU, SamplingConfig(0, PLAIN.data))
+    shares = [Batches(images(), 4, CPU, SamplingConfig(0, PLAIN.data), rank, 3) for rank in range(3)]
     assert [len(share) for share in shares] == [len(alone)] * 3
     for step, parts in zip(alone, zip(*shares), strict=True):
         for whole, pieces in zip(step, zip(*parts)):
@@ -174,10 +168,9 @@ def test_several_processes_validate_every_image_once(images):
 
 
 def test_the_images_of_a_batch_can_be_named(images):
-    batches = Batches(images(), 8, CPU, Shuffle(3, DataConfig()), rank=1, world_size=2)
-    batches.set_epoch(2)
-    for number, batch in enumerate(batches):
-        assert batches.image_ids(number) == [f"I{image:03d}" for image in numbers(batch)]
+    batches = Batches(images(), 8, CPU, SamplingConfig(3, PLAIN.data), rank=1, world_size=2)
+    for number, batch in enumerate(batches.of_epoch(2)):
+        assert batches.image_ids(2, number) == [f"I{image:03d}" for image in numbers(batch)]
 
 
 def drop_a_row(table):

@@ -110,7 +110,7 @@ def test_a_shard_in_another_order_is_refused_for_its_bytes_would_show_other_imag
         ("shard", lambda column: column[::-1], "shard and row do not count the images"),
         ("row", lambda column: column.where(column != 3, 2), "shard and row do not count the images"),
         ("shard", lambda column: column.astype(float), "shard and row do not count the images"),
-        ("image_id", lambda column: column.where(column != "I3", "I2"), "an image_id stands in it twice"),
+        ("image_id", lambda column: column.where(column != "I3", "I2"), "an image_id is duplicated"),
         ("image_id", lambda column: column.where(column != "I3"), "an image has no image_id or lesion_id"),
         ("dx", lambda column: column.where(column.index != 3, "naevus"), "dx is not always one of akiec"),
         ("age", lambda column: column.astype(str).where(column.index != 3, "old"), "age is not always a number"),
@@ -119,5 +119,5 @@ def test_a_shard_in_another_order_is_refused_for_its_bytes_would_show_other_imag
 def test_a_manifest_that_prepare_did_not_write_is_refused(folder, column, values, expected):
     table = PixelStore(folder).manifest
     write_csv(folder / MANIFEST, table.assign(**{column: list(values(table[column]))}))
-    with pytest.raises(InputError, match=f"manifest.csv: .*{expected}.*; `dvc repro` makes it again"):
+    with pytest.raises(InputError, match=f"manifest.csv: .*{expected}.*; run `dvc repro` to regenerate it"):
         PixelStore(folder)

@@ -4,12 +4,14 @@ import copy
 import math
 from collections.abc import Callable
 
+import timm
+import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from stages.classifier.lean_timm import timm
+from stages.classifier.networks import NormalizedNetwork
 from stages.config import TrainingConfig
 from stages.errors import InputError
 
@@ -145,21 +147,25 @@ def learning_rate_factor(training: TrainingConfig, steps_per_epoch: float) -> Ca
 class WeightAverage(nn.Module):
     """An exponential moving average of a network's weights (Polyak & Juditsky, 1992), as a network of its own.
 
-    The first steps count less: after t of them the decay is at most (1 + t) / (10 + t), so that the average does not
-    remember the weights before training.
+    Of the first 1 / (1 − decay) steps it is the plain mean: the weights before training do not count.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: NormalizedNetwork, decay: float) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = decay
+        self.steps: Tensor
         self.register_buffer("steps", torch.zeros(()))
+
+    def train(self, mode: bool = True) -> "WeightAverage":
+        """Stay in evaluation mode: nothing passes through the average but what is predicted."""
+        return self
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move towards the weights of `network`; without a number that a captured step would freeze."""
         self.steps += 1
-        weight = 1 - ((1 + self.steps) / (10 + self.steps)).clamp(max=self.decay)
+        weight = (1 / self.steps).clamp(min=1 - self.decay)
         averaged, latest = (list(one.state_dict().values()) for one in (self.network, network))
         floats = [number for number, tensor in enumerate(averaged) if tensor.is_floating_point()]
         means, news = ([tensors[number] for number in floats] for tensors in (averaged, latest))

@@ -1,26 +1,31 @@
+import json
 import shutil
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from pytorch_lightning import Trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from stages.classifier import engine
-from stages.classifier.anomaly import name_the_first_layer_that_is_not_finite
-from stages.classifier.checkpoints import CHECKPOINT
-from stages.classifier.data import SkinLesionData
-from stages.classifier.engine import Fit, fit, prepare_hardware
-from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.networks import NormalizedNetwork
-from stages.classifier.packing import unpack
 from stages.classifier.temperature import calibrated_loss
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.history import read_history
+from stages.files import MODELS, TRAINING_METRICS
+from stages.train import train_model
+from stages.training import ensemble
+from stages.training.anomaly import add_nonfinite_hooks
+from stages.training.checkpoints import CHECKPOINT
+from stages.training.ensemble import choose_precision, train_member
+from stages.training.loop import Fit
+from stages.training.module import SkinLesionClassifier
+from stages.training.processes import start_processes
 
 CPU = torch.device("cpu")
 
@@ -32,6 +37,7 @@ class Fitted(NamedTuple):
     val: SplitImages
     fit: Fit
     folder: object
+    config: object
 
     @property
     def history(self):
@@ -51,19 +57,25 @@ class Fitted(NamedTuple):
 
 
 @pytest.fixture
-def train(tiny, quick, tmp_path):
+def train(tiny, quick, tmp_path, monkeypatch):
     """A function that trains on the tiny dataset with changed parameters."""
 
-    def run(prepare=lambda module, data: None, **changes):
-        config = prepare_hardware(quick(**changes))
+    def run(prepare=lambda module, val: None, **changes):
+        config = quick(**changes)
         store = PixelStore(tiny.folder)
         images, val = (SplitImages(store, name, tiny.split, config.model.num_classes) for name in ("train", "val"))
-        data = SkinLesionData(images, val, config)
-        module = SkinLesionClassifier(config, store.image_size, data.class_counts)
-        prepare(module, data)
+
+        def create(*arguments):
+            module = SkinLesionClassifier(*arguments)
+            prepare(module, val)
+            return module
+
+        monkeypatch.setattr(ensemble, "SkinLesionClassifier", create)
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)  # else it would go on from the one before
-        fitted = fit(module, data, config, tmp_path / "checkpoints", tmp_path / "metrics")
-        return Fitted(module, val, fitted, tmp_path)
+        fabric = Fabric(accelerator="cpu", devices=1)
+        places = tmp_path / "checkpoints", tmp_path / "metrics"
+        member = train_member(config, 0, (images, val), fabric, *places, tuple(tiny))
+        return Fitted(member.module, val, member.fit, tmp_path, member.config)
 
     return run
 
@@ -73,14 +85,14 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def mislead(module, data):
+def mislead(module, val):
     """Validation that gets worse as the training gets better."""
-    data.val_images.labels = 1 - data.val_images.labels
+    val.labels[:] = 1 - val.labels
 
 
-def contradict(module, data):
+def contradict(module, val):
     """Three of 14 validation images can only be got wrong: the surer of itself the network, the higher its loss."""
-    data.val_images.labels[:3] = 1 - data.val_images.labels[:3]
+    val.labels[:3] = 1 - val.labels[:3]
 
 
 class Linear(nn.Sequential):
@@ -90,7 +102,7 @@ class Linear(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
 
 
-def fix(module, data):
+def fix(module, val):
     module.network = NormalizedNetwork(Linear(), (0.5,) * 3, (0.25,) * 3)
 
 
@@ -113,18 +125,18 @@ def test_losses_and_val_acc_are_logged_once_an_epoch_over_all_images(train):
 
 
 def test_a_last_validation_batch_that_is_not_full_changes_nothing(train, monkeypatch):
-    monkeypatch.setattr("stages.classifier.data.SMALLEST_VALIDATION_BATCH", 4)  # 14 images: the last of 4 has 2
+    monkeypatch.setattr(ensemble, "VALIDATION_BATCH", 4)  # 14 images: the last of 4 has 2
     fitted = train(contradict, **{"training.max_epochs": 1, "training.batch_size": 4})
     assert fitted.history["val_loss"][0] == pytest.approx(fitted.val_loss_of_weights(), rel=1e-5)
     assert fitted.history["val_calibrated_loss"][0] == pytest.approx(fitted.calibrated_loss_of_weights(), rel=1e-5)
 
 
-def test_train_loss_is_the_mean_over_the_steps(train):
+def test_train_loss_is_the_mean_over_the_steps(train, tiny):
     changes = {"training.max_epochs": 1, "training.learning_rate": 1e-12, "data.augment": False}
     fitted = train(fix, **changes, **{"training.batch_size": 42})
     fitted.module.eval()
+    images = SplitImages(fitted.val.store, "train", tiny.split, 2)
     with torch.inference_mode():
-        images = fitted.module.trainer.datamodule.train_images
         logits = fitted.module(as_float(torch.from_numpy(images.store.read(images.indices))))
     assert fitted.history["train_loss"][0] == pytest.approx(cross_entropy(logits, images.labels).item(), rel=1e-5)
 
@@ -160,13 +172,13 @@ def test_training_stops_after_epochs_without_a_lower_val_loss(train):
 @pytest.fixture
 def seen(monkeypatch):
     """The batches that training steps have seen."""
-    batches, step = [], SkinLesionClassifier.training_step
+    batches, losses = [], SkinLesionClassifier.losses
 
-    def record(module, batch, batch_idx):
+    def record(module, network, batch):
         batches.append(batch)
-        return step(module, batch, batch_idx)
+        return losses(module, network, batch)
 
-    monkeypatch.setattr(SkinLesionClassifier, "training_step", record)
+    monkeypatch.setattr(SkinLesionClassifier, "losses", record)
     return batches
 
 
@@ -174,15 +186,15 @@ def test_every_epoch_has_an_order_and_an_augmentation_of_its_own(train, seen):
     train(**{"training.max_epochs": 3})
     orders = [[batch.images[:, 0, 0, 0].tolist() for batch in seen[epoch * 5 : epoch * 5 + 5]] for epoch in range(3)]
     assert all(one != other for number, one in enumerate(orders) for other in orders[:number])
-    draws = [seen[epoch * 5].draws for epoch in range(3)]
-    assert not any(torch.equal(one, other) for number, one in enumerate(draws) for other in draws[:number])
+    params = [seen[epoch * 5].augment_params for epoch in range(3)]
+    assert not any(torch.equal(one, other) for number, one in enumerate(params) for other in params[:number])
 
 
 @pytest.mark.parametrize("augmented", [True, False])
 def test_training_images_are_augmented_only_if_asked_and_validation_images_never(train, monkeypatch, augmented):
     calls = []
     monkeypatch.setattr(
-        "stages.classifier.module.augment_batch",
+        "stages.training.module.augment_batch",
         lambda images, targets, *_: calls.append(len(images)) or (as_float(images), targets),
     )
     train(**{"training.max_epochs": 1, "data.augment": augmented})
@@ -210,7 +222,6 @@ def test_training_images_are_augmented_only_if_asked_and_validation_images_never
         {"training.class_balance": "logits"},
         {"training.layer_decay": 0.8},
         {"training.frozen_epochs": 1},
-        {"training.auto_batch_size": True},
         {"training.compile": "graph"},
         {"training.profiler": "simple"},
         {"training.detect_anomaly": True},
@@ -248,7 +259,7 @@ def test_the_rate_drops_where_val_loss_stalls(train):
 def test_the_rate_drops_where_the_monitored_loss_rises(train, monitor, rates):
     settings = {"training.lr_scheduler": "reduce_on_plateau", "training.lr_plateau_patience": 0}
     settings |= {"training.max_epochs": 4, "training.learning_rate": 0.001, "training.monitor": monitor}
-    fitted = train(lambda module, data: (fix(module, data), contradict(module, data)), **settings)
+    fitted = train(lambda module, val: (fix(module, val), contradict(module, val)), **settings)
     assert fitted.history["val_loss"].is_monotonic_increasing
     assert fitted.history["val_calibrated_loss"].is_monotonic_decreasing
     assert list(fitted.history["learning_rate"] * 1000) == pytest.approx(rates)
@@ -263,8 +274,8 @@ def test_the_rate_warms_up_before_it_looks_at_val_loss(train):
 
 @pytest.mark.parametrize(("batches", "steps"), [(1, 5), (2, 2), (100, 1)])
 def test_so_many_batches_make_one_step(train, batches, steps):
-    fitted = train(**{"training.max_epochs": 1, "training.accumulate_grad_batches": batches})
-    assert fitted.module.trainer.global_step == steps
+    fitted = train(**{"training.max_epochs": 1, "training.accumulate_grad_batches": batches, "training.ema_decay": 0.9})
+    assert fitted.module.average.steps == steps
 
 
 def test_a_gradient_is_clipped_to_its_limit_and_not_with_0(train):
@@ -274,7 +285,7 @@ def test_a_gradient_is_clipped_to_its_limit_and_not_with_0(train):
     def moved(limit):
         first = []
         fitted = train(
-            lambda module, data: (fix(module, data), first.append(weight(module).detach().clone())),
+            lambda module, val: (fix(module, val), first.append(weight(module).detach().clone())),
             **{"training.optimizer": "sgd", "training.learning_rate": 0.1, "training.gradient_clip_val": limit},
             **{"training.max_epochs": 1, "training.batch_size": 42, "training.weight_decay": 0.0},
         )
@@ -286,64 +297,51 @@ def test_a_gradient_is_clipped_to_its_limit_and_not_with_0(train):
 
 def test_16_bits_on_a_cpu_are_refused_with_what_to_set(quick):
     with pytest.raises(InputError, match=r"training\.precision is 16.*must be 32, bf16 or auto"):
-        prepare_hardware(quick(**{"training.precision": 16}))
-
-
-def test_an_interrupted_training_stops_the_stage(train, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(SkinLesionClassifier, "training_step", interrupt)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train()
+        choose_precision(quick(**{"training.precision": 16}), CPU)
 
 
 def break_weights(module):
     module.network.backbone.classifier.bias.data.fill_(float("nan"))
 
 
-def break_in_epoch(epoch, monkeypatch):
-    start = SkinLesionClassifier.on_train_epoch_start
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypatch, seen, tmp_path):
+    set_mode = SkinLesionClassifier.set_train_mode
 
-    def start_or_break(module):
-        start(module)
-        if module.current_epoch == epoch:
+    def break_in_the_second_epoch(module, frozen):
+        set_mode(module, frozen)
+        if len(seen) == 5:
             break_weights(module)
 
-    monkeypatch.setattr(SkinLesionClassifier, "on_train_epoch_start", start_or_break)
-
-
-@pytest.mark.usefixtures("checkpoint_behind_every_epoch")
-def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypatch, seen, tmp_path):
-    break_in_epoch(1, monkeypatch)
+    monkeypatch.setattr(SkinLesionClassifier, "set_train_mode", break_in_the_second_epoch)
     with pytest.raises(InputError) as error:
-        train(**{"training.max_epochs": 4})
+        train(**{"training.max_epochs": 4, "training.checkpoint_minutes": 1e-9})
     assert len(seen) == 5 + 1  # the first step of the second epoch was the last
     ids = [f"I{number:03d}" for number in seen[-1].images[:, 0, 0, 0].tolist()]
-    message = str(error.value)
-    assert "the training loss is nan in epoch 2, step 1 (learning rate 0.00256)" in message
-    assert f"of the images {', '.join(ids)};" in message
-    checkpoint = tmp_path / "checkpoints" / CHECKPOINT
-    assert f"{checkpoint} holds the training before batch 1 of epoch 2" in message
-    weights = unpack(torch.load(checkpoint, weights_only=True))["module"]
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert "the training loss is nan in epoch 2, step 1 (learning rate 0.00256)" in str(error.value)
+    assert f"of the images {', '.join(ids)};" in str(error.value)
+    (checkpoint,) = (tmp_path / "checkpoints").glob(f"*/{CHECKPOINT}")
+    losses = [metrics["train_loss"] for _, metrics in torch.load(checkpoint)["progress"]["history"]]
+    assert np.isfinite(losses).all()
 
 
 def test_a_rate_that_is_far_too_high_says_to_lower_it(train):
     with pytest.raises(
-        InputError, match=r"is (nan|inf) in epoch 1.*there is no checkpoint.*lower training\.learning_rate"
+        InputError, match=r"is (nan|inf) in epoch 1.*lower training\.learning_rate"
     ):
         train(**{"training.learning_rate": 1e30, "training.optimizer": "sgd", "training.gradient_clip_val": 0.0})
 
 
 def test_a_validation_loss_that_is_not_finite_stops_too(train, monkeypatch):
-    monkeypatch.setattr(SkinLesionClassifier, "on_validation_start", lambda module: break_weights(module))
+    step = SkinLesionClassifier.validation_step
+    monkeypatch.setattr(
+        SkinLesionClassifier, "validation_step", lambda module, *rest: break_weights(module) or step(module, *rest)
+    )
     with pytest.raises(InputError, match="the validation loss is nan in epoch 1"):
         train()
 
 
 def test_an_anomaly_is_found_in_its_layer(train):
-    def prepare(module, data):
+    def prepare(module, val):
         module.network.backbone.features[4].weight.data.mul_(1e40)
 
     with pytest.raises(InputError, match=r"layer backbone\.features\.\d .*is not finite.*though its input is finite"):
@@ -377,7 +375,7 @@ class ScaledByARoot(nn.Module):
     ids=["output", "parameter"],
 )
 def test_a_gradient_that_is_not_finite_is_found_in_its_layer(train, layer, expected):
-    def prepare(module, data):
+    def prepare(module, val):
         backbone = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), layer, nn.Linear(3 * 16 * 16, 2))
         module.network = NormalizedNetwork(backbone, (0.5,) * 3, (0.25,) * 3)
 
@@ -387,7 +385,7 @@ def test_a_gradient_that_is_not_finite_is_found_in_its_layer(train, layer, expec
 
 def test_gradients_of_a_scaled_loss_may_overflow():
     network = nn.Sequential(nn.Linear(2, 2), RootOfZeros())
-    name_the_first_layer_that_is_not_finite(network, gradients=False)
+    add_nonfinite_hooks(network, gradients=False)
     network(torch.ones(1, 2)).sum().backward()
     assert network[0].weight.grad.isnan().all()
     with pytest.raises(InputError, match=r"the output of the layer 0 \(Linear\) is not finite"):
@@ -408,7 +406,7 @@ class Recurrent(nn.Module):
 
 def test_anomalies_are_looked_for_in_layers_that_give_tuples(train):
     def prepare(state):
-        def put(module, data):
+        def put(module, val):
             module.network = NormalizedNetwork(Recurrent(state), (0.5,) * 3, (0.25,) * 3)
 
         return put
@@ -422,7 +420,7 @@ def test_anomalies_are_looked_for_in_layers_that_give_tuples(train):
 def test_only_the_last_layer_learns_in_frozen_epochs(train):
     states = []
 
-    def prepare(module, data):
+    def prepare(module, val):
         states.append({name: tensor.clone() for name, tensor in module.network.state_dict().items()})
 
     fitted = train(prepare, **{"training.frozen_epochs": 1, "training.max_epochs": 1})
@@ -440,7 +438,7 @@ def test_only_the_last_layer_learns_in_frozen_epochs(train):
 def test_the_average_of_the_weights_is_validated_and_kept(train):
     fitted = train(**{"training.ema_decay": 0.5, "training.max_epochs": 2})
     assert fitted.val_loss_of_weights() == pytest.approx(fitted.fit.val_loss, rel=1e-5)
-    one, other = (network.state_dict() for network in (fitted.module.network, fitted.module.kept))
+    one, other = (network.state_dict() for network in (fitted.module.network, fitted.module.eval_network))
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
@@ -504,11 +502,13 @@ def test_losses_and_rates_of_steps_are_logged_as_often_as_asked(train, tmp_path)
 def test_a_profile_lands_in_its_folder_and_nowhere_else(train, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     train(**{"training.profiler": name, "training.max_epochs": 1})
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "profiles"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "profiles", "checkpoints"}
     assert any(path.stat().st_size > 100 for path in (tmp_path / "profiles").iterdir())
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_said(train, monkeypatch, capsys, tmp_path):
+def test_a_batch_that_does_not_fit_is_divided_as_the_parameters_would_divide_it(
+    tiny, quick, tmp_path, monkeypatch, capsys, bytes_below
+):
     losses = SkinLesionClassifier.losses
 
     def run_out_of_memory(module, network, batch):
@@ -516,63 +516,53 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(train, monkeypatch, capsys
             raise torch.OutOfMemoryError("CUDA out of memory")
         return losses(module, network, batch)
 
-    roomy = train(**{"training.max_epochs": 2})
+    def train_into(name, **changes):
+        folder = tmp_path / name
+        changes |= {"training.max_epochs": 1, "data.mixup": 0.4}
+        train_model(quick(**changes), *tiny, folder / MODELS, folder / TRAINING_METRICS, folder / "checkpoints")
+        return bytes_below(folder / MODELS) | bytes_below(folder / TRAINING_METRICS)
+
+    roomy = train_into("roomy", **{"training.batch_size": 2, "training.accumulate_grad_batches": 4})
     monkeypatch.setattr(SkinLesionClassifier, "losses", run_out_of_memory)
-    cramped = train(**{"training.max_epochs": 2})
-    assert roomy.fit.parts == 1
-    assert cramped.fit.parts == 4
+    assert train_into("cramped", **{"training.batch_size": 8}) == roomy
     output = capsys.readouterr().out
-    assert "out of memory with 8 images at a time: going on with 4, 2 times a step" in output
-    assert "out of memory with 4 images at a time: going on with 2, 4 times a step" in output
-    assert list(cramped.history["learning_rate"]) == list(roomy.history["learning_rate"])
-    assert cramped.module.trainer.global_step == roomy.module.trainer.global_step == 10
-    curve = (tmp_path / "metrics/plots/metrics/parts_of_a_batch.tsv").read_text()
-    assert curve.splitlines()[-1].endswith("4.0")
+    for size in (4, 2):
+        assert f"as training.batch_size={size} and training.accumulate_grad_batches={8 // size} do" in output
+    assert json.loads(roomy["model.json"])["batch_size"] == 2
 
 
-def test_validation_that_does_not_fit_goes_on_in_parts_to_the_same_numbers(train, monkeypatch, capsys):
-    roomy = train(contradict, **{"training.max_epochs": 2})
-    logits = SkinLesionClassifier._logits
-
-    def run_out_of_memory(module, network, images):
-        if not module.training and len(images) > 7:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return logits(module, network, images)
-
-    monkeypatch.setattr(SkinLesionClassifier, "_logits", run_out_of_memory)
-    cramped = train(contradict, **{"training.max_epochs": 2})
-    assert capsys.readouterr().out.count("out of memory in validation: going on with") == 1
-    for name in ("val_loss", "val_calibrated_loss", "val_acc", "train_loss"):
-        assert cramped.history[name].to_numpy() == pytest.approx(roomy.history[name].to_numpy(), rel=1e-5)
-
-
-def test_validation_of_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch):
-    logits = SkinLesionClassifier._logits
-
-    def run_out_of_memory(module, network, images):
-        if not module.training:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return logits(module, network, images)
-
-    monkeypatch.setattr(SkinLesionClassifier, "_logits", run_out_of_memory)
-    with pytest.raises(InputError, match=r"too small for a single image: lower data\.image_size"):
-        train()
-
-
-def test_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch):
+@pytest.mark.parametrize("where", ["losses", "validation_step"])
+def test_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch, where):
     def run_out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(SkinLesionClassifier, "losses", run_out_of_memory)
+    monkeypatch.setattr(SkinLesionClassifier, where, run_out_of_memory)
     with pytest.raises(InputError, match=r"too small for a single image: lower data\.image_size"):
         train()
 
 
 def test_more_devices_than_there_are_is_refused(quick, monkeypatch):
-    monkeypatch.setattr(engine, "set_up_device", lambda *_: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"training\.devices is 4; this machine has 1 GPU"):
-        prepare_hardware(quick(**{"training.devices": 4}))
+        start_processes(quick(**{"training.devices": 4}).training)
+
+
+def test_a_plain_trainer_of_lightning_takes_the_same_steps(train, tiny, tmp_path):
+    """The classifier is an ordinary LightningModule; the loop is only faster, and survives."""
+    changes = {"training.optimizer": "sgd", "training.gradient_clip_val": 0.0, "training.learning_rate": 0.01}
+    changes |= {"training.lr_scheduler": "step", "training.lr_warmup_epochs": 0.0, "training.max_epochs": 1}
+    changes["model.dropout_rate"] = 0.0
+    starts = []
+    fitted = train(lambda module, val: starts.append({k: v.clone() for k, v in module.state_dict().items()}), **changes)
+    images = SplitImages(fitted.val.store, "train", tiny.split, 2)
+    module = SkinLesionClassifier(fitted.config, 16, torch.bincount(images.labels))
+    module.load_state_dict(starts[0])
+    sampling = ensemble.SamplingConfig(fitted.config.training.seed, fitted.config.data)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
+    trainer.fit(module, Batches(images, fitted.config.training.batch_size, CPU, sampling))
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, fitted.module.state_dict()[name])
 
 
 def test_the_log_has_a_line_an_epoch_where_there_is_no_terminal(train, capsys):

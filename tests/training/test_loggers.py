@@ -14,11 +14,10 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
-from dvclive.lightning import DVCLiveLogger
 from PIL import Image
 
 from stages.classifier.inference import predict_probabilities
-from stages.classifier.loggers import create_loggers
+from stages.training.loggers import DVCLiveLogger, create_loggers
 from stages.classifier.weights import load_model
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from stages.classifier.module import SkinLesionClassifier
-from stages.config import Config, DataConfig, ModelConfig, TrainingConfig
+from benchmarks.plain import PLAIN
+from stages.training.module import SkinLesionClassifier
+from stages.config import override
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batch
 from stages.errors import InputError
@@ -12,8 +13,9 @@ COUNTS = torch.tensor([30, 10])
 
 
 def classifier(classes=2, **training):
-    model = ModelConfig(name="baseline_cnn", variant=None, num_classes=classes, pretrained=False)
-    config = Config(DataConfig(image_size=16), model=model, training=TrainingConfig(precision=32, **training))
+    changes = {"data.image_size": 16, "model.name": "baseline_cnn", "model.variant": None, "model.num_classes": classes}
+    changes |= {"model.pretrained": False, "training.precision": 32}
+    config = override(PLAIN, changes | {f"training.{key}": value for key, value in training.items()})
     return SkinLesionClassifier(config, 16, COUNTS).eval()
 
 
@@ -66,8 +68,8 @@ def test_an_adjusted_loss_is_that_of_logits_with_the_frequencies_added(batch, st
     torch.testing.assert_close(module.losses(module.network, batch), expected)
 
 
-def test_what_is_kept_is_the_average_where_there_is_one():
+def test_what_is_validated_is_the_average_where_there_is_one():
     plain, averaged = classifier(), classifier(ema_decay=0.9)
-    assert plain.kept is plain.network
-    assert averaged.kept is averaged.average.network
-    assert averaged.kept is not averaged.network
+    assert plain.eval_network is plain.network
+    assert averaged.eval_network is averaged.average.network
+    assert averaged.eval_network is not averaged.network

@@ -5,39 +5,59 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from dvclive.fabric import DVCLiveLogger as FabricLogger
-from dvclive.lightning import DVCLiveLogger
-from pytorch_lightning.loggers import Logger, WandbLogger
+from dvclive import Live
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.model_summary import ModelSummary
 from torch import nn
 
-from stages.classifier.data import SkinLesionData
-from stages.classifier.module import SkinLesionClassifier
 from stages.config import Config
 from stages.dataset.augmentation import as_float
-from stages.dataset.loaders import Batches
+from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
 from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
+from stages.training.module import SkinLesionClassifier
+
+if TYPE_CHECKING:
+    import wandb
 
 SAMPLES = 16  # validation images that Weights & Biases shows
 
 
-class CurvesLogger(DVCLiveLogger):
-    """DVCLive's logger, which is told when to write its summary: with what is logged at the end of an epoch.
+class MetricLogger(Protocol):
+    """What the training loop asks of a logger; Lightning's loggers have it."""
 
-    To find that out by itself it looks up the source of every function that has called it: 50 ms an entry, in which a
-    GPU has nothing to do.
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Take numbers by name, and the step of the training, from 0, after which they were true."""
+
+
+class DVCLiveLogger:
+    """Appends each number to its curve in DVCLive's folder, and sums up the last ones behind each epoch.
+
+    Lightning's logger of DVCLive looks up the source of every function that has called it to find out whether an epoch
+    ended: 50 ms an entry, in which a GPU has nothing to do.
+
+    Args:
+        folder: of DVCLive; what it holds is replaced.
     """
 
+    def __init__(self, folder: Path) -> None:
+        # dvc.yaml is written by hand and experiments are saved by `dvc exp run`: DVCLive does neither.
+        self._live = Live(dir=str(folder), dvcyaml=None, save_dvc_exp=False, report=None)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append numbers to their curves; unless they are those of single steps, write the summary."""
-        FabricLogger.log_metrics(self, metrics, step, sync="step_loss" not in metrics)
+        """Append numbers to their curves; unless they are those of a single step, write the summary."""
+        self._live.step = step
+        for name, value in metrics.items():
+            self._live.log_metric(name.replace("train_", "train/").replace("val_", "val/"), value)
+        if "step_loss" not in metrics:
+            self._live.sync()
 
 
-def create_loggers(config: Config, metrics: Path, resume: bool = False) -> list[Logger]:
+def create_loggers(config: Config, metrics: Path) -> list[MetricLogger]:
     """DVCLive's logger, and Weights & Biases' where `training.loggers` lists it.
 
     DVCLive always logs: its files are outputs of the stage.
@@ -45,18 +65,12 @@ def create_loggers(config: Config, metrics: Path, resume: bool = False) -> list[
     Args:
         config: the parameters, which Weights & Biases records.
         metrics: folder for DVCLive.
-        resume: go on from the files in that folder.
 
     Raises:
         InputError: wandb is not installed, or cannot start a run.
     """
-    # dvc.yaml is written by hand and experiments are saved by `dvc exp run`: DVCLive does neither.
-    loggers: list[Logger] = [
-        CurvesLogger(dir=str(metrics), resume=resume, dvcyaml=None, save_dvc_exp=False, report=None)
-    ]
-    if "wandb" in config.training.loggers:
-        loggers.append(_weights_and_biases(config))
-    return loggers
+    loggers: list[MetricLogger] = [_weights_and_biases(config)] if "wandb" in config.training.loggers else []
+    return [DVCLiveLogger(metrics), *loggers]
 
 
 def _weights_and_biases(config: Config) -> WandbLogger:
@@ -83,38 +97,36 @@ def _weights_and_biases(config: Config) -> WandbLogger:
     return logger
 
 
-def end_logging(module: SkinLesionClassifier) -> None:
+def end_logging(loggers: list[MetricLogger]) -> None:
     """End the run of Weights & Biases, if it logs: the next network of an ensemble has a run of its own."""
-    for run in _runs(module):
+    for run in _runs(loggers):
         run.finish()
 
 
 def log_results(
-    module: SkinLesionClassifier,
-    data: SkinLesionData,
-    network: nn.Module,
-    models: Path,
-    metrics: dict,
-) -> None:
+    loggers: list[MetricLogger], module: SkinLesionClassifier, val: Batches, network: nn.Module, models: Path,
+    metrics: dict[str, float],
+) -> None:  # fmt: skip
     """Give Weights & Biases, if it logs, what DVC keeps of a training, and pictures of the validation images.
 
     The model's files, the number of parameters, the confusion matrix and some images with their probabilities.
 
     Args:
-        module: after `fit`.
-        data: its images.
+        loggers: of the last network.
+        module: the last network, trained.
+        val: the validation batches.
         network: with the weights that are kept, maps images to logits as the module does.
         models: folder of the written model.
         metrics: of the whole training, by name.
     """
-    runs = _runs(module)
+    runs = _runs(loggers)
     if not runs:
         return
     import wandb
 
-    run, classes = runs[0], list(class_names(data.val_images.num_classes))
-    probabilities = _val_probabilities(network.to(module.device), data, module.device)
-    labels, predicted = data.val_images.labels, probabilities.argmax(dim=1)
+    run, classes, images = runs[0], list(class_names(val.images.num_classes)), val.images
+    probabilities = _val_probabilities(network.to(val.device), val)
+    labels, predicted = images.labels, probabilities.argmax(dim=1)
     summary = ModelSummary(module, max_depth=2)
     run.summary.update(
         metrics | {"parameters": summary.total_parameters, "trainable_parameters": summary.trainable_parameters}
@@ -124,7 +136,7 @@ def log_results(
             "confusion_matrix": wandb.plot.confusion_matrix(
                 y_true=labels.tolist(), preds=predicted.tolist(), class_names=classes, title="Validation images"
             ),
-            "samples": _sample_table(data, probabilities, classes),
+            "samples": _sample_table(images, probabilities, classes),
             "model_summary": wandb.Html(f"<pre>{summary}</pre>"),
         }
     )
@@ -136,14 +148,13 @@ def log_results(
     run.finish()
 
 
-def _runs(module: SkinLesionClassifier) -> list:
-    return [logger.experiment for logger in module.loggers if isinstance(logger, WandbLogger)]
+def _runs(loggers: list[MetricLogger]) -> list:
+    return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
 
 
-def _sample_table(data: SkinLesionData, probabilities: torch.Tensor, classes: list[str]) -> "wandb.Table":  # noqa: F821
+def _sample_table(images: SplitImages, probabilities: torch.Tensor, classes: list[str]) -> "wandb.Table":
     import wandb
 
-    images = data.val_images
     rows = torch.linspace(0, len(images) - 1, min(SAMPLES, len(images))).long().numpy()
     table = wandb.Table(columns=["image_id", "image", "true", "predicted", "confidence", *classes])
     for row, pixels in zip(rows, images.store.read(images.indices[rows])):
@@ -152,7 +163,7 @@ def _sample_table(data: SkinLesionData, probabilities: torch.Tensor, classes: li
             images.table["image_id"][row],
             wandb.Image(pixels),
             classes[images.labels[row]],
-            classes[guess],
+            classes[int(guess)],
             confidence.item(),
             *probabilities[row].tolist(),
         )
@@ -160,8 +171,7 @@ def _sample_table(data: SkinLesionData, probabilities: torch.Tensor, classes: li
 
 
 @torch.inference_mode()
-def _val_probabilities(network: nn.Module, data: SkinLesionData, device: torch.device) -> torch.Tensor:
+def _val_probabilities(network: nn.Module, val: Batches) -> torch.Tensor:
     """Probabilities of every validation image, not calibrated, shape (images, classes)."""
     network.eval()
-    batches = Batches(data.val_images, data.batch_size, device)
-    return torch.cat([network(as_float(batch.images)).softmax(dim=1).cpu() for batch in batches])
+    return torch.cat([network(as_float(batch.images)).softmax(dim=1).cpu() for batch in val])

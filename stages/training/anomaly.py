@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from stages.errors import InputError
 
 
-def name_the_first_layer_that_is_not_finite(network: nn.Module, gradients: bool = True) -> None:
+def add_nonfinite_hooks(network: nn.Module, gradients: bool = True) -> None:
     """From now on, raise an InputError at the first layer whose output, or a gradient of it, is not finite.
 
     PyTorch's own anomaly mode would come first, with an error that knows no layer. Every layer waits for the GPU: only

@@ -1,0 +1,116 @@
+"""SkinLesionClassifier: the network, its loss and its optimizer, as a LightningModule."""
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from stages.classifier.networks import NormalizedNetwork, create_network, last_layers, pad_batch
+from stages.config import Config
+from stages.dataset.augmentation import as_float, augment_batch
+from stages.dataset.loaders import Batch
+from stages.training.optimization import WeightAverage, check_optimizer, create_optimizer
+
+PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
+
+
+class SkinLesionClassifier(LightningModule):
+    """A network with what it is trained for.
+
+    An ordinary LightningModule: a plain `Trainer` trains it, too. The stage trains it with `stages.training.loop.fit`,
+    which captures the step as a CUDA graph and survives being killed.
+
+    Args:
+        config: which network, and how to fit it; its precision is none of `auto`.
+        image_size: side of its images, in pixels.
+        class_counts: training images of each class, shape (classes,); for `training.class_balance`.
+
+    Attributes:
+        network: what is trained.
+        average: the moving average of its weights; None without `training.ema_decay`.
+
+    Raises:
+        InputError: timm has no such network or optimizer, or the weights are not available.
+    """
+
+    def __init__(self, config: Config, image_size: int, class_counts: Tensor) -> None:
+        super().__init__()
+        training = config.training
+        check_optimizer(training.optimizer)
+        self.config, self.image_size = config, image_size
+        self.network = create_network(config.model, image_size)
+        self.average = WeightAverage(self.network, training.ema_decay) if training.ema_decay else None
+        counts, weights, adjustment = class_counts.clamp(min=1), None, None
+        if training.class_balance == "weights":
+            # At full strength every class counts as much as any other; the mean weight of the training images is 1.
+            weights = counts.float() ** -training.class_balance_strength
+            weights *= counts.sum() / (counts * weights).sum()
+        if training.class_balance == "logits":
+            adjustment = training.class_balance_strength * (counts / counts.sum()).log()
+        self.class_weights: Tensor | None
+        self.logit_adjustment: Tensor | None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("logit_adjustment", adjustment, persistent=False)
+
+    @property
+    def eval_network(self) -> NormalizedNetwork:
+        """What is validated and kept: the network, or the average of its weights."""
+        return self.network if self.average is None else self.average.network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
+        return self.eval_network(images)
+
+    def losses(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
+        training, classes = self.config.training, self.config.model.num_classes
+        targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
+        if batch.augment_params is None:
+            pixels = as_float(batch.images)
+        else:
+            # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
+            exact = batch.images.device.type == "cpu" or training.precision == 32
+            dtype = torch.float32 if exact else torch.float16
+            pixels, targets = augment_batch(batch.images, targets, batch.augment_params, self.config.data, dtype)
+        logits = self._logits(network, pixels)
+        if self.logit_adjustment is not None:
+            # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: the network need not learn frequencies.
+            logits = logits + self.logit_adjustment
+        return cross_entropy(
+            logits, targets, weight=self.class_weights, label_smoothing=training.label_smoothing, reduction="none"
+        )
+
+    def _logits(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        precision = PRECISIONS[self.config.training.precision]
+        with torch.autocast(pixels.device.type, precision, enabled=precision is not None):
+            return network(pixels).float()
+
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """The mean training loss of a batch, in nats."""
+        return self.losses(self.network, batch).mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int = 0, batch_size: int = 0) -> Tensor:
+        """Logits of a batch, shape (n, num_classes).
+
+        Args:
+            batch: of images that are not augmented.
+            batch_idx: of no effect.
+            batch_size: images to pad the batch to, so that a GPU meets one shape only.
+        """
+        images = pad_batch(batch.images, batch_size)
+        return self._logits(self.eval_network, as_float(images))[: len(batch.labels)]
+
+    def configure_optimizers(self) -> Optimizer:
+        """timm's optimizer of the name `training.optimizer`."""
+        return create_optimizer(self.network.backbone, self.config.training, self.device)
+
+    def set_train_mode(self, frozen: bool) -> None:
+        """Make the network ready for training: all of it, or its last layer only."""
+        backbone = self.network.backbone
+        head = tuple(f"{name}." for name in last_layers(backbone))
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(not frozen or name.startswith(head))
+        for name, layer in backbone.named_modules():
+            # Nor do frozen features drift with the statistics of the batches.
+            layer.training = not frozen or f"{name}.".startswith(head)
