@@ -152,11 +152,11 @@ def explain(
         feature maps.
     """
     cases = choose_cases(test, threshold, settings.gradcam_cases)
-    pixels = store.read(store.indices_of(cases["image_id"]))
+    pixels = store.read(store.indices_of(pd.Series(cases["image_id"])))
     if not len(cases):
         return cases, pixels[..., 0]
     heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), test.classes, device, settings.batch_size)
-    return (cases[:0], pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
+    return (cases.head(0), pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
 
 
 def read_leakage(path: Path) -> dict:

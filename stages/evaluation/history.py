@@ -26,7 +26,7 @@ def read_history(training_metrics: Path) -> pd.DataFrame:
     """
     folder = training_metrics / "plots" / "metrics"
     curves = {name: _curve(folder / f"{path}.tsv") for name, path in CURVES.items()}
-    steps = curves["train_loss"]["step"]
+    steps = pd.Series(curves["train_loss"]["step"])
     columns = {name: _at_epoch_ends(curve, steps) for name, curve in curves.items()}
     return pd.DataFrame({"epoch": range(1, len(steps) + 1), **{name: list(values) for name, values in columns.items()}})
 
@@ -34,8 +34,8 @@ def read_history(training_metrics: Path) -> pd.DataFrame:
 def _at_epoch_ends(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
     """The values of a curve at the ends of the epochs."""
     if len(curve) == len(steps):  # also where an epoch is one step: DVCLive writes step 0 as a later one
-        return curve["value"]
-    return pd.merge_asof(steps.sort_values().to_frame(), curve.sort_values("step"), on="step")["value"]
+        return pd.Series(curve["value"])
+    return pd.Series(pd.merge_asof(steps.sort_values().to_frame(), curve.sort_values("step"), on="step")["value"])
 
 
 def _curve(path: Path) -> pd.DataFrame:

@@ -72,7 +72,7 @@ class Predictions:
 
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
-        return Predictions(self.table[self.table["split"] == split].reset_index(drop=True), self.classes)
+        return Predictions(pd.DataFrame(self.table[self.table["split"] == split]).reset_index(drop=True), self.classes)
 
 
 def malignant_probability(probabilities: np.ndarray) -> np.ndarray:
@@ -112,9 +112,9 @@ def read_predictions(path: Path) -> Predictions:
     for column in ("image_id", "lesion_id"):
         if table[column].isna().any():
             raise regenerate(f"{path}: an image has no {column}")
-    if table["image_id"].duplicated().any():
+    if len(set(table["image_id"])) < len(table):
         raise regenerate(f"{path}: an image is duplicated")
-    if not (table["split"] == "test").any():
+    if not np.any(table["split"] == "test"):
         raise regenerate(f"{path} has no image in the split test")
     predictions = Predictions(table, names)
     unknown = set(table["label"]) - set(names)
