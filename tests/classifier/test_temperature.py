@@ -67,7 +67,8 @@ def test_epochs_without_a_mistake_are_told_apart(images):
     labels = np.arange(images) % 2
     scatter = random.uniform(-1, 1, images)
     losses = [
-        calibrated_loss(np.where(labels[:, None] == [0, 1], gap + scatter[:, None], 0), labels) for gap in (40, 40.01, 60)
+        calibrated_loss(np.where(labels[:, None] == [0, 1], gap + scatter[:, None], 0), labels)
+        for gap in (40, 40.01, 60)
     ]
     assert losses[0] > losses[1] > losses[2] > 0
 
