@@ -19,11 +19,12 @@ repro: $(VENV)/installed  ## install what is missing and run the pipeline
 test: $(VENV)/installed-dev lint  ## install what is missing and run all checks
 	pytest
 
-lint: $(VENV)/installed-dev  ## check style
+lint: $(VENV)/installed-dev  ## check style and types
 	ruff check
 	ruff format --check
+	pyright
 
-format: $(VENV)/installed-dev  ## mend style
+format: $(VENV)/installed-dev  ## fix style
 	ruff check --fix
 	ruff format
 

@@ -19,7 +19,7 @@ NOT_COMPUTING = {
     "dvc",
     "dvc-s3",
     "filelock",
-    "jsonschema",
+    "pydantic",
     "nvidia-ml-py",
     "optuna",
     "psutil",
