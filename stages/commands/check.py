@@ -7,7 +7,7 @@ integration: both end with 0 whatever they find.
 import argparse
 import sys
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 
 
 def find_problems() -> list[str]:
@@ -48,14 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         InputError: see `find_problems`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.check",
+        prog="python -m stages check",
         description="Check that dvc.lock belongs to the code and that the DVC remote has every output.",
     )
     parser.parse_args(argv)
     if problems := find_problems():
         sys.exit("\n".join(problems))
     print("dvc.lock is of this code")
-
-
-if __name__ == "__main__":
-    run(main)

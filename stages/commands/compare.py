@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from stages.classifier.calibration import CALIBRATION, load_calibration
 from stages.config import PARAMS, EvaluationConfig, load_config, override, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.experiments.results import RevisionFiles, one_line, text_table
@@ -27,9 +27,9 @@ from stages.files import MODELS, PREDICTIONS, PREPARED, read_csv, write_json
 WORKSPACE = "workspace"
 EXAMPLES = """\
 examples:
-  python -m stages.commands.compare main                  the workspace against main
-  python -m stages.commands.compare main HEAD --md        for a pull request
-  python -m stages.commands.compare main HEAD --fail-if-worse auroc --fail-if-worse sensitivity_at_threshold
+  python -m stages compare main                  the workspace against main
+  python -m stages compare main HEAD --md        for a pull request
+  python -m stages compare main HEAD --fail-if-worse auroc --fail-if-worse sensitivity_at_threshold
 
 A revision is a commit, branch, tag or experiment of DVC, or "workspace": the files as they lie here.
 
@@ -297,7 +297,7 @@ def code(text: object) -> str:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.compare",
+        prog="python -m stages compare",
         description="Compare the test predictions of two revisions: every headline metric, the subgroups that got "
         "worse, and the decisions that changed.",
         epilog=EXAMPLES,
@@ -350,7 +350,3 @@ def main(argv: list[str] | None = None) -> None:
     worse = [name for name in args.fail_if_worse if result["metrics"][name]["verdict"] == WORSE]
     if worse:
         sys.exit(f"--fail-if-worse: {', '.join(worse)} is worse in {args.new} than in {args.base}")
-
-
-if __name__ == "__main__":
-    run(main)

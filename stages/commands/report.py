@@ -26,7 +26,7 @@ from stages.commands.compare import (
 )
 from stages.commands.snapshots import CURVES, Snapshot, environment_differences, read_snapshot
 from stages.config import load_config
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.evaluation.comparison import LOWER_IS_BETTER, NO_EVIDENCE
 from stages.figures.revisions import draw_confusion_of, draw_precision_recall_of, draw_reliability_of, draw_roc_of
 from stages.figures.style import save
@@ -36,8 +36,8 @@ from stages.files import replacing
 
 EXAMPLES = """\
 examples:
-  python -m stages.commands.report                                the workspace against main
-  python -m stages.commands.report main HEAD --output report.md   two commits
+  python -m stages report                                the workspace against main
+  python -m stages report main HEAD --output report.md   two commits
 
 The pictures lie beside the report, in a folder of its name: report_pictures/ for report.md.
 """
@@ -380,7 +380,7 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument is wrong.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.report",
+        prog="python -m stages report",
         description="Write what changed between two revisions as Markdown with pictures, for a pull request.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -393,7 +393,3 @@ def main(argv: list[str] | None = None) -> None:
     verdict = write_report(args.output, args.base, args.new)
     # Bytes: the same on every platform, whatever encoding its terminal has.
     sys.stdout.buffer.write(f"{verdict}\n{args.output} has the rest\n".encode())
-
-
-if __name__ == "__main__":
-    run(main)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t
 
-from stages.errors import InputError, printable, run
+from stages.errors import InputError, printable
 from stages.experiments.results import Experiment, differing, list_experiments, read_experiment
 from stages.figures.wording import METRICS, NOTHING
 
@@ -19,9 +19,9 @@ REMARK = (
 )
 EXAMPLES = """\
 examples:
-  python -m stages.commands.summarize                                   all experiments of HEAD
-  python -m stages.commands.summarize --over training.seed seed-1 seed-2 seed-3
-  python -m stages.commands.summarize --metric auroc --metric nll
+  python -m stages summarize                                   all experiments of HEAD
+  python -m stages summarize --over training.seed seed-1 seed-2 seed-3
+  python -m stages summarize --metric auroc --metric nll
 
 A revision is a commit, branch, tag or experiment of DVC. Exit status: 0, or 1 if one lacks metrics or failed.
 """
@@ -153,7 +153,7 @@ def _plain(text: str) -> str:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.summarize",
+        prog="python -m stages summarize",
         description="Print mean ± standard deviation of the headline metrics over folds or seeds, with intervals.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--confidence is {args.confidence}; it must be above 0 and below 1")
     names, failed = (args.revisions, []) if args.revisions else list_experiments()
     if not names:
-        raise InputError("HEAD has no experiments; run some with `python -m stages.commands.sweep`, or name revisions")
+        raise InputError("HEAD has no experiments; run some with `python -m stages sweep`, or name revisions")
     experiments = [read_experiment(name) for name in dict.fromkeys(names)]
     over = tuple(args.over or OVER)
     known = {key for experiment in experiments for key in experiment.parameters}
@@ -203,7 +203,3 @@ def main(argv: list[str] | None = None) -> None:
 
 def _list(names: set[str]) -> str:
     return ", ".join(name for name in METRICS if name in names)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from stages.commands.contents import Unlike, largest_difference
 from stages.commands.snapshots import environment_differences
 from stages.config import parse_yaml
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.experiments.results import LOCK, RevisionFiles, one_line
 from stages.files import ENVIRONMENT
 
@@ -28,8 +28,8 @@ STATUSES = IDENTICAL, WITHIN, DIFFERENT = "identical", "within", "different"
 LISTED = 5  # changed files of the workspace that a line names
 EXAMPLES = """\
 examples:
-  python -m stages.commands.verify                     the commit that is checked out
-  python -m stages.commands.verify v1.2 --tolerance 0.02
+  python -m stages verify                     the commit that is checked out
+  python -m stages verify v1.2 --tolerance 0.02
 
 A revision is a commit, branch, tag or experiment of DVC. A difference of two numbers is absolute within ±1, else
 relative to the larger; of pixels, a fraction of the way from black to white.
@@ -353,7 +353,7 @@ def main(argv: list[str] | None = None) -> None:
         InputError: see `verify_revision`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.verify",
+        prog="python -m stages verify",
         description="Run a commit's pipeline anew and say of every output whether it is the same.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -374,7 +374,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"the workspace has changes that are not committed and not verified: {', '.join(changes[:LISTED])}{more}")
     if any(finding.status == DIFFERENT for finding in result.findings):
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -119,9 +119,7 @@ class TrainingLoop:
         self.batches, self.val_every = plan_epoch(training, len(train))
         self.optimizer = module.configure_optimizers()
         self.schedule = LearningRate(self.optimizer, training, self.batches)
-        self.step = TrainingStep(
-            module.network, module.losses, self.optimizer, module.average, training, fabric.device
-        )
+        self.step = TrainingStep(module.network, module.losses, self.optimizer, module.average, training, fabric.device)
         self.take_step: Callable[[Batch], Tensor] = self.step
         reason = why_not_captured(self.step)
         if reason is None:
