@@ -519,7 +519,7 @@ def lay_out(folder: Path) -> None:
     write_csv(folder / PREDICTIONS, predictions)
     write_json(folder / DETAILS, details_of(2))
     test = predictions[predictions["split"] == "test"]["image_id"].iloc[:2]
-    cases = pd.DataFrame({"case": ["found", "missed"], "image_id": list(test)})
+    cases = pd.DataFrame({"case": ["true positive", "false negative"], "image_id": list(test)})
     write_cases(folder / GRADCAM, cases, random.integers(0, 256, (2, SIZE, SIZE), np.uint8))
     write_array(folder / AUGMENTED, random.integers(0, 256, (2, 3, SIZE, SIZE, 3), np.uint8))
     for name, path in CURVES.items():

@@ -17,9 +17,9 @@ _HEADING = 0.32  # inches
 _TEXT = 0.22
 _LINE = _TEXT + 2 * _SIDE + 0.4
 _MEANINGS = {
-    "found": "Found: malignant, and called so",
-    "missed": "Missed: malignant, and called benign",
-    "false alarm": "False alarms: benign, and called malignant",
+    "true positive": "True positives: malignant, and called malignant",
+    "false negative": "False negatives: malignant, and called benign",
+    "false positive": "False positives: benign, and called malignant",
 }
 
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from stages.dataset.taxonomy import class_names, malignant_classes
 from stages.evaluation.curves import precision_recall_table, roc_table
+from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import count_lesions, estimate, lesions_behind
+from stages.evaluation.uncertainty import estimate
 from stages.evaluation.weighted import weighted_areas
 from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, counted, describe, new_figure, say
 from stages.figures.wording import estimate as with_interval
@@ -101,9 +102,8 @@ def _auprc(predictions: Predictions, details: dict) -> dict:
         _, auprc = weighted_areas(predictions.malignant_probability, predictions.is_malignant, weights)
         return {"auprc": auprc}
 
-    behind = lesions_behind("auprc", *count_lesions(predictions.lesions, predictions.is_malignant))
     settings = predictions.lesions, details["bootstrap_replicates"], details["confidence"]
-    return estimate(statistic, *settings, lambda _: behind)["auprc"]
+    return estimate(statistic, *settings, effective_lesions_of(predictions))["auprc"]
 
 
 def _new_square(predictions: Predictions) -> tuple[Figure, Axes]:

@@ -22,7 +22,7 @@ class Words(NamedTuple):
 WORDS = {
     "roc": Words(
         "ROC curve of the test images: sensitivity against 1 − specificity.",
-        "Sensitivity against false alarms, over all thresholds. The area under the curve is the AUROC.",
+        "Sensitivity against the false positive rate, over all thresholds. The area under the curve is the AUROC.",
     ),
     "precision_recall": Words(
         "Precision–recall curve of the test images: precision against sensitivity.",
@@ -34,7 +34,7 @@ WORDS = {
     ),
     "decision_curve": Words(
         "Decision curve: net benefit against the threshold probability, beside treating all and treating none.",
-        "Net benefit: malignant images found, less false alarms at the rate of exchange that a threshold stands for.",
+        "Net benefit: true positives, less false positives at the rate of exchange that a threshold stands for.",
     ),
     "confusion_matrix": Words(
         "Confusion matrices of the test images, by the most probable class and by the decision at the threshold.",
@@ -65,7 +65,7 @@ WORDS = {
         "The mistakes that the classifier was surest of.",
     ),
     "gradcam": Words(
-        "Test images that were found, missed or falsely called malignant, with heatmaps of what speaks for malignancy.",
+        "Test images, true positives and mistakes of both kinds, with heatmaps of what speaks for malignancy.",
         "Grad-CAM: what speaks for malignancy. It shows where the network looked, not whether it looked rightly.",
     ),
 }

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.subgroups import METRICS, SMALLEST_JUDGED
+from stages.evaluation.subgroups import METRICS, MIN_LESIONS
 from stages.figures.style import BLACK, BLUE, GREY, SMALL, counted, describe, new_figure
 from stages.figures.wording import ATTRIBUTES, percent
 
@@ -124,6 +124,6 @@ def _key() -> tuple[list[Line2D], list[str]]:
     meanings = {
         "all images": _OVERALL,
         "group": _JUDGED,
-        f"too few to judge: fewer than {SMALLEST_JUDGED} lesions": _TOO_FEW,
+        f"too few to judge: fewer than {MIN_LESIONS} lesions": _TOO_FEW,
     }
     return [Line2D([], [], **style) for style in meanings.values()], list(meanings)

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
 from stages.errors import printable
-from stages.evaluation.subgroups import SMALLEST_JUDGED
+from stages.evaluation.subgroups import MIN_LESIONS
 
 TEMPLATES = Path(__file__).parent / "templates"
 NOTHING = "–"  # a number that does not exist, as the sensitivity where nothing is malignant
@@ -86,7 +86,7 @@ def fill_in(template: str, **values: Any) -> str:
         operating_points=OPERATING_POINTS,
         diagnoses=DIAGNOSES,
         malignant=MALIGNANT,
-        smallest_judged=SMALLEST_JUDGED,
+        smallest_judged=MIN_LESIONS,
     )
 
 
