@@ -61,6 +61,11 @@ def printable(text: object) -> str:
     )
 
 
+def one_line(text: object) -> str:
+    """`text` without line breaks and what else moves a terminal's cursor."""
+    return printable(" ".join(str(text).split()))
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a stage or command: an `InputError` ends it with its message and exit status 1, without a traceback.
 

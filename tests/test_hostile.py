@@ -27,7 +27,7 @@ from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.details import read_details
-from stages.figures.wording import plain
+from stages.reporting import plain
 from stages.files import DETAILS, ENVIRONMENT, EVALUATION, MODELS, PLOTS, SPLIT_METRICS, write_json
 from stages.prepare import prepare_dataset
 from tests.figures.findings import details_of
