@@ -39,12 +39,11 @@ def start_repository():
     """Make the working directory a repository of Git and DVC, with nothing committed."""
     git("init", "--quiet", "--initial-branch", "main")
     Repo.init(".").close()
-    Path(".dvc/config").write_text("[core]\n    analytics = false\n    check_update = false\n")
 
 
-def add_remote(url):
-    with Path(".dvc/config").open("a") as config:
-        config.write(f"    remote = storage\n['remote \"storage\"']\n    url = {url}\n")
+def add_remote(url, config=".dvc/config"):
+    with Path(config).open("a") as file:
+        file.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {url}\n")
 
 
 def commit(name):

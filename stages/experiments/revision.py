@@ -297,11 +297,12 @@ def has_remote() -> bool:
 
 def list_experiments() -> tuple[list[str], list[str]]:
     """The names of HEAD's experiments, and of those in the queue that failed and were not run since."""
-    names: dict[str, set[str]] = {"success": set(), "failed": set(), "running": set()}
+    names: dict[str, set[str]] = {"success": set(), "failed": set()}
     for commit in json.loads(run_dvc("exp", "show", "--json", "--hide-workspace", "--hide-queued")):
         for experiment in commit["experiments"] or []:
             # One that did not come from the queue has no executor.
-            names[(experiment["executor"] or {"state": "success"})["state"]].add(experiment["name"])
+            state = (experiment["executor"] or {"state": "success"})["state"]
+            names.setdefault(state, set()).add(experiment["name"])
     return sorted(names["success"]), sorted(names["failed"] - names["success"])
 
 

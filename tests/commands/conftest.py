@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from tests.history import IMAGES, add_remote, change_parameter, commit, git, start_repository, write_run
+from tests.history import IMAGES, add_remote, change_parameter, commit, start_repository, write_run
 
 ROOT = Path(__file__).parents[2]
 STAGE = """

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from stages.figures.report import MOST_PAIRS, CAPTIONS, write_report
+from stages.figures.report import CAPTIONS, MOST_PAIRS, write_report
 from stages.reporting import METRICS
 from tests.figures.findings import details_of
 
