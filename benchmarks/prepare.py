@@ -29,13 +29,14 @@ import tempfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages.config import DataConfig
+from benchmarks.plain import PLAIN
 from stages.dataset.images import ImageReader, find_images
 from stages.dataset.metadata import find_metadata, read_metadata
 from stages.errors import InputError, run
@@ -112,7 +113,7 @@ def measure(kind: str, data_dir: Path, base: Path, times: int, size: int) -> dic
     if kind == "prepare":
         with tempfile.TemporaryDirectory(dir=data_dir.parent) as output:
             start, cpu_start = time.perf_counter(), time.process_time()
-            prepare_dataset(DataConfig(data_dir=str(data_dir), image_size=size), Path(output) / "prepared")
+            prepare_dataset(replace(PLAIN.data, data_dir=str(data_dir), image_size=size), Path(output) / "prepared")
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     else:
         files = [path.read_bytes() for path in sorted(base.iterdir())]

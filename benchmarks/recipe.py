@@ -17,7 +17,6 @@ averages them over the seeds of a variant and fold. `--table` prints the tables 
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import gc
 import hashlib
@@ -26,6 +25,7 @@ import json
 import operator
 import tempfile
 import time
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -37,12 +37,13 @@ import torch
 from filelock import FileLock
 from scipy.special import softmax
 
+from benchmarks.plain import PLAIN
 from stages.classifier.calibration import apply_temperature
 from stages.classifier.hardware import describe_environment, set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.temperature import fit_temperature
 from stages.classifier.weights import load_model
-from stages.config import Config, DataConfig, SplitConfig, parse_yaml
+from stages.config import Config, SplitConfig, override, parse_yaml
 from stages.dataset.folds import lesion_groups, validation_folds
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.metadata import subsample_lesions
@@ -145,10 +146,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "training lesions": {f"lesions-{share}": {TRAIN_LESIONS: share} for share in (0.25, 0.5, 1.0)},
     "several networks": {
         "networks-1": {"model.ensemble": 1},
-        **{
-            f"networks-3-{average}": {"model.ensemble": 3, "model.ensemble_average": average}
-            for average in ("predictions", "weights")
-        },
+        "networks-3-predictions": {"model.ensemble": 3},
         "networks-3-folds": {"model.ensemble": 3, "model.ensemble_over": "folds"},
     },
 }
@@ -190,24 +188,16 @@ def _default(name: str) -> Any:
     if name == TRAIN_LESIONS:
         return 1.0
     section, _, key = name.partition(".")
-    return getattr(getattr(Config(), section, None), key, None)
+    return getattr(getattr(PLAIN, section, None), key, None)
 
 
 def configure(overrides: dict) -> Config:
-    """The defaults of `Config` with other values, by dotted names.
+    """The plain recipe with other values, by dotted names.
 
     Raises:
         InputError: there is no such parameter, or it cannot have this value.
     """
-    config = Config()
-    sections: dict[str, dict] = {}
-    for name, value in overrides.items():
-        section, _, key = name.partition(".")
-        if not hasattr(getattr(config, section, None), key):
-            raise InputError(f"{name} is not a parameter")
-        sections.setdefault(section, {})[key] = value
-    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(config, **changed)
+    return override(PLAIN, overrides)
 
 
 def plan(names: list[str], base: dict, folds: list[int], seeds: list[int]) -> list[dict]:
@@ -377,7 +367,7 @@ def prepared(data_dir: Path, size: int, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / ".lock"):  # another part may want it, too
         if not folder.exists():
-            prepare_dataset(DataConfig(data_dir=str(data_dir), image_size=size), folder)
+            prepare_dataset(replace(PLAIN.data, data_dir=str(data_dir), image_size=size), folder)
     return folder
 
 
@@ -422,7 +412,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
             training = train_model(config, folder, own, *outputs)
         epochs = len(read_history(outputs[1]))
         train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
-        device = set_up_device(config.training.cpu_threads)
+        device = set_up_device(config.runtime.cpu_threads)
         network, _ = load_model(outputs[0])
         tta, plain = (
             predict_probabilities(

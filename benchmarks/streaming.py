@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.plain import PLAIN
 from stages.classifier.hardware import describe_hardware
-from stages.config import DataConfig
 from stages.dataset import loaders
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
@@ -77,7 +77,7 @@ def measure(folder: Path, batch_size: int, most_batches: int | None) -> dict:
     split_opened = time.perf_counter()
     opened = _memory()
 
-    batches = Batches(images, batch_size, device, Shuffle(0, DataConfig()))
+    batches = Batches(images, batch_size, device, Shuffle(0, PLAIN.data))
     count = min(len(batches), most_batches or len(batches))
     readings = {round(number) for number in np.linspace(0, count - 1, READINGS)}
     epoch_started = time.perf_counter()

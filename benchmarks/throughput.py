@@ -35,13 +35,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from benchmarks.plain import PLAIN
 from stages.classifier.engine import prepare_hardware
 from stages.classifier.hardware import describe_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.networks import create_network
 from stages.classifier.optimization import create_optimizer
 from stages.classifier.step import WARM_UP_STEPS, TrainingStep
-from stages.config import Config, DataConfig, ModelConfig, SplitConfig, TrainingConfig
+from stages.config import Config, override
 from stages.dataset.loaders import Batch, Batches, Shuffle, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES
@@ -73,19 +74,21 @@ def parse_row(row: str, epochs: int) -> Config:
     """The parameters of a row."""
     name, variant, size, batch_size, precision, *options = row.split("/")
     compile_ = next((option for option in options if option != "nondeterministic"), "auto")
-    return Config(
-        DataConfig(image_size=int(size)),
-        SplitConfig(),
-        ModelConfig(name=name, variant=variant or None, num_classes=2, pretrained=False),
-        TrainingConfig(
-            max_epochs=epochs,
-            batch_size=int(batch_size),
-            precision="bf16" if precision == "bf16" else int(precision),
-            deterministic="nondeterministic" not in options,
-            compile=compile_,
-            early_stopping_patience=epochs,
-            learning_rate=1e-6,  # random pixels teach nothing: the weights shall stay finite
-        ),
+    return override(
+        PLAIN,
+        {
+            "data.image_size": int(size),
+            "model.name": name,
+            "model.variant": variant or None,
+            "model.pretrained": False,
+            "training.max_epochs": epochs,
+            "training.batch_size": int(batch_size),
+            "training.precision": "bf16" if precision == "bf16" else int(precision),
+            "training.deterministic": "nondeterministic" not in options,
+            "training.compile": compile_,
+            "training.early_stopping_patience": epochs,
+            "training.learning_rate": 1e-6,  # random pixels teach nothing: the weights shall stay finite
+        },
     )
 
 

@@ -1,110 +1,23 @@
-"""params.yaml as typed, checked dataclasses: no stage runs on a value that is not allowed here."""
+"""params.yaml as typed, checked dataclasses: no stage runs on a value that is not allowed here.
 
-import dataclasses
-import reprlib
-import sys
-import types
-import typing
-from dataclasses import dataclass
-from difflib import get_close_matches
+What each parameter means stands beside it in params.yaml, which holds all of them: there are no defaults here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
 
+from stages.checks import Count, Flag, Float, Number, Positive, Whole, checked, relation
 from stages.errors import InputError, printable
 
 PARAMS = Path("params.yaml")
-NUMBERS = tuple[float, ...]
-NAMES = tuple[str, ...]
-LISTS = {NUMBERS: float, NAMES: str}
-MAPPING = dict[str, str | None]
-MAX_PROBLEMS_SHOWN = 50
 MOST_NETWORKS = 10  # of an ensemble
 MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
-# Values in messages.
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = 200
-_SHOWN.maxlist = _SHOWN.maxdict = 10
-_SHOWN.maxlevel = 3
-
-
-def setting(default: Any, *, above=None, at_least=None, below=None, at_most=None, choices=None) -> Any:
-    """A dataclass field with its default and the values it allows; bounds and choices do not apply to null."""
-    limits = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
-    return dataclasses.field(default=default, metadata={"limits": limits, "choices": choices})
-
-
-def mapping() -> Any:
-    """A dataclass field of the type `MAPPING`, empty by default."""
-    return dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of params.yaml, checked whenever one is made.
-
-    Raises:
-        InputError: a value has the wrong type or lies outside its bounds; all such keys are named together.
-    """
-
-    section: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        problems = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _allowed(value, field):
-                problems.append(f"{self.section}.{field.name} is {_SHOWN.repr(value)}; it must be {_expected(field)}")
-            elif field.type in LISTS:
-                object.__setattr__(self, field.name, tuple(LISTS[field.type](entry) for entry in value))
-            elif field.type == MAPPING:
-                # YAML reads the label 1 as a number; tables hold text.
-                object.__setattr__(self, field.name, {str(key): entry for key, entry in value.items()})
-            elif type(value) is int and float in _types(field) and int not in _types(field):
-                object.__setattr__(self, field.name, float(value))
-        if problems:
-            raise InputError("\n  ".join(problems))
-
-
-def _types(field: dataclasses.Field) -> tuple[type, ...]:
-    if field.type in LISTS:
-        return (LISTS[field.type],)  # of each of them
-    return typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-
-
-def _allowed(value: Any, field: dataclasses.Field) -> bool:
-    if field.type == MAPPING:
-        # Other keys have no certain spelling: `True` may stand as true in the table, and 1.0 as 1.
-        return isinstance(value, dict) and all(
-            (type(key) is int or _is_text(key)) and (entry is None or _is_text(entry)) for key, entry in value.items()
-        )
-    if field.type in LISTS:
-        return isinstance(value, list | tuple) and all(_one_allowed(entry, field) for entry in value)
-    return _one_allowed(value, field)
-
-
-def _one_allowed(value: Any, field: dataclasses.Field) -> bool:
-    allowed_types = _types(field)
-    # bool is a subclass of int, and an int is as good as a float.
-    if type(value) not in allowed_types and not (type(value) is int and float in allowed_types):
-        return False
-    if value is None:
-        return True
-    if field.metadata["choices"] is not None:
-        return value in field.metadata["choices"]
-    if isinstance(value, str):
-        return _is_text(value)
-    tests = {
-        "above": lambda limit: value > limit,
-        "at least": lambda limit: value >= limit,
-        "below": lambda limit: value < limit,
-        "at most": lambda limit: value <= limit,
-    }
-    # Neither infinite nor, as YAML allows, a whole number of a thousand digits.
-    finite = abs(value) <= (sys.float_info.max if type(value) is float else sys.maxsize)
-    return finite and all(tests[name](limit) for name, limit in field.metadata["limits"].items())
 
 
 def _is_text(value: Any) -> bool:
@@ -112,66 +25,66 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
-def _expected(field: dataclasses.Field) -> str:
-    if field.type == MAPPING:
-        return "a mapping of text to text or null, as {a: b}, numbers in quotes; empty: {}"
-    choices = field.metadata["choices"]
-    if choices is not None:
-        kind = "a list of " if field.type in LISTS else "one of "
-        return kind + ", ".join(map(str, choices)) + (" or null" if types.NoneType in _types(field) else "")
-    names = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "printable text",
-        types.NoneType: "null",
-    }
-    limits = " and ".join(f"{name} {limit}" for name, limit in field.metadata["limits"].items())
-    kind = " or ".join(names[kind] for kind in _types(field)) + (f", {limits}" if limits else "")
-    return f"a list, of which each is {kind}" if field.type in LISTS else kind
+def _text(value: Any) -> str:
+    if not _is_text(value):
+        raise ValueError("printable text")
+    return value
 
 
-@dataclass(frozen=True)
-class DataConfig(Section):
+def _text_to_text(mapping: Any) -> dict[str, str | None]:
+    # YAML reads the label 1 as a number; tables hold text. Of other keys, as true, the spelling is not certain.
+    if not isinstance(mapping, dict) or not all(
+        (type(key) is int or _is_text(key)) and (value is None or _is_text(value)) for key, value in mapping.items()
+    ):
+        raise ValueError("a mapping of text to text or null, as {a: b}, numbers in quotes; empty: {}")
+    return {str(key): value for key, value in mapping.items()}
+
+
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+Share = Annotated[Float, Field(gt=0, le=1)]
+Rate = Annotated[Float, Field(ge=0, lt=1)]
+Text = Annotated[str, BeforeValidator(_text)]
+Names = Annotated[dict[str, str | None], BeforeValidator(_text_to_text)]
+PARAMETERS = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=PARAMETERS)
+class DataConfig:
     """Which images, and how they are stored and augmented."""
 
-    section: ClassVar[str] = "data"
-
-    data_dir: str = setting("data/ham10000")
-    columns: MAPPING = mapping()  # noqa: RUF009 (makes a field, as the others)
-    classes: MAPPING = mapping()  # noqa: RUF009
-    image_size: int = setting(224, at_least=16, at_most=2048)
-    subsample_percentage: float = setting(1.0, above=0, at_most=1)
-    num_workers: int | None = setting(None, at_least=1, at_most=256)
-    augment: bool = setting(True)
-    augment_strength: float = setting(1.0, at_least=0, at_most=3)
-    cutout: float = setting(0.0, at_least=0, below=1)
-    mixup: float = setting(0.0, at_least=0)
-    cutmix: float = setting(0.0, at_least=0)
+    data_dir: Text
+    columns: Names
+    classes: Names
+    image_size: Annotated[int, Strict(), Field(ge=16, le=2048)]
+    subsample_percentage: Share
+    augment: Flag
+    augment_strength: Annotated[Float, Field(ge=0, le=3)]
+    cutout: Rate
+    mixup: Number
+    cutmix: Number
 
 
-@dataclass(frozen=True)
-class SplitConfig(Section):
+@dataclass(frozen=True, config=PARAMETERS)
+class SplitConfig:
     """Which folds are held out."""
 
-    section: ClassVar[str] = "split"
+    folds: Annotated[int, Strict(), Field(ge=3, le=100)]
+    test_fold: Whole
+    val_fold: Whole | None
+    seed: Seed
 
-    folds: int = setting(7, at_least=3, at_most=100)
-    test_fold: int = setting(0, at_least=0)
-    val_fold: int | None = setting(None, at_least=0)
-    seed: int = setting(0, at_least=0, below=2**32)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check_folds(self) -> Self:
         for key in ("test_fold", "val_fold"):
             value = getattr(self, key)
             if value is not None and value >= self.folds:
-                raise InputError(f"split.{key} is {value}; it must be below split.folds, which is {self.folds}")
+                raise relation(f"split.{key} is {value}; it must be below split.folds, which is {self.folds}")
         if self.val_fold == self.test_fold:
-            raise InputError(
+            raise relation(
                 f"split.val_fold is {self.val_fold}, the same as split.test_fold; "
                 "it must be another fold, or null for the one after test_fold"
             )
+        return self
 
     @property
     def validation_fold(self) -> int:
@@ -179,30 +92,19 @@ class SplitConfig(Section):
         return (self.test_fold + 1) % self.folds if self.val_fold is None else self.val_fold
 
 
-@dataclass(frozen=True)
-class ModelConfig(Section):
+@dataclass(frozen=True, config=PARAMETERS)
+class ModelConfig:
     """Which network, and where its weights start."""
 
-    section: ClassVar[str] = "model"
-
-    name: str = setting("efficientnet")
-    variant: str | int | None = setting("lite0")
-    num_classes: int = setting(2, choices=(2, 7))
-    pretrained: bool = setting(True)
-    weights: str | None = setting(None)
-    dropout_rate: float = setting(0.2, at_least=0, below=1)
-    drop_path_rate: float = setting(0.0, at_least=0, below=1)
-    ensemble: int = setting(1, at_least=1, at_most=MOST_NETWORKS)
-    ensemble_over: str = setting("seeds", choices=("seeds", "folds"))
-    ensemble_average: str = setting("predictions", choices=("predictions", "weights"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.is_over_folds and self.ensemble_average == "weights":
-            raise InputError(
-                "model.ensemble_average is 'weights' and model.ensemble_over 'folds': the mean has been trained on all "
-                "folds, and none is left to validate it; set ensemble_over to seeds, or ensemble_average to predictions"
-            )
+    name: Text
+    variant: Text | Whole | None
+    num_classes: Literal[2, 7]
+    pretrained: Flag
+    weights: Text | None
+    dropout_rate: Rate
+    drop_path_rate: Rate
+    ensemble: Annotated[int, Strict(), Field(ge=1, le=MOST_NETWORKS)]
+    ensemble_over: Literal["seeds", "folds"]
 
     @property
     def is_over_folds(self) -> bool:
@@ -210,87 +112,89 @@ class ModelConfig(Section):
         return self.ensemble > 1 and self.ensemble_over == "folds"
 
 
-@dataclass(frozen=True)
-class TrainingConfig(Section):
-    """How the network is fitted. `batch_size` counts the images of one device in one batch."""
-
-    section: ClassVar[str] = "training"
-
-    max_epochs: int = setting(25, at_least=1)
-    learning_rate: float = setting(1e-4, above=0)
-    batch_size: int = setting(32, at_least=1)
-    auto_batch_size: bool = setting(False)
-    accumulate_grad_batches: int = setting(1, at_least=1)
-    weight_decay: float = setting(0.01, at_least=0)
-    optimizer: str = setting("adamw")
-    layer_decay: float = setting(1.0, above=0, at_most=1)
-    frozen_epochs: int = setting(0, at_least=0)
-    lr_scheduler: str = setting("cosine", choices=("cosine", "step", "reduce_on_plateau", "exponential"))
-    lr_warmup_epochs: float = setting(0.0, at_least=0)
-    lr_step_epochs: int = setting(10, at_least=1)
-    lr_gamma: float = setting(0.1, above=0, at_most=1)
-    lr_plateau_patience: int = setting(3, at_least=0)
-    early_stopping_patience: int = setting(10, at_least=1)
-    monitor: str = setting("val_loss", choices=("val_loss", "val_calibrated_loss"))
-    gradient_clip_val: float = setting(1.0, at_least=0)
-    label_smoothing: float = setting(0.0, at_least=0, below=1)
-    class_balance: str = setting("none", choices=("none", "weights", "sampling", "logits"))
-    class_balance_strength: float = setting(1.0, above=0, at_most=1)
-    ema_decay: float = setting(0.0, at_least=0, below=1)
-    precision: str | int = setting("auto", choices=("auto", 32, 16, "bf16"))
-    compile: str = setting("auto", choices=("auto", "none", "graph", "inductor"))
-    devices: int = setting(1, at_least=1)
-    num_nodes: int = setting(1, at_least=1)
-    strategy: str = setting("auto", choices=("auto", "ddp"))
-    seed: int = setting(0, at_least=0, below=2**32)
-    deterministic: bool = setting(True)
-    cpu_threads: int = setting(2, at_least=1, at_most=1024)
-    val_check_interval: int | float = setting(1.0, above=0)
-    limit_train_batches: int | float = setting(1.0, above=0)
-    overfit_batches: int | float = setting(0, at_least=0)
-    fast_dev_run: bool | int = setting(0, at_least=0)
-    log_every_n_steps: int = setting(50, at_least=1)
-    resume: bool = setting(True)
-    checkpoint_minutes: float = setting(10.0, above=0)
-    loggers: NAMES = setting(("dvclive",), choices=("dvclive", "wandb"))  # noqa: RUF009 (makes a field)
-    profiler: str | None = setting(None, choices=("simple", "advanced", "pytorch"))
-    detect_anomaly: bool = setting(False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("val_check_interval", "limit_train_batches", "overfit_batches"):
-            value = getattr(self, key)
-            if type(value) is float and value > 1:
-                raise InputError(
-                    f"training.{key} is {value}; "
-                    f"it must be a number of batches, as {int(value)}, or a fraction of an epoch, at most 1.0"
-                )
+def _whole_or_fraction(value: int | float) -> int | float:
+    if type(value) is float and value > 1:
+        raise ValueError(f"a number of batches, as {int(value)}, or a fraction of an epoch, at most 1.0")
+    return value
 
 
-@dataclass(frozen=True)
-class EvaluationConfig(Section):
-    """How predictions are made and judged."""
-
-    section: ClassVar[str] = "evaluation"
-
-    batch_size: int = setting(64, at_least=1)
-    test_time_augmentation: bool = setting(True)
-    target_sensitivity: float = setting(0.9, above=0, at_most=1)
-    prevalences: NUMBERS = setting((0.02, 0.1, 0.3), above=0, below=1)  # noqa: RUF009 (makes a field, as the others)
-    gradcam_cases: int = setting(4, at_least=0, at_most=20)
-    bootstrap_replicates: int = setting(2000, at_least=100, at_most=1_000_000)
-    confidence: float = setting(0.95, at_least=0.5, below=1)
+Batches = Annotated[Count | Positive, AfterValidator(_whole_or_fraction)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=PARAMETERS)
+class TrainingConfig:
+    """How the network is fitted."""
+
+    max_epochs: Count
+    learning_rate: Positive
+    batch_size: Count
+    accumulate_grad_batches: Count
+    weight_decay: Number
+    optimizer: Text
+    layer_decay: Share
+    frozen_epochs: Whole
+    lr_scheduler: Literal["cosine", "step", "reduce_on_plateau", "exponential"]
+    lr_warmup_epochs: Number
+    lr_step_epochs: Count
+    lr_gamma: Share
+    lr_plateau_patience: Whole
+    early_stopping_patience: Count
+    monitor: Literal["val_loss", "val_calibrated_loss"]
+    gradient_clip_val: Number
+    label_smoothing: Rate
+    class_balance: Literal["none", "weights", "sampling", "logits"]
+    class_balance_strength: Share
+    ema_decay: Rate
+    precision: Literal["auto", 32, 16, "bf16"]
+    compile: Literal["auto", "none", "graph", "inductor"]
+    devices: Count
+    num_nodes: Count
+    strategy: Literal["auto", "ddp"]
+    seed: Seed
+    deterministic: Flag
+    val_check_interval: Batches
+    limit_train_batches: Batches
+    overfit_batches: Annotated[Whole | Number, AfterValidator(_whole_or_fraction)]
+    fast_dev_run: Flag | Whole
+    log_every_n_steps: Count
+    resume: Flag
+    checkpoint_minutes: Positive
+    loggers: tuple[Literal["dvclive", "wandb"], ...]
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    detect_anomaly: Flag
+
+
+@dataclass(frozen=True, config=PARAMETERS)
+class EvaluationConfig:
+    """How predictions are made and evaluated."""
+
+    batch_size: Count
+    test_time_augmentation: Flag
+    target_sensitivity: Share
+    prevalences: tuple[Annotated[Float, Field(gt=0, lt=1)], ...]
+    gradcam_cases: Annotated[int, Strict(), Field(ge=0, le=20)]
+    bootstrap_replicates: Annotated[int, Strict(), Field(ge=100, le=1_000_000)]
+    confidence: Annotated[Float, Field(ge=0.5, lt=1)]
+
+
+@dataclass(frozen=True, config=PARAMETERS)
+class RuntimeConfig:
+    """What the machine gives to every stage."""
+
+    cpu_threads: Annotated[int, Strict(), Field(ge=1, le=1024)]
+    num_workers: Annotated[int, Strict(), Field(ge=1, le=256)] | None
+
+
+@dataclass(frozen=True, config=PARAMETERS)
 class Config:
     """Everything in params.yaml."""
 
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    data: DataConfig
+    split: SplitConfig
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    runtime: RuntimeConfig
 
 
 def load_config(path: Path = PARAMS) -> Config:
@@ -309,26 +213,26 @@ def load_config(path: Path = PARAMS) -> Config:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
     except ValueError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return checked(content, Config)
+    except ValueError as error:
+        raise InputError(f"{path}:\n  {error}") from None
 
-    classes = {field.name: field.default_factory for field in dataclasses.fields(Config)}
-    problems = _key_problems("", content, classes)
-    sections = {}
-    for name, section in classes.items():
-        if not isinstance(content, dict) or name not in content:
-            continue
-        keys = [field.name for field in dataclasses.fields(section)]
-        section_problems = _key_problems(f"{name}.", content[name], keys)
-        problems += section_problems
-        if not section_problems:
-            try:
-                sections[name] = section(**content[name])
-            except InputError as error:
-                problems.append(str(error))
-    if problems:
-        more = len(problems) - MAX_PROBLEMS_SHOWN
-        lines = problems[:MAX_PROBLEMS_SHOWN] + ([f"… and {more} more"] if more > 0 else [])
-        raise InputError(f"{path}:\n  " + "\n  ".join(lines))
-    return Config(**sections)
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with other values, by their dotted names, as "training.seed".
+
+    Raises:
+        InputError: there is no such parameter, or it cannot have this value.
+    """
+    content = asdict(config)
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        content.setdefault(section, {})[key] = value
+    try:
+        return checked(content, Config)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def parse_yaml(content: bytes) -> Any:
@@ -341,7 +245,7 @@ def parse_yaml(content: bytes) -> Any:
         # YAML 1.2: DVC writes 3e-05, which YAML 1.1 readers take for a string.
         parsed = YAML(typ="safe", pure=True).load(content.decode("utf-8"))
     except RecursionError:
-        raise ValueError("its brackets or indentations lie too deep in each other") from None
+        raise ValueError("it is nested too deeply") from None
     except Exception as error:  # besides ruamel's own, whatever Python has for a date or number that is none
         raise ValueError(printable(" ".join(str(error).split()))) from None
     if _is_endless(parsed):
@@ -360,16 +264,3 @@ def _is_endless(parsed: Any) -> bool:
         elif isinstance(value, list | tuple | set):
             left += value
     return size > MAX_CHARACTERS
-
-
-def _key_problems(prefix: str, content: Any, expected: typing.Iterable[str]) -> list[str]:
-    if not isinstance(content, dict):
-        return [f"{prefix.rstrip('.') or 'the file'} is {_SHOWN.repr(content)}; it must hold {', '.join(expected)}"]
-    problems = []
-    unknown = [key for key in content if key not in expected]
-    for key in (_SHOWN.repr(key).strip("'") for key in unknown[:MAX_PROBLEMS_SHOWN]):
-        close = get_close_matches(key, expected, n=1)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(expected)}"
-        problems.append(f"{prefix}{key} is not a parameter; {hint}")
-    problems += [f"{prefix}{key} is missing" for key in expected if key not in content]
-    return problems

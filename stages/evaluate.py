@@ -73,7 +73,7 @@ def evaluate_model(
     Raises:
         InputError: a file is missing or does not fit the others.
     """
-    device = set_up_device(config.training.cpu_threads)
+    device = set_up_device(config.runtime.cpu_threads)
     network, description = load_model(models)
     store = PixelStore(prepared)
     if store.image_size != description.image_size:
@@ -140,7 +140,7 @@ def explain_model(
         The cases, and their heatmaps, uint8 of shape (cases, size, size); neither has a row where the network has no
         feature maps.
     """
-    device = set_up_device(config.training.cpu_threads)
+    device = set_up_device(config.runtime.cpu_threads)
     network, _ = load_model(models)
     store = PixelStore(prepared)
     cases = choose_cases(test, threshold, config.evaluation.gradcam_cases)

@@ -156,7 +156,7 @@ def read_examples(path: Path) -> np.ndarray:
 def main() -> None:
     config = load_config()
     # NumPy's matrix products, by which replicates are summed, would take a thread a core.
-    threadpool_limits(config.training.cpu_threads)
+    threadpool_limits(config.runtime.cpu_threads)
     test = read_predictions(PREDICTIONS).of("test")
     details = read_details(DETAILS)
     description = asdict(read_description(MODEL_DESCRIPTION))

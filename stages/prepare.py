@@ -24,8 +24,13 @@ MAX_PROBLEMS_SHOWN = 200
 LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
 
 
-def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame:
+def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: int | None = None) -> pd.DataFrame:
     """Check and decode the dataset in `config.data_dir`; write the manifest and the pixel shards to `output`.
+
+    Args:
+        config: which images, and their size.
+        output: folder of the prepared images.
+        num_workers: threads that decode; None: one per core.
 
     Returns:
         The manifest.
@@ -45,7 +50,7 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED) -> pd.DataFrame
 
     with replacing(output) as folder:
         folder.mkdir()
-        problems += _write_shards(folder, manifest, files, config)
+        problems += _write_shards(folder, manifest, files, config.image_size, num_workers)
         if problems:
             raise InputError(_summary(data_dir, problems))
         write_csv(folder / MANIFEST, manifest)
@@ -58,11 +63,12 @@ def _no_file(image_id: str, files: Container[str]) -> str:
     return f"{image_id}: no image file of this name{hint}"
 
 
-def _write_shards(folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], config: DataConfig) -> list[str]:
-    size, problems = config.image_size, []
+def _write_shards(
+    folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
+) -> list[str]:
+    problems = []
     # Threads, not processes: Pillow lets go of the interpreter while it decodes and resizes.
-    workers = config.num_workers or os.cpu_count()
-    with ThreadPoolExecutor(workers) as pool, ImageReader() as reader, Progress() as progress:
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool, ImageReader() as reader, Progress() as progress:
         task = progress.add_task("decoding", total=len(manifest))
 
         def decode(image_id: str, out: np.ndarray) -> str | None:
@@ -103,7 +109,8 @@ def _summary(data_dir: Path, problems: list[str]) -> str:
 
 
 def main() -> None:
-    manifest = prepare_dataset(load_config().data)
+    config = load_config()
+    manifest = prepare_dataset(config.data, num_workers=config.runtime.num_workers)
     print(f"prepared {len(manifest)} images of {manifest['lesion_id'].nunique()} lesions")
 
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.config import Config
+from benchmarks.plain import PLAIN
+from stages.config import Config, override
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES, class_names
@@ -151,17 +152,15 @@ def bytes_below():
 
 @pytest.fixture
 def params(tmp_path):
-    """A function that writes a params.yaml of the defaults, except for some keys, and gives its path."""
+    """A function that writes a params.yaml of the plain recipe, except for some keys, and gives its path."""
 
     def write(changes=(), without=(), more=""):
         lines = []
-        for section in dataclasses.fields(Config):
-            name = section.name
-            defaults = {f"{name}.{key}": value for key, value in vars(section.default_factory()).items()}
-            kept = [key for key in defaults if key not in without]
-            lines.append(f"{name}:" if kept else f"{name}: {{}}")
+        for section, values in dataclasses.asdict(PLAIN).items():
+            kept = [key for key in values if f"{section}.{key}" not in without]
+            lines.append(f"{section}:" if kept else f"{section}: {{}}")
             for key in kept:
-                lines.append(f"  {key.split('.')[1]}: {dict(changes).get(key, json.dumps(defaults[key]))}")
+                lines.append(f"  {key}: {dict(changes).get(f'{section}.{key}', json.dumps(values[key]))}")
         path = tmp_path / "params.yaml"
         path.write_text("\n".join([*lines, more]), encoding="utf-8")
         return path
@@ -239,7 +238,7 @@ QUICK = {
     "training.max_epochs": 3,
     "training.batch_size": 8,
     "training.learning_rate": 0.003,
-    "training.cpu_threads": 1,
+    "runtime.cpu_threads": 1,
     "evaluation.batch_size": 5,
 }
 
@@ -256,16 +255,7 @@ def quick():
     """A function that gives a configuration that trains in a second, except for some keys, as `training.seed`."""
 
     def make(**changes) -> Config:
-        sections: dict[str, dict] = {}
-        for key, value in (QUICK | changes).items():
-            section, name = key.split(".")
-            sections.setdefault(section, {})[name] = value
-        return Config(
-            **{
-                field.name: field.default_factory(**sections.get(field.name, {}))
-                for field in dataclasses.fields(Config)
-            }
-        )
+        return override(PLAIN, QUICK | changes)
 
     return make
 

@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -23,13 +23,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
+from benchmarks.plain import PLAIN
 from stages.classifier.calibration import CALIBRATION, Calibration, load_calibration, save_calibration
 from stages.classifier.checkpoints import CHECKPOINT, Checkpoints
 from stages.classifier.description import DESCRIPTION, ModelDescription, read_description
 from stages.classifier.networks import build_network, create_network
 from stages.classifier.packing import pack, unpack
 from stages.classifier.weights import WEIGHTS, load_model, save_model
-from stages.config import PARAMS, Config, DataConfig, ModelConfig, load_config
+from stages.config import PARAMS, load_config
 from stages.dataset.folds import read_split
 from stages.dataset.images import ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.loaders import SplitImages
@@ -500,9 +501,8 @@ def lay_out(folder: Path) -> None:
     (folder / "photo.jpg").write_bytes(rotated(6, "JPEG"))
     (folder / "photo.png").write_bytes(rotated(6, "PNG"))
     (folder / PARAMS).write_bytes((REPOSITORY / PARAMS).read_bytes())
-    manifest = prepare_dataset(DataConfig(data_dir=str(dataset), image_size=SIZE), folder / PREPARED)
-    config = Config()
-    split = split_dataset(manifest, type(config.split)(folds=3))
+    manifest = prepare_dataset(replace(PLAIN.data, data_dir=str(dataset), image_size=SIZE), folder / PREPARED)
+    split = split_dataset(manifest, replace(PLAIN.split, folds=3))
     write_csv(folder / SPLIT, split)
     write_json(folder / SPLIT_METRICS, {"leakage": LEAKAGE})
 
@@ -591,7 +591,7 @@ def _read_model(folder: Path) -> None:
 
 def _read_start(folder: Path) -> None:
     weights = str(folder / MODELS / WEIGHTS)
-    create_network(ModelConfig(name="baseline_cnn", variant=None, pretrained=False, weights=weights), SIZE)
+    create_network(replace(PLAIN.model, name="baseline_cnn", variant=None, pretrained=False, weights=weights), SIZE)
 
 
 def _read_details(folder: Path) -> None:
@@ -608,7 +608,7 @@ def _write_card(folder: Path, details: dict) -> None:
     manifest = PixelStore(folder / PREPARED).manifest
     description = asdict(read_description(folder / MODELS / DESCRIPTION))
     split = read_split(folder / SPLIT, manifest)
-    write_model_card(folder / "card.md", details, description, folder / MODELS / WEIGHTS, Config(), manifest, split)
+    write_model_card(folder / "card.md", details, description, folder / MODELS / WEIGHTS, PLAIN, manifest, split)
     assert SCRIPT not in (folder / "card.md").read_text(encoding="utf-8")
 
 

@@ -158,7 +158,7 @@ def test_evaluating_again_gives_the_same_bytes_whatever_the_batch_size(workspace
 
     assert outputs() == outputs()
     before = read_predictions(PREDICTIONS).probabilities
-    params({"evaluation.batch_size": "64", "training.cpu_threads": "1"})
+    params({"evaluation.batch_size": "64", "runtime.cpu_threads": "1"})
     evaluate.main()
     np.testing.assert_allclose(read_predictions(PREDICTIONS).probabilities, before, atol=1e-6)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.classifier import memory
+from benchmarks.plain import PLAIN
 from stages.classifier.engine import prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.optimization import create_optimizer
 from stages.classifier.packing import pack, unpack
 from stages.classifier.step import LossReader, StepLoss, TrainingStep
 from stages.classifier.weights import load_model
-from stages.config import DataConfig
 from stages.dataset import loaders
 from stages.dataset.augmentation import augment_batch, draw
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
@@ -166,15 +166,6 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_step_stays(train, large_ima
     assert np.isfinite(one).all(axis=None)
 
 
-def test_the_largest_batch_that_fits_is_found(train, tmp_path, monkeypatch):
-    train("small", **{"training.auto_batch_size": True, "training.batch_size": 4})
-    assert json.loads((tmp_path / "small" / "models" / "model.json").read_text())["batch_size"] == 32  # of 42 images
-    monkeypatch.setattr(memory, "USABLE_SHARE", 1e-6)
-    baseline = {"model.name": "baseline_cnn", "model.variant": None}
-    train("none", **{"training.auto_batch_size": True, "training.batch_size": 4} | baseline)
-    assert json.loads((tmp_path / "none" / "models" / "model.json").read_text())["batch_size"] == 1
-
-
 def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp_path):
     params(SHORT)
     again = tmp_path.with_name(f"{tmp_path.name}-again")
@@ -261,7 +252,7 @@ def test_weights_are_written_as_they_were_trained(train, tmp_path):
 
 
 def test_augmentation_in_16_bits_makes_the_same_pictures():
-    config = DataConfig(mixup=0.4, cutmix=1.0, cutout=0.3)
+    config = replace(PLAIN.data, mixup=0.4, cutmix=1.0, cutout=0.3)
     smooth = torch.linspace(0, 40, 224).sin()
     pixels = ((smooth[:, None] + smooth[None]) * 60 + 128).byte()
     images = torch.stack([pixels, pixels.T, 255 - pixels], dim=-1).expand(16, -1, -1, -1)

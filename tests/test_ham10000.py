@@ -1,10 +1,12 @@
 """The real dataset, where it is at hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from stages.config import DataConfig, SplitConfig
+from benchmarks.plain import PLAIN
 from stages.dataset.folds import KNOWN_DUPLICATES
 from stages.dataset.images import find_images
 from stages.dataset.metadata import find_metadata, read_metadata
@@ -30,7 +32,7 @@ def test_the_whole_table_passes_the_checks_and_each_row_has_its_image(ham10000, 
 
 
 def test_the_split_keeps_lesions_and_known_duplicates_together(table):
-    split = split_dataset(table, SplitConfig())
+    split = split_dataset(table, PLAIN.split)
     no_pairs = pd.DataFrame(columns=["image_id_1", "image_id_2", "split_1", "split_2", "distance"])
     leaks = find_leaks(split, no_pairs)
     assert leaks["lesions_in_more_than_one_split"] == 0
@@ -45,8 +47,8 @@ def test_the_split_keeps_lesions_and_known_duplicates_together(table):
 
 
 def test_a_subsample_is_prepared(ham10000, tmp_path):
-    config = DataConfig(data_dir=str(ham10000), subsample_percentage=0.05, image_size=32, num_workers=2)
-    manifest = prepare_dataset(config, tmp_path / "prepared")
+    config = replace(PLAIN.data, data_dir=str(ham10000), subsample_percentage=0.05, image_size=32)
+    manifest = prepare_dataset(config, tmp_path / "prepared", 2)
     assert set(manifest["dx"]) == set(DIAGNOSES)
     assert 300 < len(manifest) < 700
     images = PixelStore(tmp_path / "prepared").read(np.arange(len(manifest)))

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -15,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.plain import PLAIN
 from stages import prepare
 from stages.classifier.weights import load_model
 from stages.commands import predict
-from stages.config import DataConfig, load_config
+from stages.config import load_config
 from stages.dataset.images import ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import PixelStore
@@ -107,7 +109,7 @@ def data_set(folder, examples):
         (folder / f"I{number}{Path(example.name).suffix}").write_bytes(example.data)
         rows.append(f"L{number},I{number},{'mel' if number % 2 else 'nv'},histo,50,male,back,2018\n")
     (folder / "table.csv").write_text(HEADER + "".join(rows))
-    return DataConfig(data_dir=str(folder), image_size=SIZE)
+    return replace(PLAIN.data, data_dir=str(folder), image_size=SIZE)
 
 
 def test_prepare_names_every_image_that_it_cannot_use_and_writes_nothing(tmp_path):
@@ -206,7 +208,7 @@ def test_a_link_is_followed_to_be_read_and_leads_no_writing_astray(tmp_path):
     (folder / "table.csv").write_text(HEADER + "L0,I0,nv,histo,5,male,back,a\nL1,I1,nv,histo,5,male,back,a\n")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "prepared").symlink_to(tmp_path / "elsewhere")
-    config = DataConfig(data_dir=str(folder), image_size=SIZE)
+    config = replace(PLAIN.data, data_dir=str(folder), image_size=SIZE)
     with pytest.raises(InputError, match=r"has 1 problem:\n  .*I1.png: is not a JPEG or PNG image$"):
         prepare_dataset(config, tmp_path / "prepared")
     (folder / "I1.png").unlink()
@@ -248,7 +250,7 @@ def test_mistakes_by_the_hundred_thousand_are_one_message_that_can_be_read(tmp_p
     rows = [f"L{number},{'../' * 1000}{number},{number},histo,-1,<b>,back,a" for number in range(100_000)]
     (tmp_path / "table.csv").write_text(HEADER + "\n".join(rows))
     with pytest.raises(InputError) as caught:
-        prepare_dataset(DataConfig(data_dir=str(tmp_path), image_size=SIZE), tmp_path / "prepared")
+        prepare_dataset(replace(PLAIN.data, data_dir=str(tmp_path), image_size=SIZE), tmp_path / "prepared")
     message = str(caught.value)
     assert "has 400000 problems:" in message
     assert message.count("\n") == prepare.MAX_PROBLEMS_SHOWN + 1
@@ -267,14 +269,14 @@ def test_a_header_of_any_length_is_refused_in_a_message_that_can_be_read(tmp_pat
 def test_a_folder_that_is_called_like_a_table_is_none(tmp_path):
     (tmp_path / "table.csv").mkdir()
     with pytest.raises(InputError, match="found no CSV file"):
-        prepare_dataset(DataConfig(data_dir=str(tmp_path)), tmp_path / "prepared")
+        prepare_dataset(replace(PLAIN.data, data_dir=str(tmp_path)), tmp_path / "prepared")
 
 
 def test_a_name_in_an_archive_breaks_no_line_of_a_message(tmp_path):
     (tmp_path / "images.zip").write_bytes(zipped({"I1.jpg": b"no image", "a/\x1b[2J\nerror: all is well/I1.jpg": b""}))
     (tmp_path / "table.csv").write_text(HEADER + "L1,I1,nv,histo,5,male,back,a\n")
     with pytest.raises(InputError) as caught:
-        prepare_dataset(DataConfig(data_dir=str(tmp_path), image_size=SIZE), tmp_path / "prepared")
+        prepare_dataset(replace(PLAIN.data, data_dir=str(tmp_path), image_size=SIZE), tmp_path / "prepared")
     assert r"images.zip:a/\x1b[2J\nerror: all is well/I1.jpg" in str(caught.value)
     assert "\x1b" not in str(caught.value)
 
@@ -315,7 +317,7 @@ def test_aliases_that_stand_for_endless_text_are_not_written_out(params, tmp_pat
     path.write_text(laughing() + "\n" + path.read_text())
     with pytest.raises(InputError, match="its aliases stand for too much"):
         load_config(path)
-    with pytest.raises(InputError, match=r"workspace:params\.yaml is not YAML"):
+    with pytest.raises(InputError, match=r"workspace:params\.yaml: its aliases stand for too much"):
         _ = Revision(WORKSPACE, tmp_path).parameters  # so that a report does not quote them
 
 

@@ -94,7 +94,7 @@ def test_outputs_are_tracked_and_nothing_else_is_left_behind(clone):
         ("training.learning_rate: 0.003 -> 0.1", ["train", "plot"]),
         ("data.augment: true -> false", ["train", "plot"]),
         ("evaluation.batch_size: 64 -> 65", ["evaluate", "plot"]),
-        ("data.num_workers: null -> 1", []),
+        ("runtime.num_workers: null -> 1", []),
     ],
 )
 def test_a_changed_parameter_runs_only_what_reads_it(clone, change, runs):

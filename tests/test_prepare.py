@@ -4,13 +4,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.plain import PLAIN
 from stages import prepare
-from stages.config import DataConfig
 from stages.dataset import pixels
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
@@ -25,9 +26,9 @@ def output(tmp_path):
     return tmp_path / "prepared"
 
 
-def prepared(dataset, output, **settings):
-    settings = {"image_size": 16, "num_workers": 2} | settings
-    return prepare_dataset(DataConfig(data_dir=str(dataset.folder), **settings), output)
+def prepared(dataset, output, num_workers=2, **settings):
+    config = replace(PLAIN.data, **{"data_dir": str(dataset.folder), "image_size": 16} | settings)
+    return prepare_dataset(config, output, num_workers)
 
 
 def refusal(dataset, output):

@@ -1,11 +1,12 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.plain import PLAIN
 from stages import split
-from stages.config import SplitConfig
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE
 from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS
 from stages.dataset.pixels import MANIFEST, add_places, shard_path
@@ -33,7 +34,7 @@ def manifest():
 
 
 def test_no_lesion_and_no_known_duplicate_is_in_two_splits(manifest):
-    table = split_dataset(manifest, SplitConfig(folds=5))
+    table = split_dataset(manifest, replace(PLAIN.split, folds=5))
     assert list(table.columns) == ["image_id", "lesion_id", "fold", "split"]
     assert list(table["image_id"]) == list(manifest["image_id"])
     assert set(table["split"]) == set(SPLITS)
@@ -43,7 +44,7 @@ def test_no_lesion_and_no_known_duplicate_is_in_two_splits(manifest):
 
 
 def test_every_image_is_tested_once_and_validates_once_over_all_test_folds(manifest):
-    splits = [split_dataset(manifest, SplitConfig(folds=5, test_fold=fold)) for fold in range(5)]
+    splits = [split_dataset(manifest, replace(PLAIN.split, folds=5, test_fold=fold)) for fold in range(5)]
     for name in ("test", "val"):
         assert set(sum((table["split"] == name).astype(int) for table in splits)) == {1}
     # The folds are the same all along: only their use changes.
@@ -55,7 +56,7 @@ def test_every_image_is_tested_once_and_validates_once_over_all_test_folds(manif
     [({}, 0, 1), ({"test_fold": 4}, 4, 0), ({"test_fold": 2, "val_fold": 0}, 2, 0)],
 )
 def test_the_parameters_choose_the_folds_that_are_held_out(manifest, settings, test_fold, val_fold):
-    table = split_dataset(manifest, SplitConfig(folds=5, **settings))
+    table = split_dataset(manifest, replace(PLAIN.split, folds=5, **settings))
     used = table.groupby("split")["fold"].unique()
     assert list(used["test"]) == [test_fold]
     assert list(used["val"]) == [val_fold]
@@ -64,7 +65,7 @@ def test_the_parameters_choose_the_folds_that_are_held_out(manifest, settings, t
 
 def test_the_order_of_the_rows_does_not_matter_but_the_seed_does(manifest):
     def by_image(table, seed=0):
-        return split_dataset(table, SplitConfig(folds=5, seed=seed)).set_index("image_id")["fold"].to_dict()
+        return split_dataset(table, replace(PLAIN.split, folds=5, seed=seed)).set_index("image_id")["fold"].to_dict()
 
     shuffled = manifest.sample(frac=1, random_state=1)
     assert by_image(shuffled) == by_image(manifest)
@@ -74,11 +75,11 @@ def test_the_order_of_the_rows_does_not_matter_but_the_seed_does(manifest):
 
 def test_too_few_lesions_are_refused_with_the_diagnosis_and_its_count(manifest):
     with pytest.raises(InputError, match=r"split\.folds is 9, but df has only 8 lesions"):
-        split_dataset(manifest, SplitConfig(folds=9))
+        split_dataset(manifest, replace(PLAIN.split, folds=9))
 
 
 def test_counts_add_up_to_the_dataset(manifest):
-    counts = count_split(manifest, split_dataset(manifest, SplitConfig(folds=5)))
+    counts = count_split(manifest, split_dataset(manifest, replace(PLAIN.split, folds=5)))
     assert set(counts) == set(SPLITS)
     for unit, total in (("images", len(manifest)), ("lesions", manifest["lesion_id"].nunique())):
         assert sum(counts[name][unit] for name in SPLITS) == total
@@ -94,7 +95,7 @@ def leaks_after(manifest):
     """A function that puts some images into a wrong split and gives the leaks that are found."""
 
     def leak(*images):
-        table = split_dataset(manifest, SplitConfig(folds=5)).set_index("image_id", drop=False)
+        table = split_dataset(manifest, replace(PLAIN.split, folds=5)).set_index("image_id", drop=False)
         for image_id in images:
             table.loc[image_id, "split"] = "train" if table.loc[image_id, "split"] == "test" else "test"
         return find_leaks(table, NO_PAIRS)

@@ -1,5 +1,4 @@
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -136,24 +135,6 @@ def test_each_network_of_an_ensemble_over_folds_leaves_another_one_out(train_bel
 def test_more_networks_than_folds_are_refused(train_below, tmp_path):
     with pytest.raises(InputError, match=r"model\.ensemble is 10 and .* 'folds', but .* only \d folds"):
         train_below(tmp_path, **{"model.ensemble": 10, "model.ensemble_over": "folds"})
-
-
-def test_networks_whose_weights_are_averaged_start_alike_and_become_one(train_below, quick, tmp_path):
-    changes = {"model.ensemble": 2, "model.ensemble_average": "weights", "training.max_epochs": 1}
-    # Nothing is learnt: both are where they started, and their mean as well.
-    still = train_below(tmp_path / "still", **changes, **{"training.learning_rate": 1e-12}).description
-    single = train_below(
-        tmp_path / "single", **{"training.max_epochs": 1, "training.learning_rate": 1e-12}
-    ).description  # fmt: skip
-    assert (still.networks, len(still.epochs)) == (1, 2)
-    mean, alone = (load_file(tmp_path / name / MODELS / "model.safetensors") for name in ("still", "single"))
-    learnt = [name for name in mean if "running" not in name and "batches" not in name]
-    for name in learnt:
-        torch.testing.assert_close(mean[name], alone[name], atol=1e-6, rtol=0)
-    # The statistics of its batches are those of one pass over the 42 training images.
-    # In batches of training, so that nothing but `train`'s own parameters changes its weights.
-    assert mean["features.1.num_batches_tracked"] == math.ceil(42 / quick().training.batch_size)
-    assert (still.val_losses[0], still.val_losses[1]) == pytest.approx(single.val_losses * 2, abs=0.1)
 
 
 def test_of_several_processes_only_the_first_deletes_the_curves_of_a_larger_ensemble(

@@ -68,7 +68,8 @@ def fingerprint(config: Config, inputs: Iterable[Path]) -> str:
     training = {name: value for name, value in asdict(config.training).items() if name not in _WITHOUT_EFFECT}
     names = ("augment", "augment_strength", "cutout", "mixup", "cutmix")
     augmentation = {name: getattr(config.data, name) for name in names}
-    settings = {"training": training, "model": asdict(config.model), "data": augmentation, "on": describe_hardware()}
+    settings = {"training": training, "model": asdict(config.model), "data": augmentation}
+    settings |= {"threads": config.runtime.cpu_threads, "on": describe_hardware()}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     modules = sorted((name, module.__file__) for name, module in sys.modules.items() if name.startswith("stages."))
     code = [Path(file) for _, file in modules if file]

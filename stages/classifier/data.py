@@ -3,7 +3,6 @@
 import torch
 from pytorch_lightning import LightningDataModule
 
-from stages.classifier.memory import find_batch_size
 from stages.config import Config
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
 
@@ -24,8 +23,7 @@ class SkinLesionData(LightningDataModule):
         config: how they are gone through.
 
     Attributes:
-        batch_size: images of one device that go through the network at a time: `training.batch_size`, or with
-            `training.auto_batch_size` what its memory holds.
+        batch_size: images of one device that go through the network at a time: `training.batch_size`.
     """
 
     def __init__(self, train: SplitImages, val: SplitImages, config: Config) -> None:
@@ -40,8 +38,6 @@ class SkinLesionData(LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         training = self.config.training
-        if training.auto_batch_size:
-            self.batch_size = find_batch_size(self.trainer, len(self.train_images))
         return self._batches(
             self.train_images,
             self.batch_size * training.accumulate_grad_batches,
@@ -65,5 +61,5 @@ class SkinLesionData(LightningDataModule):
             shuffle,
             trainer.global_rank,
             trainer.world_size,
-            self.config.data.num_workers,
+            self.config.runtime.num_workers,
         )

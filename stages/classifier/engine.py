@@ -43,7 +43,7 @@ def prepare_hardware(config: Config) -> Config:
     training = config.training
     check_launcher(training)
     seed_everything(training.seed, verbose=False)
-    device = set_up_device(training.cpu_threads, training.deterministic)
+    device = set_up_device(config.runtime.cpu_threads, training.deterministic)
     if device.type == "cuda" and training.devices > torch.cuda.device_count():
         raise InputError(f"training.devices is {training.devices}; this machine has {torch.cuda.device_count()} GPUs")
     precision = training.precision

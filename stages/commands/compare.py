@@ -4,7 +4,6 @@ Reads the predictions of both through DVC, from its cache or remote; nothing is 
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -56,18 +55,15 @@ def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     if args.json and args.json.exists() and not args.json.is_file():
         raise InputError(f"--json {args.json} is not a file; name the JSON file to write")
-    from stages.config import load_config
+    from stages.config import load_config, override
     from stages.evaluation.comparison import WORSE
     from stages.experiments.comparison import compare_revisions, render_comparison
     from stages.experiments.revision import Revision
     from stages.files import write_json
 
-    config = load_config()
-    given = {"bootstrap_replicates": args.replicates, "confidence": args.confidence}
-    settings = dataclasses.replace(
-        config.evaluation, **{key: value for key, value in given.items() if value is not None}
-    )
-    result = compare_revisions(Revision(args.base), Revision(args.new), settings, config.training.cpu_threads)
+    given = {"evaluation.bootstrap_replicates": args.replicates, "evaluation.confidence": args.confidence}
+    config = override(load_config(), {key: value for key, value in given.items() if value is not None})
+    result = compare_revisions(Revision(args.base), Revision(args.new), config)
     metrics = result["metrics"]
     for name in args.fail_if_worse:
         if name not in metrics:

@@ -11,7 +11,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from stages.classifier.calibration import apply_temperature, load_calibration
 from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
-from stages.config import Config, load_config
+from stages.config import Config, load_config, override
 from stages.dataset.duplicates import near_duplicates_between
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
@@ -72,18 +72,18 @@ def validate_model(
     Raises:
         InputError: the dataset or the model has a mistake.
     """
-    device = set_up_device(config.training.cpu_threads)
+    device = set_up_device(config.runtime.cpu_threads)
     network, description = load_model(models)
     calibration = load_calibration(models)
-    data = replace(
-        config.data,
-        data_dir=str(data_dir),
-        columns=columns or {},
-        classes=classes or {},
-        image_size=description.image_size,
-        subsample_percentage=1.0,
-    )
-    table = prepare_dataset(data, prepared)
+    changes = {
+        "data.data_dir": str(data_dir),
+        "data.columns": columns or {},
+        "data.classes": classes or {},
+        "data.image_size": description.image_size,
+        "data.subsample_percentage": 1.0,
+    }
+    data = override(config, changes).data
+    table = prepare_dataset(data, prepared, config.runtime.num_workers)
     split_file = prepared / "split.csv"
     write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from threadpoolctl import threadpool_limits
 
-from stages.config import EvaluationConfig
+from stages.config import Config
 from stages.errors import InputError, one_line
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.experiments.revision import Revision, differing_parameters
@@ -13,14 +13,13 @@ from stages.reporting import ATTRIBUTES, METRICS, MISSING, code, in_order, markd
 LISTED = 10  # images that a line names; --json has all
 
 
-def compare_revisions(base: Revision, new: Revision, settings: EvaluationConfig, cpu_threads: int) -> dict:
+def compare_revisions(base: Revision, new: Revision, config: Config) -> dict:
     """Compare two revisions.
 
     Args:
         base: the first.
         new: the second.
-        settings: replicates and confidence.
-        cpu_threads: of matrix products, by which replicates are summed: the last bits depend on their number.
+        config: replicates, confidence, and the threads of matrix products, on which the last bits depend.
 
     Returns:
         What `compare_predictions` gives, and the names of the revisions as `base` and `new`.
@@ -33,14 +32,14 @@ def compare_revisions(base: Revision, new: Revision, settings: EvaluationConfig,
             f"{base.name} and {new.name} were evaluated on different test images and cannot be compared: {problem}; "
             + _why_test_sets_differ(base, new)
         )
-    with threadpool_limits(cpu_threads):
+    with threadpool_limits(config.runtime.cpu_threads):
         result = compare_predictions(
             base.predictions,
             new.predictions,
             base.images if new.images is None else new.images,
             (base.threshold, new.threshold),
-            settings.bootstrap_replicates,
-            settings.confidence,
+            config.evaluation.bootstrap_replicates,
+            config.evaluation.confidence,
         )
     return {"base": base.name, "new": new.name, **result}
 
@@ -138,8 +137,8 @@ def _remarks(result: dict, literal: Callable[[object], str]) -> list[str]:
     base, new = result["thresholds"]
     return remarks + [
         f"Decisions that changed on {kind['images']} {name} images, at thresholds {base:.3f} and {new:.3f}: "
-        f"wrong to right {listed(kind['wrong_to_right'])}, right to wrong {listed(kind['right_to_wrong'])}."
-        for name, kind in result["changed"].items()
+        f"{wrong} to {right} {listed(kind['wrong_to_right'])}, {right} to {wrong} {listed(kind['right_to_wrong'])}."
+        for (name, kind), (wrong, right) in zip(result["changed"].items(), (("FN", "TP"), ("FP", "TN")))
     ]
 
 

@@ -59,9 +59,7 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
     """
     names = [code(base.name), code(new.name)]
     try:
-        config = load_config()
-        result = compare_revisions(base, new, config.evaluation, config.training.cpu_threads)
-        comparison = render_comparison(result, markdown=True)
+        comparison = render_comparison(compare_revisions(base, new, load_config()), markdown=True)
     except InputError as error:
         comparison = f"**{' → '.join(names)}: not compared**\n\nWhy: {code(error)}\n\n{_metrics(base, new, names)}\n"
     parameters = [

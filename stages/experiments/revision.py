@@ -8,20 +8,36 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import (
+    Any,
+    NotRequired,  # of typing's own pydantic reads only those of Python 3.12
+    TypeVar,
+)
 
 import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.scm import RevError, SCMError
-from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from stages.checks import Flag, Float, Whole, checked
 from stages.classifier.calibration import CALIBRATION, load_calibration
 from stages.config import PARAMS, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, one_line
 from stages.evaluation.predictions import Predictions, read_predictions
-from stages.files import DETAILS, ENVIRONMENT, EVALUATION, MODELS, PLOTS, PREDICTIONS, PREPARED, SPLIT_METRICS, read_csv
+from stages.files import (
+    DETAILS,
+    ENVIRONMENT,
+    EVALUATION,
+    MODELS,
+    PLOTS,
+    PREDICTIONS,
+    PREPARED,
+    SPLIT_METRICS,
+    parse_json,
+    read_csv,
+)
 
 T = TypeVar("T")
 WORKSPACE = "workspace"
@@ -38,38 +54,38 @@ OF_THE_RUN = {"commit", "dirty", "training_images_per_second", "training_seconds
 
 
 # Of each file what is read here: other commits may hold more.
-class _Estimate(BaseModel):
-    value: FiniteFloat | None
-    interval: tuple[FiniteFloat, FiniteFloat] | None
+class _Estimate(TypedDict):
+    value: Float | None
+    interval: tuple[Float, Float] | None
 
 
-class _Evaluated(BaseModel):
+class _Evaluated(TypedDict):
     metrics: dict[str, _Estimate]
 
 
-class _Details(BaseModel):
-    classes: list[str] | None = None
-    confidence: FiniteFloat = 0.95
+class _Details(TypedDict):
+    classes: NotRequired[list[str] | None]
+    confidence: NotRequired[Float]
     test: _Evaluated
 
 
-class _Count(BaseModel):
-    images: int
+class _Count(TypedDict):
+    images: Whole
 
 
 class _Split(_Count):
-    lesions: int
+    lesions: Whole
     diagnoses: dict[str, _Count]
 
 
-class _Splits(BaseModel):
-    train: _Split | None = None
-    val: _Split | None = None
-    test: _Split | None = None
+class _Splits(TypedDict, total=False):
+    train: _Split
+    val: _Split
+    test: _Split
 
 
-class _Lock(BaseModel):
-    stages: dict[str, dict[str, Any]] = {}
+class _Lock(TypedDict, total=False):
+    stages: dict[str, dict[str, Any]]
 
 
 class Revision:
@@ -197,7 +213,7 @@ class Revision:
     @cached_property
     def metrics(self) -> dict[str, float | None]:
         """metrics/evaluation.json; as all that follow, it is empty if there is no such file."""
-        return self._json(EVALUATION, dict[str, FiniteFloat | None])
+        return self._json(EVALUATION, dict[str, Float | None])
 
     @cached_property
     def details(self) -> dict[str, Any]:
@@ -213,12 +229,12 @@ class Revision:
     @cached_property
     def splits(self) -> dict[str, dict[str, Any]]:
         """The counts of images, lesions and diagnoses in metrics/split.json, by split."""
-        return {name: counts for name, counts in self._json(SPLIT_METRICS, _Splits).items() if counts}
+        return self._json(SPLIT_METRICS, _Splits)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """metrics/environment.json."""
-        return self._json(ENVIRONMENT, dict[str, str | bool | int | FiniteFloat | None])
+        return self._json(ENVIRONMENT, dict[str, str | Flag | Whole | Float | None])
 
     def _unavailable(self, path: Path, error: Exception) -> InputError:
         why = "" if isinstance(error, FileNotFoundError) else f" ({one_line(error)})"
@@ -240,27 +256,18 @@ class Revision:
                 raise InputError(str(error).replace(str(file), f"{self.name}:{path.as_posix()}")) from None
 
     def _json(self, path: Path, kind: Any) -> Any:
-        content = self.read(path)
-        return {} if content is None else self._checked(path, kind, content)
+        return self._parsed(path, parse_json, kind)
 
     def _yaml(self, path: Path, kind: Any) -> Any:
-        try:
-            content = parse_yaml(self.read(path) or b"") or {}
-        except ValueError as error:
-            raise InputError(f"{self.name}:{path.as_posix()} is not YAML ({error})") from None
-        return self._checked(path, kind, content)
+        return self._parsed(path, lambda content: parse_yaml(content) or {}, kind)
 
-    def _checked(self, path: Path, kind: Any, content: Any) -> Any:
-        adapter = TypeAdapter(kind)
+    def _parsed(self, path: Path, parse: Callable[[bytes], Any], kind: Any) -> Any:
+        if (content := self.read(path)) is None:
+            return {}
         try:
-            read = adapter.validate_json if isinstance(content, bytes) else adapter.validate_python
-            return adapter.dump_python(read(content, strict=True))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = one_line(".".join(map(str, problem["loc"])) or "the file")
-            raise InputError(
-                f"{self.name}:{path.as_posix()}: {place}: {one_line(problem['msg'])}; run `dvc repro` to regenerate it"
-            ) from None
+            return checked(parse(content), kind)
+        except ValueError as error:
+            raise InputError(f"{self.name}:{path.as_posix()}: {error}; run `dvc repro` to regenerate it") from None
 
 
 def _md5(content: bytes) -> str:

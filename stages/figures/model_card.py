@@ -153,7 +153,7 @@ def _in_timm(description: dict) -> bool:
 
 def _parameters(config: Config) -> dict:
     parameters = asdict(config)
-    del parameters["data"]["num_workers"]  # changes nothing but the speed
+    del parameters["runtime"]["num_workers"]  # changes nothing but the speed
     parameters["evaluation"]["prevalences"] = list(config.evaluation.prevalences)
     return parameters
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -6,9 +7,9 @@ import pandas as pd
 import pytest
 
 from benchmarks import recipe
+from benchmarks.plain import PLAIN
 from benchmarks.recipe import BASE, FAMILIES, Measured, Row, average_seeds, cell, cross_fitted, fuse, key, plan, table
 from stages.classifier.calibration import apply_temperature
-from stages.config import SplitConfig
 from stages.dataset.folds import validated_on, validation_folds
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.errors import InputError, TerminatedError
@@ -76,7 +77,7 @@ def test_fewer_training_lesions_stay_whole_and_nothing_else_changes(images):
 
 def test_an_ensemble_over_folds_never_sees_the_images_that_judge_it(images):
     manifest, _ = images
-    split = split_dataset(manifest, SplitConfig(folds=5, test_fold=4, val_fold=3))
+    split = split_dataset(manifest, replace(PLAIN.split, folds=5, test_fold=4, val_fold=3))
     own = recipe.leave_out(split)
     judging, held_out = set(split.query("split == 'val'")["image_id"]), set(split.query("split == 'test'")["image_id"])
     for fold in validation_folds(own)[:3]:

@@ -30,7 +30,7 @@ QUICK = {
     "training.devices": "2",
     "training.batch_size": "4",
     "training.learning_rate": "0.003",
-    "training.cpu_threads": "1",
+    "runtime.cpu_threads": "1",
 }
 
 

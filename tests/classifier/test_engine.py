@@ -210,7 +210,6 @@ def test_training_images_are_augmented_only_if_asked_and_validation_images_never
         {"training.class_balance": "logits"},
         {"training.layer_decay": 0.8},
         {"training.frozen_epochs": 1},
-        {"training.auto_batch_size": True},
         {"training.compile": "graph"},
         {"training.profiler": "simple"},
         {"training.detect_anomaly": True},

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.plain import PLAIN
 from stages.classifier.module import SkinLesionClassifier
-from stages.config import Config, DataConfig, ModelConfig, TrainingConfig
+from stages.config import override
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batch
 from stages.errors import InputError
@@ -12,8 +13,9 @@ COUNTS = torch.tensor([30, 10])
 
 
 def classifier(classes=2, **training):
-    model = ModelConfig(name="baseline_cnn", variant=None, num_classes=classes, pretrained=False)
-    config = Config(DataConfig(image_size=16), model=model, training=TrainingConfig(precision=32, **training))
+    changes = {"data.image_size": 16, "model.name": "baseline_cnn", "model.variant": None, "model.num_classes": classes}
+    changes |= {"model.pretrained": False, "training.precision": 32}
+    config = override(PLAIN, changes | {f"training.{key}": value for key, value in training.items()})
     return SkinLesionClassifier(config, 16, COUNTS).eval()
 
 

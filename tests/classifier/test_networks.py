@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from timm.layers import DropPath
 from torch.nn.functional import cross_entropy
 
+from benchmarks.plain import PLAIN
 from stages.classifier import networks
 from stages.classifier.networks import (
     BaselineCNN,
@@ -18,13 +20,12 @@ from stages.classifier.networks import (
     create_network,
     pixel_statistics,
 )
-from stages.config import ModelConfig
 from stages.errors import InputError
 from tests.clone import ROOT
 
 
 def config(name="baseline_cnn", variant=None, **settings):
-    return ModelConfig(**{"name": name, "variant": variant, "pretrained": False} | settings)
+    return replace(PLAIN.model, **{"name": name, "variant": variant, "pretrained": False} | settings)
 
 
 def refusal(*args, **settings):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -6,6 +7,7 @@ import timm.optim
 import torch
 from torch import nn
 
+from benchmarks.plain import PLAIN
 from stages.classifier.networks import BaselineCNN
 from stages.classifier.optimization import (
     LearningRate,
@@ -14,7 +16,6 @@ from stages.classifier.optimization import (
     create_optimizer,
     learning_rate_factor,
 )
-from stages.config import TrainingConfig
 from stages.errors import InputError
 
 CPU = torch.device("cpu")
@@ -22,12 +23,12 @@ STEPS = 10  # of an epoch
 
 
 def optimizer_of(network=None, **training):
-    return create_optimizer(network or BaselineCNN(2), TrainingConfig(**training), CPU)
+    return create_optimizer(network or BaselineCNN(2), replace(PLAIN.training, **training), CPU)
 
 
 def factors(epochs=8, **training):
     """The factor of the learning rate at every step of a training."""
-    factor = learning_rate_factor(TrainingConfig(max_epochs=epochs, **training), STEPS)
+    factor = learning_rate_factor(replace(PLAIN.training, max_epochs=epochs, **training), STEPS)
     return [factor(step) for step in range(epochs * STEPS + 1)]
 
 
@@ -77,7 +78,9 @@ def test_a_warm_up_longer_than_the_training_never_stops_rising():
 
 
 def test_reduce_on_plateau_lowers_the_rate_once_val_loss_stalls():
-    training = TrainingConfig(lr_scheduler="reduce_on_plateau", learning_rate=1.0, lr_gamma=0.5, lr_plateau_patience=2)
+    training = replace(
+        PLAIN.training, lr_scheduler="reduce_on_plateau", learning_rate=1.0, lr_gamma=0.5, lr_plateau_patience=2
+    )
     optimizer = create_optimizer(BaselineCNN(2), training, CPU)
     schedule = LearningRate(optimizer, training, STEPS)
     rates = []
@@ -90,7 +93,9 @@ def test_reduce_on_plateau_lowers_the_rate_once_val_loss_stalls():
 
 
 def test_a_restored_schedule_goes_on_where_it_was():
-    training = TrainingConfig(lr_scheduler="reduce_on_plateau", learning_rate=1.0, lr_gamma=0.5, lr_plateau_patience=1)
+    training = replace(
+        PLAIN.training, lr_scheduler="reduce_on_plateau", learning_rate=1.0, lr_gamma=0.5, lr_plateau_patience=1
+    )
     schedule = LearningRate(create_optimizer(BaselineCNN(2), training, CPU), training, STEPS)
     for _ in range(3):
         schedule.after_validation(1.0)
@@ -104,7 +109,7 @@ def test_a_restored_schedule_goes_on_where_it_was():
 
 def test_layers_further_from_the_last_learn_more_slowly():
     network = BaselineCNN(2)
-    training = TrainingConfig(layer_decay=0.5, learning_rate=1.0)
+    training = replace(PLAIN.training, layer_decay=0.5, learning_rate=1.0)
     optimizer = create_optimizer(network, training, CPU)
     LearningRate(optimizer, training, STEPS).before_step(0)
     rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}

@@ -1,14 +1,16 @@
 """The step without Lightning: what makes up a gradient, alone and in several processes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.multiprocessing
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.plain import PLAIN
 from stages.classifier.memory import largest_power
 from stages.classifier.step import LossReader, StepLoss, TrainingStep
-from stages.config import TrainingConfig
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batch
 
@@ -39,7 +41,7 @@ def stepped(batch, parts=1, **training):
     """A network after one step, and the loss of the step."""
     network = Linear()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    step = TrainingStep(network, losses, optimizer, None, TrainingConfig(precision=32, **training), CPU)
+    step = TrainingStep(network, losses, optimizer, None, replace(PLAIN.training, precision=32, **training), CPU)
     step.parts = parts
     loss = step(batch)
     return network, loss
@@ -85,7 +87,9 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_no_trace():
             return result
 
         optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-        step = TrainingStep(network, limited, optimizer, None, TrainingConfig(precision=32), CPU, lambda _: None)
+        step = TrainingStep(
+            network, limited, optimizer, None, replace(PLAIN.training, precision=32), CPU, lambda _: None
+        )
         step.parts = 1 if limit < 12 else 2
         step(batch_of(12))
         return network, seen

@@ -141,7 +141,7 @@ def test_images_that_changed_sides_are_counted_and_all_are_in_the_json(repositor
     found = compared("weak", "strong")["changed"]["malignant"]["wrong_to_right"]
     assert len(found) > 10
     printed = capsys.readouterr().out
-    assert f"wrong to right {len(found)} ({found[0]}, " in printed
+    assert f"FN to TP {len(found)} ({found[0]}, " in printed
     assert f" and {len(found) - 10} more)" in printed
 
 

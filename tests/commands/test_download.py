@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from benchmarks.plain import PLAIN
 from stages import transfer
 from stages.commands import download
 from stages.commands.download import DATASETS, Dataset, RemoteFile, download_dataset
-from stages.config import DataConfig
 from stages.errors import InputError
 from stages.prepare import prepare_dataset
 
@@ -552,6 +553,6 @@ def test_the_files_of_a_download_are_a_dataset(server, dataset, tmp_path, monkey
     }
     monkeypatch.chdir(tmp_path)
     download.main(["isic2019", "--url", server.url])
-    manifest = prepare_dataset(DataConfig(data_dir="data/isic2019", image_size=16), tmp_path / "prepared")
+    manifest = prepare_dataset(replace(PLAIN.data, data_dir="data/isic2019", image_size=16), tmp_path / "prepared")
     assert list(manifest["dx"]) == [row["dx"] for row in dataset.rows]
     assert list(manifest["lesion_id"]) == [row["lesion_id"] for row in dataset.rows]

@@ -153,7 +153,7 @@ def test_a_stage_that_fails(pipeline, monkeypatch, capfd):
         ("", "the name of a revision is empty"),
         ("workspace", "workspace is not a commit"),
         ("empty", r"empty has no dvc\.lock; name a revision in which a `dvc repro` is committed"),
-        ("damaged", r"damaged:dvc\.lock is not YAML"),
+        ("damaged", r"damaged:dvc\.lock: .*`dvc repro`"),
         ("early", "is from before DVC"),
     ],
 )

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from stages.config import DataConfig
+from benchmarks.plain import PLAIN
 from stages.dataset import augmentation
 from stages.dataset.augmentation import UNIFORMS_PER_IMAGE, as_float, augment_batch, draw, parameters_of
 
@@ -57,7 +59,7 @@ def test_the_result_is_a_batch_of_float_images_in_0_to_1(random_uniforms):
     "mixing", [{}, {"mixup": 0.4, "cutmix": 1.0}, {"cutout": 0.3}], ids=["plain", "mixed", "cut out"]
 )
 def test_the_result_lies_in_memory_as_networks_take_it(images, mixing):
-    config = DataConfig(**mixing)
+    config = replace(PLAIN.data, **mixing)
     draws = torch.from_numpy(draw(np.random.default_rng(0), 4, config))
     pixels, _ = augment_batch(images, torch.eye(4), draws, config)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
@@ -188,7 +190,7 @@ def test_the_grid_is_that_of_pytorch():
 
 
 def drawn(count, **switched_on):
-    config = DataConfig(**switched_on)
+    config = replace(PLAIN.data, **switched_on)
     return config, torch.from_numpy(draw(np.random.default_rng(0), count, config))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import DataConfig
+from benchmarks.plain import PLAIN
 from stages.dataset.augmentation import PARAMETERS_PER_IMAGE
 from stages.dataset.loaders import Batches, Shuffle, SplitImages
 from stages.dataset.pixels import PixelStore
@@ -31,7 +31,7 @@ def numbers(batch):
 
 
 def epoch_of(images, epoch, seed=0, size=8):
-    batches = Batches(images, size, CPU, Shuffle(seed, DataConfig()))
+    batches = Batches(images, size, CPU, Shuffle(seed, PLAIN.data))
     batches.set_epoch(epoch)
     return list(batches)
 
@@ -62,7 +62,7 @@ def test_validation_has_every_image_once_in_the_split_s_order(images):
 
 def test_the_order_and_the_draws_depend_on_the_seed_and_the_epoch_alone(images):
     first = epoch_of(images(), 3, seed=5)
-    again = Batches(images(), 8, CPU, Shuffle(5, DataConfig()))
+    again = Batches(images(), 8, CPU, Shuffle(5, PLAIN.data))
     list(again)  # an epoch before must not matter
     again.set_epoch(3)
     for one, other in zip(first, again, strict=True):
@@ -74,7 +74,7 @@ def test_the_order_and_the_draws_depend_on_the_seed_and_the_epoch_alone(images):
 
 
 def test_epochs_made_ahead_are_those_that_are_made_when_they_are_wanted(images):
-    batches = Batches(images(), 8, CPU, Shuffle(0, DataConfig()))
+    batches = Batches(images(), 8, CPU, Shuffle(0, PLAIN.data))
     for epoch, skipped in ((0, 0), (1, 4), (2, 0), (4, 0), (5, 0)):
         batches.set_epoch(epoch)
         batches.skip = skipped
@@ -151,7 +151,7 @@ def test_half_the_strength_balances_half_of_the_way(images):
 
 
 def test_repeated_epochs_are_the_first_again(images):
-    batches = Batches(images(), 8, CPU, Shuffle(0, DataConfig(), repeated=True))
+    batches = Batches(images(), 8, CPU, Shuffle(0, PLAIN.data, repeated=True))
     first = list(batches)
     batches.set_epoch(7)
     for one, other in zip(first, batches, strict=True):
@@ -159,8 +159,8 @@ def test_repeated_epochs_are_the_first_again(images):
 
 
 def test_several_processes_share_the_images_of_every_step(images):
-    alone = Batches(images(), 12, CPU, Shuffle(0, DataConfig()))
-    shares = [Batches(images(), 4, CPU, Shuffle(0, DataConfig()), rank, 3) for rank in range(3)]
+    alone = Batches(images(), 12, CPU, Shuffle(0, PLAIN.data))
+    shares = [Batches(images(), 4, CPU, Shuffle(0, PLAIN.data), rank, 3) for rank in range(3)]
     assert [len(share) for share in shares] == [len(alone)] * 3
     for step, parts in zip(alone, zip(*shares), strict=True):
         for whole, pieces in zip(step, zip(*parts)):
@@ -174,7 +174,7 @@ def test_several_processes_validate_every_image_once(images):
 
 
 def test_the_images_of_a_batch_can_be_named(images):
-    batches = Batches(images(), 8, CPU, Shuffle(3, DataConfig()), rank=1, world_size=2)
+    batches = Batches(images(), 8, CPU, Shuffle(3, PLAIN.data), rank=1, world_size=2)
     batches.set_epoch(2)
     for number, batch in enumerate(batches):
         assert batches.image_ids(number) == [f"I{image:03d}" for image in numbers(batch)]

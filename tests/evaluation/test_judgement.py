@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import t
 from sklearn import metrics as reference
 
+from benchmarks.plain import PLAIN
 from stages.classifier.calibration import Calibration, apply_temperature
-from stages.config import EvaluationConfig
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
 from stages.evaluation.comparison import AT_THRESHOLD
@@ -22,7 +22,7 @@ from stages.files import write_json
 
 MALIGNANT = {2: [1], 7: [0, 1, 4]}
 SCHEMA = Path(__file__).parents[2] / "docs" / "details.schema.json"
-CONFIG = EvaluationConfig(bootstrap_replicates=200, target_sensitivity=0.8)
+CONFIG = replace(PLAIN.evaluation, bootstrap_replicates=200, target_sensitivity=0.8)
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.8, 0.45)
 
 pytestmark = pytest.mark.filterwarnings("error")  # an undefined number is None, not a warning

@@ -1,6 +1,6 @@
 """Predictions with what `evaluate` would say of them, and what can be read in a picture."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from benchmarks.plain import PLAIN
 from stages.classifier.calibration import Calibration
-from stages.config import EvaluationConfig
 from stages.evaluation.judgement import judge
 from stages.evaluation.predictions import Predictions
 
@@ -31,7 +31,7 @@ def judge_images():
                 "dx_type": np.where(numbers % 2, "histo", "consensus"),
             }
         )
-        config = EvaluationConfig(bootstrap_replicates=100)
+        config = replace(PLAIN.evaluation, bootstrap_replicates=100)
         return {
             "classes": list(predictions.classes),
             "confidence": 0.95,

@@ -1,13 +1,13 @@
 """What `evaluate` might have found, for tests of the pages that tell of it."""
 
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
 import pandas as pd
 
-from stages.config import EvaluationConfig
+from benchmarks.plain import PLAIN
 from stages.dataset.taxonomy import class_names
 from stages.evaluation.baselines import judge_baselines
 from stages.evaluation.judgement import fit_calibration, judge
@@ -32,7 +32,7 @@ def details_of(classes: int, labels: tuple[int, ...] | None = None) -> dict:
 
 @cache
 def _details_of(classes: int, labels: tuple[int, ...]) -> dict:
-    config = EvaluationConfig(bootstrap_replicates=100)
+    config = replace(PLAIN.evaluation, bootstrap_replicates=100)
     val, val_images = _predict(classes, tuple(range(classes)) * 10)
     test, images = _predict(classes, labels)
     calibration = fit_calibration(val.probabilities, val.labels, config)

@@ -232,7 +232,7 @@ def test_the_parameters_are_all_there_as_yaml(card, quick):
     text = card().read_text(encoding="utf-8")
     written = YAML(typ="safe", pure=True).load(text.split("```yaml\n")[1].split("```")[0])
     expected = asdict(quick())
-    del expected["data"]["num_workers"]  # changes nothing but the speed
+    del expected["runtime"]["num_workers"]  # changes nothing but the speed
     for section, name in (("evaluation", "prevalences"), ("training", "loggers")):
         expected[section][name] = list(expected[section][name])
     assert written == expected
