@@ -98,10 +98,15 @@ def _data(base: Revision, new: Revision, names: list[str]) -> str:
     if base.images is not None and new.images is not None:
         changes = _changed_images(base.images, new.images, names)
     else:
-        changes = _changed_counts(base, new, names)
-    before, now = (", ".join(f"{name} {part['images']}" for name, part in side.splits.items()) for side in (base, new))
-    return changes + (
-        f"\n\nImages of each split: {before} before; {now} now." if before != now and before and now else ""
+        changes = "Which images differ is unknown: a manifest is neither in DVC's cache nor on its remote."
+    sides = (
+        [f"{name} {part['images']} ({part['lesions']})" for name, part in side.splits.items()] for side in (base, new)
+    )
+    before, now = map(", ".join, sides)
+    return (
+        changes
+        if before == now
+        else f"{changes}\n\nImages (lesions) of each split: {before or MISSING} → {now or MISSING}."
     )
 
 
@@ -123,29 +128,6 @@ def _changed_images(base: pd.DataFrame, new: pd.DataFrame, names: list[str]) -> 
         rows.append([f"images of {code(diagnosis)}", *(str(count[diagnosis]) for count in (*here, came, went))])
     table = markdown_table([["", *names, "added", "removed"], *rows])
     return table + (f"\n\n{relabelled} images that are in both have another diagnosis now." if relabelled else "")
-
-
-def _changed_counts(base: Revision, new: Revision, names: list[str]) -> str:
-    """How the counts of metrics/split.json differ, where no manifest says which images."""
-    if not base.splits or not new.splits:
-        return "Unknown: metrics/split.json is not in Git in both revisions."
-    before, after = _totals(base), _totals(new)
-    if before == after:
-        return "As many images and lesions of each diagnosis; without both manifests it is unknown which."
-    rows = [
-        [name, str(before.get(name, 0)), str(after.get(name, 0)), f"{after.get(name, 0) - before.get(name, 0):+d}"]
-        for name in before | after
-    ]
-    return markdown_table([["", *names, "difference"], *rows])
-
-
-def _totals(revision: Revision) -> dict[str, int]:
-    totals: dict[str, int] = {}
-    for part in revision.splits.values():
-        counts = {f"images of {code(dx)}": count["images"] for dx, count in part["diagnoses"].items()}
-        for name, count in ({"images": part["images"], "lesions": part["lesions"]} | counts).items():
-            totals[name] = totals.get(name, 0) + count
-    return totals
 
 
 def _cost(base: Revision, new: Revision, names: list[str]) -> str:

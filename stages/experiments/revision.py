@@ -69,13 +69,9 @@ class _Details(TypedDict):
     test: _Evaluated
 
 
-class _Count(TypedDict):
+class _Split(TypedDict):
     images: Whole
-
-
-class _Split(_Count):
     lesions: Whole
-    diagnoses: dict[str, _Count]
 
 
 class _Splits(TypedDict, total=False):
@@ -228,7 +224,7 @@ class Revision:
 
     @cached_property
     def splits(self) -> dict[str, dict[str, Any]]:
-        """The counts of images, lesions and diagnoses in metrics/split.json, by split."""
+        """The counts of images and lesions in metrics/split.json, by split."""
         return self._json(SPLIT_METRICS, _Splits)
 
     @cached_property

@@ -66,7 +66,7 @@ def test_images_lesions_and_diagnoses_that_came_and_went_are_counted(repository)
     assert "| images | 112 | 118 | 8 | 2 |" in report["Data"]
     assert "| lesions | 56 | 59 | 4 | 1 |" in report["Data"]
     assert "| images of <code>bkl</code> | 28 | 29 | 3 | 2 |" in report["Data"]
-    assert "Images of each split: test 112 before; test 118 now." in report["Data"]
+    assert "Images (lesions) of each split: test 112 (56) → test 118 (59)." in report["Data"]
 
 
 def test_without_predictions_it_says_so_and_shows_what_git_has(repository):
@@ -76,8 +76,8 @@ def test_without_predictions_it_says_so_and_shows_what_git_has(repository):
     assert "is neither in DVC's cache nor on its remote" in report[""]
     assert "| AUROC | 0.580 (0.500 to 0.900) | 0.900 (0.500 to 0.900) |" in report[""]
     assert len(draw_pictures(Revision("weak"), Revision("strong"))) == 4
-    assert "As many images and lesions of each diagnosis" in report["Data"]
-    assert "| images | 112 | 118 | +6 |" in rendered("strong", "more_images")["Data"]
+    assert report["Data"].strip().startswith("Which images differ is unknown")
+    assert "of each split: test 112 (56) → test 118 (59)." in rendered("strong", "more_images")["Data"]
 
 
 def test_a_commit_from_before_there_was_anything_is_shown_as_such(repository):
@@ -85,7 +85,7 @@ def test_a_commit_from_before_there_was_anything_is_shown_as_such(repository):
     assert "not compared" in report[""]
     assert "| AUROC | – | 0.900 (0.500 to 0.900) |" in report[""]
     assert "No curve is in Git in both revisions." in report["Curves"]
-    assert "Unknown" in report["Data"]
+    assert "– → test 112 (56)." in report["Data"]
     assert "Unknown" in report["Cost"]
 
 
