@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install repro test lint format scan audit docs lock sample s3 clean
+.PHONY: help install repro test lint format scan audit docs lock schema sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -38,11 +38,14 @@ audit: $(VENV)/installed-dev  ## look the pinned packages up among known vulnera
 docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
 	mkdocs build --strict --quiet
 
+schema: $(VENV)/installed  ## write docs/details.schema.json from the types in stages/evaluation/details.py
+	python -c 'from stages.evaluation.details import write_schema; write_schema()'
+
 sample: $(VENV)/installed  ## draw data/sample again
-	python -m stages.commands.generate_sample
+	python -m stages generate_sample
 
 s3: $(VENV)/installed-dev  ## run an S3 server on this machine for DVC's remote, until Ctrl-C
-	python -m stages.commands.s3
+	python -m stages s3
 
 lock: $(VENV)/installed-dev  ## compile requirements*.in into requirements*.txt, for every Python and platform
 	uv pip compile $(COMPILE) requirements.in -o requirements.txt

@@ -42,8 +42,9 @@ from stages.commands import predict, validate
 from stages.dataset.images import ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.pixels import MANIFEST, PixelStore
 from stages.dataset.taxonomy import DIAGNOSES
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.files import MODELS, PREPARED, write_json
+from stages.launch import run
 from tests.hostile import (
     SIZE,
     TARGETS,

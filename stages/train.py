@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from stages.classifier.checkpoints import checkpoint_folder, fingerprint, prune
-from stages.classifier.distributed import is_first_process
 from stages.classifier.engine import Fit, fit
 from stages.classifier.ensemble import choose_val_folds, combine, metrics_of_member, prepare_member
 from stages.classifier.hardware import describe_environment
@@ -31,7 +30,6 @@ from stages.dataset.augmentation import augment_batch, draw
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names
-from stages.errors import run_stage
 from stages.files import (
     AUGMENTED,
     CHECKPOINTS,
@@ -43,6 +41,7 @@ from stages.files import (
     write_array,
     write_json,
 )
+from stages.launch import is_first_process, run_stage
 
 EXAMPLES, VERSIONS = 4, 5  # images whose augmentation is shown, and how often each
 
@@ -192,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

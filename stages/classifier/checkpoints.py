@@ -26,13 +26,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from stages.classifier.distributed import is_first_process
 from stages.classifier.hardware import describe_hardware
 from stages.classifier.packing import Packed, pack, unpack
 from stages.classifier.step import STEPS_AHEAD
 from stages.config import Config
 from stages.errors import DiskFullError, InputError, printable
 from stages.files import replacing, sha256_of
+from stages.launch import is_first_process
 
 CHECKPOINT = "last.ckpt"
 _FILE_NAME = re.compile(r"\w[\w .-]{0,99}")

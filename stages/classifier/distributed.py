@@ -1,19 +1,11 @@
 """Several processes that train one network: Lightning starts and connects them, the step averages their gradients."""
 
-import os
-
 import torch.distributed
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from stages.config import TrainingConfig
 from stages.errors import InputError
-
-
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that train together, before Lightning has connected them."""
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def check_launcher(training: TrainingConfig) -> None:

@@ -9,8 +9,6 @@ import json
 import re
 import sys
 
-from stages.errors import run
-
 
 def find_problems() -> list[str]:
     """The stages that would run again, and the outputs that the remote lacks, one line each with what to do.
@@ -49,7 +47,3 @@ def main(argv: list[str] | None = None) -> None:
     if problems := find_problems():
         sys.exit("\n".join(problems))
     print("dvc.lock is of this code")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -79,7 +79,3 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout.flush()
     if worse := [name for name in args.fail_if_worse if metrics[name]["verdict"] == WORSE]:
         sys.exit(f"--fail-if-worse: {', '.join(worse)} is worse in {args.new} than in {args.base}")
-
-
-if __name__ == "__main__":
-    run(main)

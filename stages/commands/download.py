@@ -1,7 +1,7 @@
 """Download: fetch the archives of a published dataset.
 
-    python -m stages.commands.download ham10000              # into data/ham10000
-    python -m stages.commands.download isic2019 --url https://mirror.example.org/isic2019
+    python -m stages download ham10000              # into data/ham10000
+    python -m stages download isic2019 --url https://mirror.example.org/isic2019
 
 An interrupted download goes on where it stopped when the command runs again. Each file is checked before it gets its
 name, and its SHA-256 is kept in the folder's SHA256SUMS, against which the next run (or `sha256sum -c`) checks it.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.files import replacing
 from stages.transfer import CHUNK, discard, fetch
 
@@ -203,7 +203,7 @@ def list_files(dataset: Dataset) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.download",
+        prog="python -m stages download",
         description="Fetch the archives of a published dataset; an interrupted download goes on where it stopped.",
     )
     parser.add_argument("dataset", choices=DATASETS)
@@ -219,7 +219,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.output or Path("data") / options.dataset
     download_dataset(dataset, folder, options.url)
     print(f"next: dvc add {folder}, then dvc exp run -S data.data_dir={folder}")
-
-
-if __name__ == "__main__":
-    run(main)

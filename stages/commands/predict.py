@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stages.dataset.images import ImageFile, ImageProblem, ImageReader, decode_square, images_in, is_image
-from stages.errors import InputError, printable, run
+from stages.errors import InputError, printable
 from stages.evaluation.predictions import PREFIX, malignant_probability
 from stages.files import DECIMALS, MODELS, replacing, write_csv
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\
 example:
-  python -m stages.commands.predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
+  python -m stages predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
 
 Exit status: 0; 1 if an image could not be read (the others are predicted) or there was nothing to predict; 2 if an
 option is wrong.
@@ -281,7 +281,7 @@ def _count(text: str) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.predict",
+        prog="python -m stages predict",
         description="Predict images: one CSV line each with calibrated probabilities and the decision at the model's "
         "threshold. A research tool, no medical device.",
         epilog=EXAMPLE,
@@ -347,7 +347,3 @@ def main(argv: list[str] | None = None) -> None:
     if problems:
         count = "no image can" if table.empty else f"{len(problems)} file{'s' * (len(problems) != 1)} cannot"
         raise InputError(f"{count} be read:\n  " + "\n  ".join(map(printable, problems)))
-
-
-if __name__ == "__main__":
-    run(main)

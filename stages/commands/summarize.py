@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -69,7 +69,3 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout.buffer.write(text.encode())
     sys.stdout.flush()
     sys.exit(1 if missing or failed else 0)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stages.config import load_config
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.experiments.queue import DEVICES, FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task, visible_gpus
 from stages.experiments.revision import Revision, differing_parameters
 from stages.reporting import MISSING, text_table
@@ -19,9 +19,9 @@ their parameters and headline metrics. What a killed sweep or worker left is run
 """
 EXAMPLES = """\
 examples:
-  dvc exp run -S 'split.test_fold=range(7)' --queue && python -m stages.commands.sweep
-  python -m stages.commands.sweep -S 'training.learning_rate=1e-4,3e-4' -S 'training.seed=range(3)'
-  python -m stages.commands.sweep --optuna 50 --study rates --metric loss \\
+  dvc exp run -S 'split.test_fold=range(7)' --queue && python -m stages sweep
+  python -m stages sweep -S 'training.learning_rate=1e-4,3e-4' -S 'training.seed=range(3)'
+  python -m stages sweep --optuna 50 --study rates --metric loss \\
       -S 'training.learning_rate=loguniform(1e-5,1e-3)' -S 'model.dropout_rate=uniform(0,0.5)' \\
       -S 'training.batch_size=choice(16,32)' -S training.max_epochs=10
 
@@ -95,7 +95,7 @@ def _number(value: float | None) -> str:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.sweep",
+        prog="python -m stages sweep",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -218,7 +218,3 @@ def main(argv: list[str] | None = None) -> None:
         finally:
             queue.stop(running=False)
     sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """Validate: judge the trained model on a dataset that it has never seen.
 
-    python -m stages.commands.validate data/hospital --output hospital-results
+    python -m stages validate data/hospital --output hospital-results
 
 The dataset is a folder with a metadata table and images, loose or zipped, as `prepare` reads it; `--columns` and
 `--classes` stand for data.columns and data.classes, which describe the training data. Nothing is fitted: temperature
@@ -24,7 +24,7 @@ from stages.config import Config, load_config, override
 from stages.dataset.duplicates import near_duplicates_between
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.evaluate import explain_model, print_metrics, values
 from stages.evaluation.judgement import judge
 from stages.evaluation.predictions import Predictions, predictions_table
@@ -169,7 +169,7 @@ def _pair(text: str) -> tuple[str, str | None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.validate",
+        prog="python -m stages validate",
         description="Judge the trained model on another dataset; temperature and thresholds stay as they are.",
     )
     parser.add_argument("data_dir", type=Path, help="folder with the metadata table and the images")
@@ -223,7 +223,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     print_metrics(details["test"]["metrics"])
     print(f"wrote {options.output}")
-
-
-if __name__ == "__main__":
-    run(main)

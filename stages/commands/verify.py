@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.errors import InputError, one_line, run
+from stages.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from stages.experiments.revision import Revision
@@ -254,7 +254,3 @@ def main(argv: list[str] | None = None) -> None:
     print(text)
     if not verified:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -24,7 +24,7 @@ from stages.checks import Flag, Float, Whole, checked
 from stages.classifier.calibration import CALIBRATION, load_calibration
 from stages.config import PARAMS, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
-from stages.errors import InputError, one_line
+from stages.errors import InputError, one_line, regenerate
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.files import (
     DETAILS,
@@ -35,8 +35,8 @@ from stages.files import (
     PREDICTIONS,
     PREPARED,
     SPLIT_METRICS,
-    parse_json,
     read_csv,
+    read_json,
 )
 
 T = TypeVar("T")
@@ -180,7 +180,7 @@ class Revision:
             try:
                 return table if file.stem == "confusion_matrix" else table.astype(float)
             except ValueError as error:
-                raise InputError(f"{file}: {one_line(error)}; run `dvc repro` to regenerate it") from None
+                raise regenerate(f"{file}: {one_line(error)}") from None
 
         tables = {name: self._load(PLOTS / f"{name}.csv", read) for name in CURVES}
         return {name: table for name, table in tables.items() if table is not None}
@@ -252,18 +252,13 @@ class Revision:
                 raise InputError(str(error).replace(str(file), f"{self.name}:{path.as_posix()}")) from None
 
     def _json(self, path: Path, kind: Any) -> Any:
-        return self._parsed(path, parse_json, kind)
+        return self._load(path, lambda file: read_json(file, kind)) or {}
 
     def _yaml(self, path: Path, kind: Any) -> Any:
-        return self._parsed(path, lambda content: parse_yaml(content) or {}, kind)
-
-    def _parsed(self, path: Path, parse: Callable[[bytes], Any], kind: Any) -> Any:
-        if (content := self.read(path)) is None:
-            return {}
         try:
-            return checked(parse(content), kind)
+            return checked(parse_yaml(self.read(path) or b"") or {}, kind)
         except ValueError as error:
-            raise InputError(f"{self.name}:{path.as_posix()}: {error}; run `dvc repro` to regenerate it") from None
+            raise regenerate(f"{self.name}:{path.as_posix()}: {error}") from None
 
 
 def _md5(content: bytes) -> str:

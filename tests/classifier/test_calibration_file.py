@@ -107,5 +107,5 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, content):
 
 
 def test_a_missing_file_is_refused_with_what_makes_it(tmp_path):
-    with pytest.raises(InputError, match="does not exist; `dvc repro` makes it"):
+    with pytest.raises(InputError, match="does not exist; run `dvc repro`"):
         load_calibration(tmp_path)

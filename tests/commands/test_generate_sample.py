@@ -94,7 +94,7 @@ def test_readme_says_that_nothing_is_real():
     text = (SAMPLE / "README.md").read_text(encoding="utf-8")
     assert "Synthetic" in text
     assert "None of this is real" in text
-    assert "python -m stages.commands.generate_sample" in text
+    assert "python -m stages generate_sample" in text
 
 
 def test_everything_but_the_image_is_the_same_for_all_images_of_a_lesion(lesions):

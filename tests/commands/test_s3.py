@@ -23,7 +23,7 @@ def start():
     started = []
 
     def run(folder, port: int) -> subprocess.Popen:
-        command = [sys.executable, "-m", "stages.commands.s3", "--folder", str(folder), "--port", str(port)]
+        command = [sys.executable, "-m", "stages", "s3", "--folder", str(folder), "--port", str(port)]
         started.append(subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
 

@@ -191,7 +191,7 @@ def test_an_experiment_that_is_removed_from_the_queue_is_not_waited_for(project)
 def test_what_a_killed_worker_and_a_killed_sweep_left_is_run_again(project):
     gate = project / ".dvc/tmp/gate"
     gate.mkdir()
-    command = [sys.executable, "-m", "stages.commands.sweep", "-S", "split.test_fold=0,3", "--name", "left"]
+    command = [sys.executable, "-m", "stages", "sweep", "-S", "split.test_fold=0,3", "--name", "left"]
     with (project / ".dvc/tmp/sweep.log").open("w") as log:
         first = subprocess.Popen(command, env={**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}, stdout=log, stderr=log)
         wait_for(lambda: (gate / "0").exists())
@@ -229,7 +229,7 @@ def test_two_sweeps_at_once_are_refused(project):
 def test_an_interrupted_sweep_ends_its_workers(project):
     gate = project / ".dvc/tmp/gate"
     gate.mkdir()
-    command = [sys.executable, "-m", "stages.commands.sweep", "-S", "split.test_fold=4", "--name", "held"]
+    command = [sys.executable, "-m", "stages", "sweep", "-S", "split.test_fold=4", "--name", "held"]
     first = subprocess.Popen(command, env={**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
     wait_for(lambda: (gate / "4").exists())
     children = psutil.Process(first.pid).children(recursive=True)
