@@ -54,3 +54,8 @@ def printable(text: object) -> str:
         lambda match: match[0].encode("unicode_escape").decode(),
         str(text),
     )
+
+
+def one_line(text: object) -> str:
+    """`text` without line breaks and what else moves a terminal's cursor."""
+    return printable(" ".join(str(text).split()))

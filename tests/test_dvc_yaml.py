@@ -18,7 +18,7 @@ STAGES = PIPELINE["stages"]
 
 # What modules read beside them: of each, the folder that a stage which imports it depends on too.
 READ = {
-    "stages/figures/wording.py": "stages/figures/templates",
+    "stages/figures/rendering.py": "stages/figures/templates",
 }
 
 

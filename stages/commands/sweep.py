@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stages.config import PARAMS, load_config
+from stages.config import load_config
 from stages.errors import InputError
 from stages.experiments.queue import DEVICES, FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task, visible_gpus
-from stages.experiments.results import RevisionFiles, differing, flat, parse, read_experiment, text_table
-from stages.figures.wording import NOTHING
+from stages.experiments.revision import Revision, differing_parameters
+from stages.reporting import MISSING, text_table
 
 DESCRIPTION = """\
 Run the experiments of DVC's queue to its end, one at a time on each GPU (on the CPU where there is none), and print
@@ -74,13 +74,12 @@ def run_queue(queue: ExperimentQueue, report: Callable[[str], None]) -> list[Tas
 
 def results_table(names: list[str]) -> str:
     """Experiments side by side: the parameters in which they differ from the commit or each other, and the metrics."""
-    experiments = [read_experiment(name) for name in names]
-    committed = flat(parse(RevisionFiles("HEAD").read(PARAMS), "HEAD", PARAMS))
-    changed = differing([committed, *(experiment.parameters for experiment in experiments)])
-    metrics = list(dict.fromkeys(name for experiment in experiments for name in experiment.metrics or {}))
+    experiments = [Revision(name) for name in names]
+    changed = differing_parameters([Revision("HEAD"), *experiments])
+    metrics = list(dict.fromkeys(name for experiment in experiments for name in experiment.metrics))
     rows = [
         [experiment.name, *(_short(experiment.parameters.get(key)) for key in changed)]
-        + [_number((experiment.metrics or {}).get(key)) for key in metrics]
+        + [_number(experiment.metrics.get(key)) for key in metrics]
         for experiment in experiments
     ]
     return text_table([["experiment", *(key.split(".", 1)[-1] for key in changed), *metrics], *rows])
@@ -91,7 +90,7 @@ def _short(value: Any) -> str:
 
 
 def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+    return MISSING if value is None else f"{value:.3f}"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

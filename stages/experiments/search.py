@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stages.errors import InputError
 from stages.experiments.queue import FAILED, SUCCESS, ExperimentQueue
-from stages.experiments.results import RevisionFiles
+from stages.experiments.revision import Revision
 from stages.files import DETAILS, MODEL_DESCRIPTION
 
 LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json
@@ -219,7 +219,7 @@ def objective(name: str, metric: str) -> float | None:
         InputError: the experiment has no such metric, or its file is in neither cache nor remote.
     """
     path = MODEL_DESCRIPTION if metric == LOSS else DETAILS
-    content = RevisionFiles(name).read(path)
+    content = Revision(name).read(path)
     if content is None:
         raise InputError(f"{name} has no {path.as_posix()}")
     values = json.loads(content)

@@ -18,7 +18,7 @@ from stages.commands import sweep
 from stages.errors import InputError
 from stages.experiments import search
 from stages.experiments.queue import QUEUED, RUNNING, SUCCESS, ExperimentQueue
-from stages.experiments.results import RevisionFiles, read_experiment
+from stages.experiments.revision import Revision
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -137,7 +137,7 @@ def test_each_worker_has_a_gpu_of_its_own(project):
         ended = sweep.run_queue(queue, print)
         queue.stop(running=False)
     assert [task.state for task in ended] == [SUCCESS, SUCCESS]
-    assert {RevisionFiles(name).read(Path("gpu.txt")) for name in names} == {b"3", b"7"}
+    assert {Revision(name).read(Path("gpu.txt")) for name in names} == {b"3", b"7"}
 
 
 def test_gpus_are_dealt_by_the_devices_of_an_experiment(project):
@@ -161,7 +161,7 @@ def test_an_experiment_sees_the_gpus_that_its_own_parameters_ask_for(project, mo
     options = ["-S", "training.devices=2", *search_options]
     assert swept(*options) == 0
     [name] = states()
-    assert RevisionFiles(name).read(Path("gpu.txt")) == b"3,7"
+    assert Revision(name).read(Path("gpu.txt")) == b"3,7"
     monkeypatch.setattr(sweep, "visible_gpus", lambda: ["3"])
     with pytest.raises(InputError, match=r"training\.devices is 2; there are 1 GPUs here"):
         sweep.main([*options, "--study", "other"])
@@ -216,7 +216,7 @@ def test_what_a_killed_worker_and_a_killed_sweep_left_is_run_again(project):
     gate.rmdir()
     assert swept() == 0
     assert states() == {"left-1": SUCCESS, "left-2": SUCCESS}
-    assert read_experiment("left-2").parameters["split.test_fold"] == 3
+    assert Revision("left-2").parameters["split.test_fold"] == 3
     # Their names and the commit they are of have survived: DVC lists them below it.
     assert {"left-1", "left-2"} <= set(shell("dvc", "exp", "list", "--name-only").split())
 
@@ -263,7 +263,7 @@ def test_untracked_data_stops_before_the_queue_starts(project, tracked):
         return
     shell("git", "add", "scan.dvc")
     assert swept("-S", option, "--name", "tracked") == 0
-    assert read_experiment("tracked").parameters["data.data_dir"] == "scan"
+    assert Revision("tracked").parameters["data.data_dir"] == "scan"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_search_makes_an_experiment_of_each_trial_and_goes_on_where_it_was(pro
     assert swept("--optuna", "4", *options) == 0
     names = ["rates-0000", "rates-0001", "rates-0003"]
     assert states() == dict.fromkeys(names, SUCCESS)
-    rates = {name: read_experiment(name).parameters["training.learning_rate"] for name in names}
+    rates = {name: Revision(name).parameters["training.learning_rate"] for name in names}
     assert len(set(rates.values())) == 3
     best = min(names, key=lambda name: abs(rates[name] - 0.01))
     assert f"dvc exp apply {best}" in capfd.readouterr().out
