@@ -10,8 +10,8 @@ from stages.errors import InputError, run
 
 DESCRIPTION = """\
 Run the experiments of DVC's queue to its end, as many at once as there are GPUs for, and print their parameters and
-headline metrics. Ctrl-C ends those that run and queues them again: start the sweep once more to go on. What killed
-workers left is run again, too.
+headline metrics. Ctrl-C ends those that run, and queues them again for the next sweep. What killed workers left is run
+again, too.
 """
 EXAMPLES = """\
 examples:
@@ -93,7 +93,7 @@ def _run_queue(queue: Any, args: argparse.Namespace) -> int:
 
     if args.set_param:
         named = re.compile(rf"{re.escape(args.name or '/')}(-\d+)?")
-        left = [task.name for task in queue.tasks() if task.unfinished and named.fullmatch(task.name)]
+        left = [task.name for task in queue.status()[0] if task.unfinished and named.fullmatch(task.name)]
         names = left or queue.add(args.set_param, args.name)
         print(f"{'still queued' if left else 'queued'}: {', '.join(names)}", flush=True)
     names, failed = [], 0
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     devices = _values(args.set_param, "training.devices", config.training.devices)
     each = max([1, *(int(value) for value in devices if value.isdecimal())])
     with ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each)) as queue:
-        for task in queue.tasks():
+        for task in queue.status()[0]:
             if task.state == QUEUED:
                 try:
                     check_data(read_experiment(task.revision).parameters["data.data_dir"], task.revision)
@@ -168,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             failed = (_search if args.optuna else _run_queue)(queue, args)
         except KeyboardInterrupt:
+            print("ending what runs; it stays queued, and `python -m stages sweep` goes on", flush=True)
             queue.stop()
             raise
         finally:

@@ -53,11 +53,8 @@ class Task(NamedTuple):
 class ExperimentQueue:
     """The queue of the repository in the working directory, for one sweep at a time; use it as a context manager.
 
-    Args:
-        jobs: how many experiments are to run at once.
-
     Attributes:
-        jobs: as given.
+        jobs: how many experiments are to run at once.
         stopping: set it, and the next poll raises KeyboardInterrupt.
 
     Raises:
@@ -96,12 +93,8 @@ class ExperimentQueue:
             raise InputError(f"cannot queue {' '.join(overrides)} ({error})") from None
         return re.findall(r"^Queued experiment '(.+)'", printed, re.MULTILINE)
 
-    def tasks(self) -> list[Task]:
-        """All experiments that are or were in the queue, the unfinished ones last."""
-        return self._status()[0]
-
-    def _status(self) -> tuple[list[Task], int, int]:
-        """The experiments, and how many workers are active and idle."""
+    def status(self) -> tuple[list[Task], int, int]:
+        """All experiments, the unfinished ones last, and how many workers are active and idle."""
         found, printed = {}, ""
         # DVC reads one list after the other; what a worker takes meanwhile may be in none of them: look twice.
         for _ in range(2):
@@ -135,12 +128,12 @@ class ExperimentQueue:
         time.sleep(POLL_SECONDS)
         if self.stopping:
             raise KeyboardInterrupt
-        tasks, active, idle = self._status()
+        tasks, active, idle = self.status()
         if lost := self._lost(tasks, active):
             for task in lost:
                 self._end(task)
                 self._queue_again(task)
-            tasks, active, idle = self._status()
+            tasks, active, idle = self.status()
         queued, running = ([task.state for task in tasks].count(state) for state in (QUEUED, RUNNING))
         waited = time.monotonic() - self._started >= START_SECONDS  # else there could be two of one worker
         if queued and max(active, running) + idle < self.jobs and waited:
@@ -181,20 +174,17 @@ class ExperimentQueue:
 
     def stop(self) -> None:
         """End the workers and what they run, and queue that again."""
-        interrupted: set[str] = set()
-        while True:
-            tasks, active, _ = self._status()
-            lost, running = self._lost(tasks, active), [task for task in tasks if task.state == RUNNING]
-            if not running:
-                break
+        ended: set[str] = set()
+        while running := [task for task in self.status()[0] if task.state == RUNNING]:
             for task in running:
-                if task.revision not in interrupted or task in lost:
-                    with suppress(InputError):  # it is being set up, and has no process yet
+                if task.revision not in ended or not task.has_process:
+                    with suppress(InputError):  # a worker sets it up, or collects its results
                         self._end(task)
-                        interrupted.add(task.revision)
+                        ended.add(task.revision)
             time.sleep(1)
-        for task in tasks:
-            if task.revision in interrupted and task.state == FAILED:
+        run_dvc("queue", "stop")
+        for task in self.status()[0]:
+            if task.revision in ended and task.state == FAILED:
                 self._queue_again(task)
 
 
