@@ -33,25 +33,19 @@ option.
 
 def results_table(names: list[str]) -> str:
     """Experiments side by side: the parameters in which they differ from the commit or each other, and the metrics."""
-    from stages.experiments.results import differing, read_experiment, text_table
+    import pandas as pd
+
+    from stages.experiments.results import differing, read_experiment
 
     experiments = [read_experiment(name) for name in names]
     changed = differing([experiment.parameters for experiment in [read_experiment("HEAD"), *experiments]])
-    metrics = list(dict.fromkeys(name for experiment in experiments for name in experiment.metrics or {}))
     rows = [
-        [experiment.name, *(_short(experiment.parameters.get(key)) for key in changed)]
-        + [_number((experiment.metrics or {}).get(key)) for key in metrics]
+        {"experiment": experiment.name}
+        | {key.split(".", 1)[-1]: str(experiment.parameters.get(key)) for key in changed}
+        | (experiment.metrics or {})
         for experiment in experiments
     ]
-    return text_table([["experiment", *(key.split(".", 1)[-1] for key in changed), *metrics], *rows])
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format, na_rep="–")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -114,26 +108,21 @@ def _run_queue(queue: Any, args: argparse.Namespace) -> int:
 def _search(queue: Any, args: argparse.Namespace) -> int:
     from stages.experiments import search
     from stages.experiments.queue import error_of
-    from stages.experiments.results import text_table
 
     space, fixed = search.parse_space(args.set_param)
     study = search.open_study(args.study, args.storage, args.metric, space, fixed)
     for trial, task in search.search(study, space, fixed, args.metric, args.optuna, args.seed, queue):
-        value = "failed" if trial.value is None else _number(trial.value)
+        value = "failed" if trial.value is None else f"{trial.value:.4f}"
         print(f"[{trial.number + 1}/{args.optuna}] {task.name}: {args.metric} {value}", flush=True)
         if trial.value is None:
             print(error_of(task), flush=True)
-    trials = study.get_trials(deepcopy=False)
-    complete = [(trial.value, trial) for trial in trials if trial.value is not None]
-    complete.sort(key=lambda pair: pair[0], reverse=study.direction.name == "MAXIMIZE")
-    rows = [
-        [search.experiment_name(study, trial), *(_short(trial.params[key]) for key in space), _number(value)]
-        for value, trial in complete
-    ]
-    print("\n" + text_table([["experiment", *space, f"{args.metric} (validation)"], *rows]))
-    if rows:
-        print(f"\nbest: {rows[0][0]}; take it over with `dvc exp apply {rows[0][0]}`")
-    return sum(trial.state.name == "FAIL" for trial in trials)
+    table = study.trials_dataframe(attrs=("number", "value", "params", "state"))
+    table = table.sort_values("value", ascending=args.metric == search.LOSS).rename(columns={"value": args.metric})
+    print(f"\nTrials on the validation images:\n{table.to_string(index=False, na_rep='–')}")
+    if any(table["state"] == "COMPLETE"):
+        best = search.experiment_name(study, study.best_trial)
+        print(f"\nbest: {best}; take it over with `dvc exp apply {best}`")
+    return sum(table["state"] == "FAIL")
 
 
 def main(argv: list[str] | None = None) -> None:

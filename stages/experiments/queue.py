@@ -131,8 +131,9 @@ class ExperimentQueue:
         tasks, active, idle = self.status()
         if lost := self._lost(tasks, active):
             for task in lost:
-                self._end(task)
-                self._queue_again(task)
+                with suppress(InputError):  # a worker has it after all
+                    self._end(task)
+                    self._queue_again(task)
             tasks, active, idle = self.status()
         queued, running = ([task.state for task in tasks].count(state) for state in (QUEUED, RUNNING))
         waited = time.monotonic() - self._started >= START_SECONDS  # else there could be two of one worker
@@ -163,14 +164,17 @@ class ExperimentQueue:
         """Queue an experiment again that was killed, if it would be the same."""
         now, only_code = workspace_revision(), ("--", f":!{PARAMS.as_posix()}", ":!.dvc/tmp")
         changed = run_git("diff", "--name-only", task.revision, now, *only_code).split()
-        if changed or run_git("rev-parse", f"{task.revision}^") != run_git("rev-parse", "HEAD"):
-            what = ", ".join(changed) or "another commit"
-            print(f"{task.name}: killed, and not queued again, since the code has changed ({what})", flush=True)
-            return
+        if run_git("rev-parse", f"{task.revision}^") != run_git("rev-parse", "HEAD"):
+            changed = ["another commit"]
         before, after = (read_experiment(revision).parameters for revision in (task.revision, now))
-        self.add(as_overrides({key: before[key] for key in before if before[key] != after.get(key)}), task.name)
-        run_dvc("queue", "remove", task.revision)
-        print(f"{task.name}: killed; queued again", flush=True)
+        try:
+            if changed:
+                raise InputError(f"the code has changed since: {', '.join(changed)}")
+            self.add(as_overrides({key: before[key] for key in before if before[key] != after.get(key)}), task.name)
+            run_dvc("queue", "remove", task.revision)
+            print(f"{task.name}: killed; queued again", flush=True)
+        except InputError as error:
+            print(f"{task.name}: killed, and not queued again ({error})", flush=True)
 
     def stop(self) -> None:
         """End the workers and what they run, and queue that again."""
