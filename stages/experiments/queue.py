@@ -66,8 +66,9 @@ class ExperimentQueue:
         self._unfinished: set[str] = set()
         self._missing: dict[str, int] = {}  # for how many polls running experiments have had no process
         self._started, self._starts = -float(START_SECONDS), 0
-        if not Path(".dvc/tmp").is_dir():
+        if not Path(".dvc").is_dir():
             raise InputError("this is not the root of a DVC repository; run from there")
+        Path(".dvc/tmp").mkdir(exist_ok=True)
         self._lock = FileLock(".dvc/tmp/sweep.lock")
         try:
             self._lock.acquire(timeout=0)
@@ -178,16 +179,22 @@ class ExperimentQueue:
 
     def stop(self) -> None:
         """End the workers and what they run, and queue that again."""
-        ended: set[str] = set()
-        while running := [task for task in self.status()[0] if task.state == RUNNING]:
+        ended, interrupted = set(), set()
+        while True:
+            tasks, active, _ = self.status()
+            lost, running = self._lost(tasks, active), [task for task in tasks if task.state == RUNNING]
             for task in running:
-                if task.revision not in ended or not task.has_process:
-                    with suppress(InputError):  # a worker sets it up, or collects its results
+                ended.add(task.revision)
+                # One without a process is being set up, or its results are being collected.
+                if task in lost or (task.has_process and task.revision not in interrupted):
+                    with suppress(InputError):  # it has just ended
                         self._end(task)
-                        ended.add(task.revision)
+                        interrupted.add(task.revision)
+            if not running:
+                break
             time.sleep(1)
         run_dvc("queue", "stop")
-        for task in self.status()[0]:
+        for task in tasks:
             if task.revision in ended and task.state == FAILED:
                 self._queue_again(task)
 
