@@ -134,7 +134,7 @@ class ExperimentQueue:
             for task in lost:
                 with suppress(InputError):  # a worker has it after all
                     self._end(task)
-                    self._queue_again(task)
+                    self.queue_again(task)
             tasks, active, idle = self.status()
         queued, running = ([task.state for task in tasks].count(state) for state in (QUEUED, RUNNING))
         waited = time.monotonic() - self._started >= START_SECONDS  # else there could be two of one worker
@@ -161,7 +161,7 @@ class ExperimentQueue:
                 shutil.rmtree(folder)
         run_dvc("queue", "kill", task.revision)
 
-    def _queue_again(self, task: Task) -> None:
+    def queue_again(self, task: Task) -> None:
         """Queue an experiment again that was killed, if it would be the same."""
         now, only_code = workspace_revision(), ("--", f":!{PARAMS.as_posix()}", ":!.dvc/tmp")
         changed = run_git("diff", "--name-only", task.revision, now, *only_code).split()
@@ -196,7 +196,7 @@ class ExperimentQueue:
         run_dvc("queue", "stop")
         for task in tasks:
             if task.revision in ended and task.state == FAILED:
-                self._queue_again(task)
+                self.queue_again(task)
 
 
 def error_of(task: Task) -> str:

@@ -176,6 +176,24 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     assert read_experiment("left-2").parameters["split.test_fold"] == 3
 
 
+def test_an_experiment_is_queued_again_only_as_it_was(project, capfd):
+    values = {"split.test_fold": 3, "model.name": "é, [b]=", "training.loggers": ["dvclive", "wandb"]}
+    values |= {"training.learning_rate": 3e-5, "model.variant": None}
+    with ExperimentQueue(1) as queue:
+        queue.add(queues.as_overrides(values), "again")
+        [first] = listed()
+        queue.queue_again(first)
+        [second] = listed()
+        assert second.name == "again"
+        before, after = (read_experiment(task.revision).parameters for task in (first, second))
+        assert before == after
+        assert values.items() <= after.items()
+        (project / "stage.py").write_text(STAGE + "print()")
+        queue.queue_again(second)
+    assert listed() == [second]
+    assert "again: killed, and not queued again (the code has changed since: stage.py)" in capfd.readouterr().out
+
+
 def test_two_sweeps_at_once_are_refused(project):
     with ExperimentQueue(1), pytest.raises(InputError, match="another sweep runs"):
         ExperimentQueue(1)
