@@ -173,6 +173,8 @@ class ExperimentQueue:
                 raise InputError(f"the code has changed since: {', '.join(changed)}")
             self.add(as_overrides({key: before[key] for key in before if before[key] != after.get(key)}), task.name)
             run_dvc("queue", "remove", task.revision)
+            with suppress(InputError):  # of one that no worker has set up, DVC removes one half at a time
+                run_dvc("queue", "remove", task.revision)
             print(f"{task.name}: killed; queued again", flush=True)
         except InputError as error:
             print(f"{task.name}: killed, and not queued again ({error})", flush=True)
