@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from stages import reporting
 from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
-from stages.evaluation.subgroups import SMALLEST_JUDGED
+from stages.evaluation.subgroups import MIN_LESIONS
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILTERS = ("number", "interval", "estimate", "percent", "rounded_percent", "in_order", "escape_markdown")
@@ -38,5 +38,5 @@ def render_template(template: str, **values: Any) -> str:
         operating_points=reporting.OPERATING_POINTS,
         diagnoses=DIAGNOSES,
         malignant=MALIGNANT,
-        smallest_judged=SMALLEST_JUDGED,
+        smallest_judged=MIN_LESIONS,
     )
