@@ -196,18 +196,15 @@ def render_text(result: Verification, tolerance: float | None, uncommitted: list
     if not other:
         lines.append(f"{commit} gives the same bytes in all {count} files of its outputs.")
         return "\n".join(lines), True
-    largest = "other names or values" if result.largest is None else f"at most {result.largest:.2g} apart"
+    verdict = "other names or values" if result.largest is None else f"at most {result.largest:.2g} apart"
     within = tolerance is not None and result.largest is not None and result.largest <= tolerance
     verified = within and set(other.values()) == {DIFFERENT}
-    lines.append(
-        f"{commit} gives other bytes in {len(other)} of {count} files of its outputs; the numbers of {EVALUATION} are "
-        + (
-            largest
-            if tolerance is None
-            else f"{largest}, {'' if within else 'not '}within the tolerance of {tolerance:g}"
-        )
-        + "."
-    )
+    if tolerance is not None:
+        verdict += f", {'' if within else 'not '}within the tolerance of {tolerance:g}"
+    if within and not verified:
+        verdict += f", but not every file is {SAME} or {DIFFERENT}"
+    bytes_differ = f"{commit} gives other bytes in {len(other)} of {count} files of its outputs"
+    lines.append(f"{bytes_differ}; the numbers of {EVALUATION} are {verdict}.")
     return "\n".join(lines), verified
 
 

@@ -134,7 +134,7 @@ def test_pictures_replace_those_of_a_report_and_nothing_else(repository):
 def test_a_damaged_file_is_named_as_git_names_it(repository):
     DETAILS.write_text("{")
     commit("damaged")
-    with pytest.raises(InputError, match=r"^damaged:metrics/details\.json: Expecting property name"):
+    with pytest.raises(InputError, match=r"^damaged:metrics/details\.json is not JSON \(Expecting property name"):
         main(["damaged"])
     git("checkout", "--quiet", "HEAD~1", "--", str(DETAILS))
     (PLOTS / "roc.csv").write_text("a,b\n1,2\n")

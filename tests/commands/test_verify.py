@@ -73,8 +73,8 @@ def test_other_numbers_and_an_environment_that_explains_them(pipeline, capsys, m
         (0.125, DIFFERENT, None, False, "at most 0.12 apart."),
         (0.125, DIFFERENT, 0.125, True, "at most 0.12 apart, within the tolerance of 0.125."),
         (0.125, DIFFERENT, 0.1, False, "at most 0.12 apart, not within the tolerance of 0.1."),
-        (0.0, MISSING, 0.1, False, "within the tolerance of 0.1."),
-        (0.0, UNLOCKED, 0.1, False, "within the tolerance of 0.1."),
+        (0.0, MISSING, 0.1, False, "within the tolerance of 0.1, but not every file is same or different."),
+        (0.0, UNLOCKED, 0.1, False, "within the tolerance of 0.1, but not every file is same or different."),
         (None, DIFFERENT, 0.1, False, "other names or values, not within the tolerance of 0.1."),
     ],
 )
