@@ -109,7 +109,7 @@ def listed() -> list[Task]:
 
 
 def wait_for(condition) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.2)
@@ -166,7 +166,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     wait_for((gate / "3").exists)
     [stage] = processes(project, "stage.py")
     first.send_signal(signal.SIGINT)
-    assert first.wait(120) == 130
+    assert first.wait(300) == 130
     assert not stage.is_running()
     assert {task.name: task.state for task in listed()} == {"left-1": QUEUED, "left-2": QUEUED}
     shutil.rmtree(gate)
