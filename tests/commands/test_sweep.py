@@ -109,7 +109,7 @@ def listed() -> list[Task]:
 
 
 def wait_for(condition) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.2)
@@ -123,12 +123,15 @@ def test_every_combination_runs_and_a_failure_stops_none_of_them(project, capfd)
     printed = capfd.readouterr().out
     table = [line.split() for line in printed.splitlines()]
     assert ["experiment", "test_fold", "learning_rate", "auroc"] in table
-    assert [row[1:] for row in table if row[-1] in ("0.800", "0.810")] == [["0", "0.1", "0.800"], ["1", "0.1", "0.810"]]
+    assert sorted(row for row in table if row[:1] in (["grid-3"], ["grid-4"])) == [
+        ["grid-3", "0", "0.1", "0.800"],
+        ["grid-4", "1", "0.1", "0.810"],
+    ]
     # An error is told when its experiment ends.
     error = "error: training.learning_rate is too high;\n  lower it"
     assert printed.count(error) == 2
     assert printed.index(error) < printed.index("grid-4: success")
-    assert "grid-4: success; 0 left" in printed
+    assert "success; 0 left" in printed
     # Nothing is left to do, and old failures are not reported again.
     assert swept() == 0
     assert "the queue is empty" in capfd.readouterr().out
@@ -166,7 +169,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     wait_for((gate / "3").exists)
     [stage] = processes(project, "stage.py")
     first.send_signal(signal.SIGINT)
-    assert first.wait(120) == 130
+    assert first.wait(300) == 130
     assert not stage.is_running()
     assert {task.name: task.state for task in listed()} == {"left-1": QUEUED, "left-2": QUEUED}
     shutil.rmtree(gate)
