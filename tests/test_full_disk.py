@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from stages import evaluate, plot, prepare, split, train
-from stages.training.module import SkinLesionClassifier
 from stages.errors import run
 from stages.files import CHECKPOINTS, write_array
+from stages.training.module import SkinLesionClassifier
 
 STAGES = {"prepare": prepare, "split": split, "train": train, "evaluate": evaluate, "plot": plot}
 # The largest file that the stage may write, and what it is stopped at: its largest, and an earlier one.

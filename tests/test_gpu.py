@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from benchmarks.plain import PLAIN
 from stages.classifier.engine import prepare_hardware
 from stages.classifier.module import SkinLesionClassifier
 from stages.classifier.optimization import create_optimizer
 from stages.classifier.packing import pack, unpack
 from stages.classifier.step import LossReader, StepLoss, TrainingStep
+
+from benchmarks.plain import PLAIN
 from stages.classifier.weights import load_model
 from stages.dataset import loaders
 from stages.dataset.augmentation import augment_batch, sample_params

@@ -10,8 +10,14 @@ import torch
 from threadpoolctl import threadpool_info
 
 from stages.classifier import hardware
+from stages.classifier.hardware import (
+    RESULT_AFFECTING_PACKAGES,
+    describe_environment,
+    describe_hardware,
+    processor,
+    set_up_device,
+)
 from stages.training.checkpoints import fingerprint
-from stages.classifier.hardware import RESULT_AFFECTING_PACKAGES, describe_environment, describe_hardware, processor, set_up_device
 
 ROOT = Path(__file__).parents[2]
 # Of requirements.in, what runs, stores, asks or shows, but computes nothing that an output holds.

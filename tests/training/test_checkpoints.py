@@ -14,7 +14,6 @@ import torch
 from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
 from stages.train import train_model
-from stages.training import checkpoints
 from stages.training.checkpoints import CHECKPOINT, Checkpoints, fingerprint, prune
 from stages.training.module import SkinLesionClassifier
 
