@@ -44,12 +44,12 @@ from stages.classifier.inference import predict_probabilities
 from stages.classifier.temperature import fit_temperature
 from stages.classifier.weights import load_model
 from stages.config import Config, SplitConfig, override, parse_yaml
-from stages.dataset.folds import lesion_groups, validation_folds
+from stages.dataset.folds import lesion_groups
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.metadata import subsample_lesions
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.errors import InputError, TerminatedError, run
+from stages.errors import InputError, TerminatedError
 from stages.evaluation.baselines import predict_from_metadata
 from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.history import read_history
@@ -57,6 +57,7 @@ from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import malignant_probability
 from stages.evaluation.weighted import weighted_sensitivity_at
 from stages.files import JSON_DECIMALS, replacing, write_csv
+from stages.launch import run
 from stages.prepare import prepare_dataset
 from stages.split import split_dataset
 from stages.train import train_model
@@ -274,20 +275,6 @@ def keep_lesions(split: pd.DataFrame, manifest: pd.DataFrame, fraction: float) -
     return split.assign(split=split["split"].mask(dropped, "test"))
 
 
-def leave_out(split: pd.DataFrame) -> pd.DataFrame:
-    """The split in which the validation images are held out, and the next fold validates.
-
-    Networks of an ensemble over folds train on the images that others of them validate on: what judges them all must be
-    of another fold.
-
-    Args:
-        split: what `split_dataset` gives.
-    """
-    following = validation_folds(split)[1]
-    held_out = split["split"].replace("val", "test")
-    return split.assign(split=held_out.mask((split["fold"] == following) & (held_out == "train"), "val"))
-
-
 def halves(images: pd.DataFrame) -> np.ndarray:
     """Which images belong to the first half of the lesions, bool of shape (n,): of each image it is always the same."""
     groups = lesion_groups(images)
@@ -401,15 +388,11 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
     fraction = planned["overrides"].get(TRAIN_LESIONS, 1.0)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        split = own = scratch / "split.csv"
-        table = keep_lesions(_split_of(folder, config.split), store.manifest, fraction)
-        write_csv(split, table)
-        if config.model.is_over_folds:
-            own = scratch / "training.csv"
-            write_csv(own, leave_out(table))
+        split = scratch / "split.csv"
+        write_csv(split, keep_lesions(_split_of(folder, config.split), store.manifest, fraction))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
         with contextlib.redirect_stdout(io.StringIO()):  # a line an epoch
-            training = train_model(config, folder, own, *outputs)
+            training = train_model(config, folder, split, *outputs)
         epochs = len(read_history(outputs[1]))
         train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
         device = set_up_device(config.runtime.cpu_threads)

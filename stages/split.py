@@ -11,8 +11,8 @@ from stages.config import SplitConfig, load_config
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
 from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, assign_folds, lesion_groups, split_of
 from stages.dataset.pixels import PixelStore
-from stages.errors import run_stage
 from stages.files import PREPARED, SPLIT, SPLIT_METRICS, write_csv, write_json
+from stages.launch import run_stage
 
 
 def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

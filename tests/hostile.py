@@ -418,7 +418,7 @@ def lay_out(folder: Path) -> None:
         tables.append(predictions_table(images, name, labels, np.stack([1 - chance, chance], axis=1)))
     write_csv(folder / PREDICTIONS, pd.concat(tables))
     write_json(folder / DETAILS, details_of(2))
-    cases = pd.DataFrame({"case": ["found", "missed"], "image_id": tables[1]["image_id"].iloc[:2]})
+    cases = pd.DataFrame({"case": ["true positive", "false negative"], "image_id": tables[1]["image_id"].iloc[:2]})
     write_cases(folder / GRADCAM, cases, random.integers(0, 256, (2, SIZE, SIZE), np.uint8))
     (folder / "checkpoint").mkdir()
     torch.save(dict.fromkeys(KEYS, 0) | {"module": {"a": torch.zeros(3)}}, folder / "checkpoint" / CHECKPOINT)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from stages import evaluate, plot, prepare, split, train
-from stages.errors import run
 from stages.files import CHECKPOINTS, write_array
+from stages.launch import run
 from stages.training.module import SkinLesionClassifier
 
 STAGES = {"prepare": prepare, "split": split, "train": train, "evaluate": evaluate, "plot": plot}

@@ -14,9 +14,10 @@ from stages.classifier.weights import load_model
 from stages.dataset.folds import validated_on
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.evaluation.history import read_history
 from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_csv, write_csv
+from stages.launch import run
 from stages.train import train_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -118,8 +119,8 @@ def test_each_network_of_an_ensemble_over_folds_leaves_another_one_out(train_bel
     changes = {"model.ensemble": 2, "model.ensemble_over": "folds"}
     description = train_below(tmp_path / "both", **changes).description
     table = read_csv(tiny.split, [])
-    first = int(table["fold"][table["split"] == "val"].iloc[0])
-    second = min(set(table["fold"][table["split"] == "train"]) & set(range(first + 1, 100)))
+    calibrates = int(table["fold"][table["split"] == "val"].iloc[0])
+    first, second = sorted(set(table["fold"][table["split"] == "train"]) & set(range(calibrates + 1, 100)))[:2]
     assert description.validation_folds == [first, second]
     # The second is what a training of its own on that split and seed gives.
     split = tmp_path / "split.csv"
@@ -161,7 +162,7 @@ def test_a_failed_training_leaves_the_earlier_model(workspace, params, bytes_bel
 @pytest.mark.parametrize("place", [PREPARED, SPLIT])
 def test_a_missing_input_is_named(workspace, place):
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    with pytest.raises(InputError, match=f"{place}.*does not exist; `dvc repro` makes it"):
+    with pytest.raises(InputError, match=f"{place}.*does not exist; run `dvc repro`"):
         train.main()
 
 

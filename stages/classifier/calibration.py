@@ -5,7 +5,7 @@ Fitted on the validation images by `evaluate`, and frozen there.
 
 import math
 from dataclasses import asdict, dataclass, fields
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_FLOOR, Context
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ class Calibration:
     Attributes:
         test_time_augmentation: whether the probabilities are means over the 8 flips and quarter turns of an image.
         temperature: divides the logarithms of the probabilities.
-        threshold: an image is called malignant from this calibrated probability of malignancy on.
+        threshold: an image is called malignant at or above this calibrated probability of malignancy.
         target_sensitivity: what `threshold` reaches on the validation images.
         youden_threshold: the threshold with the largest sum of sensitivity and specificity there, for comparison.
     """
@@ -66,9 +66,8 @@ def save_calibration(calibration: Calibration, folder: Path = MODELS) -> None:
 
 
 def as_written(number: float) -> float:
-    """`number` with the digits that `calibration.json` keeps, rounded down: a threshold still includes its image."""
-    # In decimal digits: a product with 10⁶ may be rounded up.
-    return float(Decimal(number).quantize(Decimal(10) ** -JSON_DECIMALS, ROUND_FLOOR))
+    """`number` rounded down to the significant digits that `calibration.json` keeps: a threshold includes its image."""
+    return float(Context(JSON_DECIMALS, ROUND_FLOOR).create_decimal_from_float(number))
 
 
 def load_calibration(folder: Path = MODELS) -> Calibration:
@@ -84,7 +83,7 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     # Files of earlier commits, which `compare` reads, do not say it.
     fitted_for = content.pop(FITTED_FOR, None) if isinstance(content, dict) else None
     if not isinstance(content, dict) or set(content) != set(names):
-        raise InputError(f"{path} must hold {', '.join(names)}; `dvc repro` makes it again")
+        raise InputError(f"{path} must hold {', '.join(names)}; run `dvc repro` to regenerate it")
 
     def check(key: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -98,5 +97,5 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     for key in ("threshold", "target_sensitivity", "youden_threshold"):
         check(key, number(key) and 0 <= content[key] <= 1, "a number from 0 to 1")
     if fitted_for is not None and weights.exists() and fitted_for != sha256_of(weights):
-        raise InputError(f"{path} was not fitted for the weights in {weights}; `dvc repro evaluate` fits it anew")
+        raise InputError(f"{path} was not fitted for the weights in {weights}; run `dvc repro` to regenerate it")
     return Calibration(**content)

@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
     from stages.config import Config
     from stages.dataset.pixels import PixelStore
     from stages.evaluation.predictions import Predictions
@@ -30,7 +33,7 @@ def validate_model(
     models: Path,
     columns: dict[str, str | None],
     classes: dict[str, str | None],
-) -> tuple["Predictions", dict, "PixelStore"]:
+) -> tuple["Predictions", dict, "PixelStore", tuple["pd.DataFrame", "np.ndarray"]]:
     """Assess the model in `models` on the dataset in `data_dir`.
 
     Args:
@@ -42,7 +45,7 @@ def validate_model(
         classes: what `data.classes` would say of it.
 
     Returns:
-        The predictions, what docs/details.schema.json describes, and the prepared images.
+        The predictions, what docs/details.schema.json describes, the prepared images, and what `explain` says of them.
 
     Raises:
         InputError: the dataset or the model has a mistake.
@@ -56,7 +59,8 @@ def validate_model(
     from stages.config import override
     from stages.dataset.loaders import Batches, SplitImages
     from stages.dataset.pixels import PixelStore
-    from stages.evaluation.judgement import judge
+    from stages.evaluate import explain
+    from stages.evaluation.assessment import assess
     from stages.evaluation.predictions import Predictions, predictions_table
     from stages.files import write_csv
     from stages.prepare import prepare_dataset
@@ -89,11 +93,11 @@ def validate_model(
         "bootstrap_replicates": settings.bootstrap_replicates,
         "calibration": asdict(calibration),
         "val": None,
-        "test": judge(predictions, raw, images.table, calibration, settings),
+        "test": assess(predictions, raw, images.table, calibration, settings),
         "baselines": None,
         "leakage": None,
     }
-    return predictions, details, store
+    return predictions, details, store, explain(network, store, predictions, calibration.threshold, device, settings)
 
 
 def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
@@ -181,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = _parse(argv)
     from stages.config import load_config
-    from stages.evaluate import explain_model, print_metrics, values
+    from stages.evaluate import print_metrics, values
     from stages.figures.report import write_report
     from stages.files import DETAILS, EVALUATION, MODELS, PREDICTIONS, replacing, write_csv, write_json
     from stages.plot import draw_pictures, draw_tables, write_plots
@@ -190,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     with replacing(args.output) as folder:
         folder.mkdir()
         scratch = folder / "prepared"
-        predictions, details, store = validate_model(
+        predictions, details, store, explained = validate_model(
             config, args.data_dir, scratch, args.models, dict(args.columns), dict(args.classes)
         )
         warnings = [f"which images {args.models} was trained on is not known here: some may be among these"]
@@ -199,7 +203,6 @@ def main(argv: list[str] | None = None) -> None:
         write_csv(folder / PREDICTIONS.name, predictions.table)
         write_json(folder / DETAILS.name, details)
         write_json(folder / EVALUATION.name, values(details["test"]["metrics"]))
-        explained = explain_model(config, predictions, details["calibration"]["threshold"], args.models, scratch)
         tables = draw_tables(predictions, details)
         pictures = draw_pictures(predictions, details, tables, store, *explained)
         write_plots(folder / "plots", tables, pictures)
@@ -210,7 +213,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     print_metrics(details["test"]["metrics"])
     print(f"wrote {args.output}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -135,9 +135,9 @@ def validation_folds(table: pd.DataFrame) -> list[int]:
 
 
 def validated_on(table: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """The table of the splits in which another fold validates and all that are neither it nor tested train."""
-    other = table["fold"].map(lambda number: "val" if number == fold else "train")
-    return table.assign(split=table["split"].where(table["split"] == "test", other))
+    """The table of the splits in which another fold validates, and the one that did is left out, as test images are."""
+    held_out = table["split"].replace("val", "test")
+    return table.assign(split=held_out.mask((table["fold"] == fold) & (table["split"] != "test"), "val"))
 
 
 def read_split(path: Path, images: pd.DataFrame) -> pd.DataFrame:

@@ -43,7 +43,7 @@ class SplitImages:
         split: the split's name.
         split_file: the table that `split` wrote.
         num_classes: 2 for benign and malignant, 7 for the diagnoses.
-        val_fold: that validates instead of the one that the table says.
+        val_fold: that validates instead of the one that the table says, which is left out then.
 
     Attributes:
         table: the rows of the manifest in the split.

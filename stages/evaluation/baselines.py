@@ -7,16 +7,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from stages.dataset.taxonomy import class_names, class_of
+from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import subgroup_table
-from stages.evaluation.uncertainty import DIFFERENCE, count_lesions, estimate, lesions_behind
+from stages.evaluation.uncertainty import DIFFERENCE, estimate
 from stages.evaluation.weighted import weighted_metrics
 
 # Never dx_type: a lesion is sent to histopathology because it looks malignant.
 COLUMNS = ["age", "sex", "localization"]
 
 
-def judge_baselines(
+def assess_baselines(
     test: Predictions, test_images: pd.DataFrame, train_images: pd.DataFrame, replicates: int, confidence: float
 ) -> dict:
     """The majority class, and a logistic regression on age band, sex and localization, both from the training images.
@@ -45,14 +46,13 @@ def judge_baselines(
         ours, theirs = metrics(test.probabilities)(weights), metrics(guessed)(weights)
         return {name: ours[name] - theirs[name] for name in ours}
 
-    counts = count_lesions(test.lesions, test.is_malignant)
-    settings = (test.lesions, replicates, confidence, lambda name: lesions_behind(name, *counts))
+    settings = (test.lesions, replicates, confidence, effective_lesions_of(test))
     return {
         "majority_class": {"class": classes[majority], "metrics": estimate(metrics(always), *settings)},
         "metadata": {
             "columns": COLUMNS,
             "metrics": estimate(metrics(guessed), *settings),
-            "image_adds": estimate(image_adds, *settings, span=DIFFERENCE),
+            "image_adds": estimate(image_adds, *settings, bounds=DIFFERENCE),
         },
     }
 

@@ -28,9 +28,9 @@ def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def weighted_calibration(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Calibration errors where every image counts `weights` times.
 
-    `ece`, the expected calibration error: the sum of the absolute `weighted_gaps` (Naeini et al., AAAI 2015; Guo et
-    al., ICML 2017). A perfectly calibrated model has an ECE above 0 on a finite test set. `brier`: the mean of
-    `squared_errors`. `nll`: the mean of `negative_log_likelihoods`.
+    `ece`, the expected calibration error, is the sum of the absolute `weighted_gaps`, and comes as these (Naeini et
+    al., AAAI 2015; Guo et al., ICML 2017). A perfectly calibrated model has an ECE above 0 on a finite test set.
+    `brier`: the mean of `squared_errors`. `nll`: the mean of `negative_log_likelihoods`.
 
     Args:
         probabilities: shape (n, classes).
@@ -38,11 +38,11 @@ def weighted_calibration(probabilities: np.ndarray, labels: np.ndarray, weights:
         weights: shape (replicates, n).
 
     Returns:
-        Arrays of shape (replicates,) by name.
+        Arrays of shape (replicates,) by name; the ECE's has the shape (replicates, `CONFIDENCE_BINS`).
     """
     total = weights.sum(axis=1)
     return {
-        "ece": np.abs(weighted_gaps(probabilities, labels, weights)).sum(axis=1),
+        "ece": weighted_gaps(probabilities, labels, weights),
         "brier": weights @ squared_errors(probabilities, labels) / total,
         "nll": weights @ negative_log_likelihoods(probabilities, labels) / total,
     }

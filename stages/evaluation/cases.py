@@ -1,4 +1,4 @@
-"""Images that are worth looking at: what the model finds, misses and mistakes."""
+"""Images that are worth looking at: the clearest decisions for malignancy, and the clearest mistakes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from stages.errors import InputError
 from stages.evaluation.predictions import Predictions
 from stages.files import read_array, read_csv, replacing, write_array, write_csv
 
-KINDS = ("found", "missed", "false alarm")
+KINDS = ("true positive", "false negative", "false positive")
 CASES = "cases.csv"
 HEATMAPS = "heatmaps.npy"
 
@@ -19,20 +19,20 @@ def choose_cases(predictions: Predictions, threshold: float, count: int) -> pd.D
 
     Args:
         predictions: of n images.
-        threshold: an image is called malignant from this probability of malignancy on.
+        threshold: an image is called malignant at or above this probability of malignancy.
         count: at most so many of a kind.
 
     Returns:
-        Columns case and image_id. First "found": malignant and called so, the highest probability first; then "missed":
-        malignant and not called so, the lowest first; then "false alarm": benign and called malignant, the highest
-        first. Images with the same probability keep their order; a kind without images has no rows.
+        Columns case and image_id. First true positives, the highest probability first; then false negatives, the lowest
+        first; then false positives, the highest first. Images with the same probability keep their order; a kind
+        without images has no rows.
     """
     probability, is_malignant = predictions.malignant_probability, predictions.is_malignant
-    called = probability >= threshold
+    predicted = probability >= threshold
     chosen = (
-        _first_of_lesions(predictions, is_malignant & called, -probability, count),
-        _first_of_lesions(predictions, is_malignant & ~called, probability, count),
-        _first_of_lesions(predictions, ~is_malignant & called, -probability, count),
+        _first_of_lesions(predictions, is_malignant & predicted, -probability, count),
+        _first_of_lesions(predictions, is_malignant & ~predicted, probability, count),
+        _first_of_lesions(predictions, ~is_malignant & predicted, -probability, count),
     )
     return pd.DataFrame(
         {
@@ -81,14 +81,14 @@ def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     unknown = cases["case"][~cases["case"].isin(KINDS)]
     if len(unknown):
         raise InputError(
-            f"{folder / CASES}: unknown case {unknown.iloc[0]!r}; it must be one of {', '.join(KINDS)}: "
-            "`dvc repro` makes it again"
+            f"{folder / CASES}: unknown case {unknown.tolist()[0]!r}; it must be one of {', '.join(KINDS)}; "
+            "run `dvc repro` to regenerate it"
         )
     path = folder / HEATMAPS
     heatmaps = read_array(path)
     if heatmaps.dtype != np.uint8 or heatmaps.ndim != 3 or len(heatmaps) != len(cases):
         raise InputError(
             f"{path} holds {heatmaps.dtype} {heatmaps.shape}, not a uint8 heatmap for each of the {len(cases)} rows of "
-            f"{folder / CASES}; `dvc repro` makes both again"
+            f"{folder / CASES}; run `dvc repro` to regenerate both"
         )
     return cases, heatmaps

@@ -7,7 +7,8 @@ every third comparison. There is no primary metric that is tested first: a sensi
 whether the AUROC moved or not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +16,22 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 
 from stages.errors import InputError
-from stages.evaluation.calibration import weighted_gaps
-from stages.evaluation.headline import headline
+from stages.evaluation.metrics import effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.subgroups import SMALLEST_JUDGED, subgroup_table
-from stages.evaluation.uncertainty import DIGITS, Statistic, count_lesions, lesions_behind, replicate
-from stages.evaluation.weighted import weighted_areas
+from stages.evaluation.subgroups import MIN_LESIONS, subgroup_table
+from stages.evaluation.uncertainty import (
+    DIGITS,
+    EffectiveLesions,
+    Lesions,
+    Statistic,
+    combine,
+    combine_classes,
+    count_lesions,
+    effective_lesions,
+    replicate,
+    unit_weights,
+)
+from stages.evaluation.weighted import is_mean_over_classes, weighted_areas
 
 BETTER, WORSE, MIXED = "better", "worse", "mixed"
 NO_EVIDENCE = "no evidence of a difference"
@@ -36,11 +47,13 @@ class Pair(NamedTuple):
         base: of the first, on the test set itself.
         new: of the second.
         drawn: new − base in each replicate, shape (replicates,); NaN where a replicate has no such number.
+        lesions: how many the number rests on.
     """
 
     base: float
     new: float
     drawn: np.ndarray
+    lesions: Lesions
 
 
 def compare_predictions(
@@ -79,27 +92,22 @@ def compare_predictions(
     if base.classes != new.classes:
         base, new = base.benign_or_malignant, new.benign_or_malignant
     base, new = _in_order(base), _in_order(new)
-    lesions, is_malignant = base.lesions, base.is_malignant
-    decided = None not in thresholds
-    # A threshold that is missing is replaced only to be left out below.
-    pairs = paired_headline(base, new, [0.5 if own is None else own for own in thresholds], replicates)
+    first, second = thresholds
+    decided = None if first is None or second is None else (first, second)
+    # Without thresholds others stand for them, whose numbers are left out below.
+    pairs = paired_headline(base, new, decided or (0.5, 0.5), replicates)
     not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
     not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
 
-    counts = count_lesions(lesions, is_malignant)
-    metrics = {
-        name: paired_test(pair, lesions_behind(name, *counts), confidence)
-        for name, pair in pairs.items()
-        if name not in not_compared
-    }
+    metrics = {name: paired_test(pair, confidence) for name, pair in pairs.items() if name not in not_compared}
     for metric, adjusted in zip(metrics.values(), holm([metric["p"] for metric in metrics.values()])):
         metric["p_adjusted"] = adjusted
     for name, metric in metrics.items():
         metric["lower_is_better"] = name in LOWER_IS_BETTER
         metric["verdict"] = _verdict(metric, confidence)
     return {
-        "images": len(lesions),
-        "lesions": len(np.unique(lesions)),
+        "images": len(base.lesions),
+        "lesions": len(np.unique(base.lesions)),
         "classes": list(base.classes),
         "thresholds": list(thresholds),
         "bootstrap_replicates": replicates,
@@ -107,10 +115,8 @@ def compare_predictions(
         "verdict": _overall({metric["verdict"] for metric in metrics.values()}),
         "metrics": metrics,
         "not_compared": not_compared,
-        "subgroups": None
-        if images is None
-        else _compare_subgroups(base, new, images, thresholds if decided else None, replicates, confidence),
-        "changed": _changed_decisions(base, new, thresholds) if decided else None,
+        "subgroups": None if images is None else _compare_subgroups(base, new, images, decided, replicates, confidence),
+        "changed": _changed_decisions(base, new, decided) if decided else None,
     }
 
 
@@ -127,7 +133,7 @@ def differences_of_test_sets(base: Predictions, new: Predictions, names: Sequenc
         if ids.empty:
             return f"{name} has no test images"
         if ids.duplicated().any():
-            return f"{name} has {ids[ids.duplicated()].iloc[0]} more than once"
+            return f"{name} has {ids[ids.duplicated()].tolist()[0]} more than once"
     ids = [set(model.table["image_id"]) for model in (base, new)]
     alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, ids, ids[::-1])]
     if any(only for _, only in alone):
@@ -148,15 +154,18 @@ def differences_of_test_sets(base: Predictions, new: Predictions, names: Sequenc
     return ""
 
 
-def _examples(ids: Sequence[str]) -> str:
-    return ", ".join([*list(ids)[:_EXAMPLES], *(["…"] if len(ids) > _EXAMPLES else [])])
+def _examples(ids: Iterable[str]) -> str:
+    first = list(islice(ids, _EXAMPLES + 1))
+    return ", ".join([*first[:_EXAMPLES], *(["…"] if len(first) > _EXAMPLES else [])])
 
 
 def _in_order(predictions: Predictions) -> Predictions:
     return Predictions(predictions.table.sort_values("image_id", ignore_index=True), predictions.classes)
 
 
-def paired_replicates(base: Statistic, new: Statistic, lesions: np.ndarray, replicates: int) -> dict[str, Pair]:
+def paired_replicates(
+    base: Statistic, new: Statistic, lesions: np.ndarray, replicates: int, effective: EffectiveLesions
+) -> dict[str, Pair]:
     """Every number of two models that are weighted by the same draws of lesions.
 
     Args:
@@ -164,23 +173,52 @@ def paired_replicates(base: Statistic, new: Statistic, lesions: np.ndarray, repl
         new: the same of the second.
         lesions: the lesion of each image, shape (n,).
         replicates: of the bootstrap.
+        effective: how many lesions a number rests on, by its name.
     """
-    once = np.ones((1, len(lesions)))
-    values = [statistic(once) for statistic in (base, new)]
-    drawn = [replicate(statistic, lesions, replicates) for statistic in (base, new)]
-    return {name: Pair(values[0][name][0], values[1][name][0], drawn[1][name] - drawn[0][name]) for name in values[0]}
+    models = [
+        (statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)) for statistic in (base, new)
+    ]
+    pairs = {}
+    for name in models[0][0]:
+        values, drawn = ([model[part][name] for model in models] for part in (0, 1))
+        count = effective(name)
+        if is_mean_over_classes(name):
+            difference, count = combine_classes(drawn[1] - drawn[0], count)
+        else:
+            moved = _move_gaps(values, drawn) if name == "ece" else drawn
+            difference = combine(name, moved[1]) - combine(name, moved[0])
+        first, second = (float(combine(name, value[0])) for value in values)
+        pairs[name] = Pair(first, second, difference, count)
+    return pairs
+
+
+def _move_gaps(values: Sequence[np.ndarray], drawn: Sequence[np.ndarray]) -> np.ndarray:
+    """The replicates' gaps of two calibration errors, as if they scattered about the gaps of the population.
+
+    Gaps of a test set are wider than those of the population. Replicates scatter about them, so that far fewer of their
+    gaps change sign than chance would make change it, and the difference of two ECEs scatters too much: of equal models
+    too few would differ. Therefore the replicates' gaps are moved, to scatter about gaps whose squares add up to those
+    of the test set less their variances, an unbiased estimate. It is made of both models together, as the null
+    hypothesis has it.
+
+    Args:
+        values: the gaps of both models, each of shape (1, k).
+        drawn: those of the replicates, each of shape (replicates, k).
+
+    Returns:
+        Shape (2, replicates, k).
+    """
+    gaps = np.concatenate(values)
+    square, by_chance = np.mean(gaps**2, axis=0), np.mean(np.var(drawn, axis=1), axis=0)
+    real = max(0.0, 1 - by_chance.sum() / square.sum()) if square.any() else 0.0
+    expected = np.sign(gaps) * np.sqrt(real * square)
+    return np.stack(drawn) + (expected - gaps)[:, None]
 
 
 def paired_headline(
-    base: Predictions, new: Predictions, thresholds: Sequence[float], replicates: int
+    base: Predictions, new: Predictions, thresholds: tuple[float, float], replicates: int
 ) -> dict[str, Pair]:
-    """Every headline metric of two models, as `paired_replicates` gives it, but for the replicates of the ECE.
-
-    The ECE sums absolute gaps, and those of a test set are wider than those of the population. Replicates scatter about
-    them, so that far fewer of their gaps change sign than chance would make change it, and the difference of two ECEs
-    scatters too much: of equal models too few would differ. Therefore the replicates' gaps are moved, to scatter about
-    gaps whose squares add up to those of the test set less their variances, an unbiased estimate. It is made of both
-    models together, as the null hypothesis has it.
+    """Every headline metric of two models, as `paired_replicates` gives it.
 
     Args:
         base: predictions of the first model.
@@ -188,27 +226,11 @@ def paired_headline(
         thresholds: the decision threshold of each.
         replicates: of the bootstrap.
     """
-    models = (base, new)
-    pairs = paired_replicates(
-        *(headline(model, own) for model, own in zip(models, thresholds)), base.lesions, replicates
-    )
-    once = np.ones((1, len(base.lesions)))
-    gaps, drawn = [], []
-    for model in models:
-
-        def statistic(weights: np.ndarray, model: Predictions = model) -> dict[str, np.ndarray]:
-            return {"gaps": weighted_gaps(model.probabilities, model.labels, weights)}
-
-        gaps.append(statistic(once)["gaps"][0])
-        drawn.append(replicate(statistic, base.lesions, replicates)["gaps"])
-    square, by_chance = np.mean(np.square(gaps), axis=0), np.mean(np.var(drawn, axis=1), axis=0)
-    real = max(0.0, 1 - by_chance.sum() / square.sum()) if square.any() else 0.0
-    expected = np.sign(gaps) * np.sqrt(real * square)
-    first, second = (np.abs(own - gap + true).sum(axis=1) for own, gap, true in zip(drawn, gaps, expected))
-    return pairs | {"ece": pairs["ece"]._replace(drawn=second - first)}
+    statistics = headline(base, thresholds[0]), headline(new, thresholds[1])
+    return paired_replicates(*statistics, base.lesions, replicates, effective_lesions_of(base))
 
 
-def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
+def paired_test(pair: Pair, confidence: float) -> dict:
     """The difference of two models with its interval and p-value, which always agree.
 
     The replicates give the standard error s of the difference d. Under the null hypothesis what the lesions contribute
@@ -223,7 +245,6 @@ def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
 
     Args:
         pair: the number of both models, and the replicates of its difference.
-        lesions: how many the number rests on, as `lesions_behind` says.
         confidence: as 0.95.
 
     Returns:
@@ -234,14 +255,16 @@ def paired_test(pair: Pair, lesions: int, confidence: float) -> dict:
     error = float(np.std(np.round(pair.drawn[np.isfinite(pair.drawn)], DIGITS)))
     quantile = ndtri((1 + confidence) / 2)
     interval = None
-    if lesions > quantile**2:
-        half = float(quantile * error / np.sqrt(1 - quantile**2 / lesions))
+    if pair.lesions > quantile**2:
+        half = float(quantile * error / np.sqrt(1 - quantile**2 / pair.lesions))
         interval = [difference - half, difference + half]
     return {
         "base": float(pair.base),
         "new": float(pair.new),
         "difference": {"value": difference, "interval": interval},
-        "p": float(2 * ndtr(-abs(difference) / np.sqrt(error**2 + difference**2 / lesions))) if difference else 1.0,
+        "p": float(2 * ndtr(-abs(difference) / np.sqrt(error**2 + difference**2 / pair.lesions)))
+        if difference
+        else 1.0,
     }
 
 
@@ -283,16 +306,16 @@ def _compare_subgroups(
         raise InputError(f"the manifest lacks {len(missing)} of the test images ({_examples(sorted(missing))})")
     lesions, is_malignant = base.lesions, base.is_malignant
     table = subgroup_table(images.set_index("image_id").loc[base.table["image_id"]])
-    looked_at = []
+    looked_at = {}
     for attribute in table.columns:
         for name in sorted(table[attribute].unique()):
             members = (table[attribute] == name).to_numpy()
             counts = count_lesions(lesions[members], is_malignant[members])
             for metric in ("auroc",) if thresholds is None else ("sensitivity", "specificity", "auroc"):
-                behind = lesions_behind(metric, *counts)
-                if behind >= SMALLEST_JUDGED:
+                effective = effective_lesions(metric, *counts)
+                if effective >= MIN_LESIONS:
                     group = {"attribute": attribute, "name": name, "metric": metric, "lesions": counts[0]}
-                    looked_at.append((group, members, behind))
+                    looked_at[f"{attribute}, {name}, {metric}"] = (group, members, effective)
 
     def statistic_of(model: Predictions, threshold: float) -> Statistic:
         score = model.malignant_probability
@@ -306,15 +329,13 @@ def _compare_subgroups(
                 return weights[:, kind] @ right[kind] / weights[:, kind].sum(axis=1)
 
         return lambda weights: {
-            number: measure(group["metric"], members, weights) for number, (group, members, _) in enumerate(looked_at)
+            key: measure(group["metric"], members, weights) for key, (group, members, _) in looked_at.items()
         }
 
-    statistics = [statistic_of(model, own) for model, own in zip((base, new), thresholds or (0.5, 0.5))]
-    pairs = paired_replicates(*statistics, lesions, replicates) if looked_at else {}
-    tests = [
-        {**group, **paired_test(pairs[number], behind, confidence)}
-        for number, (group, _, behind) in enumerate(looked_at)
-    ]
+    first, second = thresholds or (0.5, 0.5)
+    statistics = statistic_of(base, first), statistic_of(new, second)
+    pairs = paired_replicates(*statistics, lesions, replicates, lambda key: looked_at[key][2]) if looked_at else {}
+    tests = [{**looked_at[key][0], **paired_test(pair, confidence)} for key, pair in pairs.items()]
     for test, adjusted in zip(tests, holm([test["p"] for test in tests])):
         test["p_adjusted"] = adjusted
     worse = [test for test in tests if test["difference"]["value"] < 0 and test["p_adjusted"] < 1 - confidence]

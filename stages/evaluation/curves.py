@@ -8,7 +8,15 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from stages.evaluation.decisions import net_benefit
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import SHARE, Statistic, count_lesions, lesions_behind, replicate, score_interval
+from stages.evaluation.uncertainty import (
+    SHARE,
+    Statistic,
+    count_lesions,
+    effective_lesions,
+    replicate,
+    score_interval,
+    unit_weights,
+)
 from stages.evaluation.weighted import weighted_rates, weighted_steps
 
 DECISION_THRESHOLDS = np.linspace(0.01, 0.8, 80)  # nobody waits for more than 80 % before a biopsy
@@ -17,7 +25,7 @@ _GRID = np.linspace(0, 1, 101)  # of specificities and sensitivities, at which b
 
 
 def roc_table(is_positive: np.ndarray, score: np.ndarray) -> pd.DataFrame:
-    """The ROC curve: columns fpr (1 − specificity), tpr (sensitivity) and threshold, one row a corner.
+    """The ROC curve: columns fpr (1 − specificity), tpr (sensitivity) and threshold, one row per corner.
 
     Args:
         is_positive: bool, shape (n,).
@@ -34,7 +42,7 @@ def roc_table(is_positive: np.ndarray, score: np.ndarray) -> pd.DataFrame:
 
 
 def precision_recall_table(is_positive: np.ndarray, score: np.ndarray) -> pd.DataFrame:
-    """The precision–recall curve: columns recall (sensitivity) and precision, one row a threshold, recall rising.
+    """The precision–recall curve: columns recall (sensitivity) and precision, one row per threshold, recall rising.
 
     Args:
         is_positive: bool, shape (n,).
@@ -62,10 +70,10 @@ def roc_with_band(test: Predictions, replicates: int, confidence: float) -> pd.D
     curve = roc_table(test.is_malignant, test.malignant_probability)
 
     def sensitivity(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        alarms, hits = np.cumsum(negatives), np.cumsum(positives)
+        false_positives, true_positives = np.cumsum(negatives), np.cumsum(positives)
         # 1e-6: weights are counts, so anything less is a rounding error.
-        reached = np.searchsorted(alarms, _GRID * alarms[-1] + 1e-6, side="right")
-        return np.r_[0, hits][reached] / hits[-1]
+        reached = np.searchsorted(false_positives, _GRID * false_positives[-1] + 1e-6, side="right")
+        return np.r_[0, true_positives][reached] / true_positives[-1]
 
     return curve.assign(**_band(test, curve["fpr"], sensitivity, "sensitivity", replicates, confidence))
 
@@ -78,10 +86,10 @@ def precision_recall_with_band(test: Predictions, replicates: int, confidence: f
     curve = precision_recall_table(test.is_malignant, test.malignant_probability)
 
     def precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        hits, called = np.cumsum(positives), np.cumsum(positives + negatives)
+        true_positives, predicted_positive = np.cumsum(positives), np.cumsum(positives + negatives)
         # The first step with so many of the positives, and at least one image.
-        reached = np.searchsorted(hits, np.maximum(_GRID * hits[-1], 1) - 1e-6, side="left")
-        return hits[reached] / called[reached]
+        reached = np.searchsorted(true_positives, np.maximum(_GRID * true_positives[-1], 1) - 1e-6, side="left")
+        return true_positives[reached] / predicted_positive[reached]
 
     return curve.assign(**_band(test, curve["recall"], precision, "precision", replicates, confidence))
 
@@ -91,18 +99,18 @@ def _band(
 ) -> dict[str, np.ndarray]:
     """The intervals of a curve's height, which is the metric, at the places `at` of the horizontal axis."""
     if at.empty:
-        return {"lower": at, "upper": at}
+        return {"lower": np.empty(0), "upper": np.empty(0)}
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         steps = weighted_steps(test.malignant_probability, test.is_malignant, weights)
         heights = np.full((len(weights), len(_GRID)), np.nan)
-        for row, (positives, negatives) in enumerate(zip(steps.positives, steps.negatives)):
+        for row, (positives, negatives) in enumerate(zip(*steps)):
             if positives.any() and negatives.any():
                 heights[row] = curve(positives, negatives)
         return {"height": heights}
 
-    bounds = _intervals(statistic, test, metric, replicates, confidence)["height"][1:]
-    return {name: np.interp(at, _GRID, bound) for name, bound in zip(("lower", "upper"), bounds)}
+    _, *band = _intervals(statistic, test, metric, replicates, confidence)["height"]
+    return {name: np.interp(at, _GRID, edge) for name, edge in zip(("lower", "upper"), band)}
 
 
 def _intervals(
@@ -111,14 +119,14 @@ def _intervals(
     metric: str,
     replicates: int,
     confidence: float,
-    span: tuple[float | np.ndarray, float] = SHARE,
+    bounds: tuple[float | np.ndarray, float] = SHARE,
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Value, lower and upper bound of k numbers by name, each of shape (k,) and on as many lesions as the metric."""
-    behind = lesions_behind(metric, *count_lesions(test.lesions, test.is_malignant))
-    values = statistic(np.ones((1, len(test.table))))
+    effective = effective_lesions(metric, *count_lesions(test.lesions, test.is_malignant))
+    values = statistic(unit_weights(test.table))
     drawn = replicate(statistic, test.lesions, replicates)
     return {
-        name: (value, *score_interval(value, drawn[name], confidence, behind, span))
+        name: (value, *score_interval(value, drawn[name], confidence, effective, bounds))
         for name, (value,) in values.items()
     }
 
@@ -127,8 +135,8 @@ def decision_curve_table(test: Predictions, replicates: int, confidence: float) 
     """Net benefit over `DECISION_THRESHOLDS` of deciding by the model, of treating all and of treating none.
 
     Returns:
-        Columns threshold, model, lower, upper (the interval of `model`), treat_all and treat_none; true positives an
-        image.
+        Columns threshold, model, lower, upper (the interval of `model`), treat_all and treat_none; true positives
+        per image.
     """
     is_malignant, score = test.is_malignant, test.malignant_probability
 
@@ -138,16 +146,15 @@ def decision_curve_table(test: Predictions, replicates: int, confidence: float) 
         return net_benefit(rates["true_positives"], rates["false_positives"], total, DECISION_THRESHOLDS)
 
     # An image counts 1 if it is a true positive, and the rate of exchange less than 0 if it is a false one.
-    span = (-DECISION_THRESHOLDS / (1 - DECISION_THRESHOLDS), 1.0)
+    bounds = (-DECISION_THRESHOLDS / (1 - DECISION_THRESHOLDS), 1.0)
     model = _intervals(
-        lambda weights: {"model": benefit(score, weights)}, test, "accuracy", replicates, confidence, span
+        lambda weights: {"model": benefit(score, weights)}, test, "accuracy", replicates, confidence, bounds
     )["model"]
-    once = np.ones((1, len(score)))
     return pd.DataFrame(
         {
             "threshold": DECISION_THRESHOLDS,
             **dict(zip(("model", "lower", "upper"), model)),
-            "treat_all": benefit(np.ones_like(score), once)[0],
+            "treat_all": benefit(np.ones_like(score), unit_weights(score))[0],
             "treat_none": 0.0,
         }
     )

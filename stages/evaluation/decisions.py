@@ -3,6 +3,7 @@
 import numpy as np
 
 from stages.errors import InputError
+from stages.evaluation.uncertainty import unit_weights
 from stages.evaluation.weighted import weighted_rates
 
 
@@ -37,7 +38,7 @@ def youden_threshold(score: np.ndarray, is_positive: np.ndarray) -> float:
         InputError: the images are all of one kind.
     """
     candidates = np.unique(score)[::-1]
-    rates = weighted_rates(score, is_positive, candidates, np.ones((1, len(score))))
+    rates = weighted_rates(score, is_positive, candidates, unit_weights(score))
     positives, negatives = is_positive.sum(), (~is_positive).sum()
     if not positives or not negatives:
         raise InputError(
@@ -65,9 +66,9 @@ def predictive_values(
 def net_benefit(
     true_positives: np.ndarray, false_positives: np.ndarray, total: np.ndarray, thresholds: np.ndarray
 ) -> np.ndarray:
-    """True positives an image, less the false ones at the rate of exchange that the threshold stands for.
+    """True positives per image, less the false ones at the rate of exchange that the threshold stands for.
 
-    Whoever acts from a probability of 0.1 on holds one missed malignancy for as bad as nine needless excisions
+    Whoever acts at or above a probability of 0.1 weighs one false negative like nine false positives
     (Vickers & Elkin, Medical Decision Making 26:565, 2006).
 
     Args:

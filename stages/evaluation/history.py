@@ -45,8 +45,8 @@ def _curve(path: Path) -> pd.DataFrame:
         values = table.iloc[:, -1].map(float)  # a value that is no number is logged as nan, which stays text
         steps = table["step"].astype(int)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{path} is not a curve of numbers ({error}); `dvc repro` makes it again") from None
+        raise InputError(f"{path} is not a curve of numbers ({error}); run `dvc repro` to regenerate it") from None
     # DVCLive writes step 0 as a later one.
     if table.empty or table.shape[1] < 2 or not steps.iloc[1:].is_monotonic_increasing:
-        raise InputError(f"{path} is not a curve over rising steps; `dvc repro` makes it again")
+        raise InputError(f"{path} is not a curve over rising steps; run `dvc repro` to regenerate it")
     return pd.DataFrame({"step": steps, "value": values})

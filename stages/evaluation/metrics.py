@@ -1,30 +1,31 @@
-"""How good predictions are: threshold metrics, ranking metrics and the confusion matrix."""
+"""How good predictions are: the metrics of a set of images, and the headline that a pull request shows."""
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-    multiclass_specificity,
-)
 
-from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.dataset.taxonomy import class_names
+from stages.evaluation.calibration import weighted_calibration
+from stages.evaluation.predictions import Predictions
+from stages.evaluation.uncertainty import (
+    EffectiveLesions,
+    Statistic,
+    combine,
+    count_lesions,
+    effective_lesions,
+    unit_weights,
+)
+from stages.evaluation.weighted import (
+    CLASS_METRICS,
+    is_mean_over_classes,
+    weighted_metrics,
+    weighted_rates,
+)
 
 
 def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """The metrics of a set of predictions, each image decided for its most probable class.
+    """The metrics of a set of predictions, as `weighted_metrics` defines them; None where a number does not exist.
 
-    For two classes sensitivity, specificity, precision, F1, AUROC and AUPRC are those of malignancy. For seven, those
-    of each diagnosis against the rest, their unweighted means with the prefix `macro_`, and `malignant_auroc`: that of
-    the summed probability of the malignant diagnoses. A class without images has no metrics of its own (None) and is
-    left out of the means; specificity, AUROC and AUPRC need images outside the class as well. Average precision is the
-    step-wise sum (Davis & Goadrich, ICML 2006), not the trapezoid.
+    Means over classes leave those without a number out. Average precision is the step-wise sum (Davis & Goadrich, ICML
+    2006), not the trapezoid.
 
     Args:
         probabilities: shape (n, 2) or (n, 7), in [0, 1], rows that sum to 1.
@@ -37,37 +38,30 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     Raises:
         ValueError: no images, or numbers that are no probabilities or no classes.
     """
-    scores, target, names = _checked(probabilities, labels)
-    matrix = multiclass_confusion_matrix(scores, target, len(names))
-    # torchmetrics counts the classes that neither labels nor predictions have; balanced accuracy must not.
-    present = [bool(count) for count in matrix.sum(dim=1)]
-    per_class = {
-        name: metrics if here else dict.fromkeys(metrics)
-        for name, here, metrics in zip(names, present, _class_metrics(scores, target, len(names)))
+    probabilities, labels = _checked(probabilities, labels)
+    names = class_names(probabilities.shape[1])
+    values = {name: of[0] for name, of in weighted_metrics(probabilities, labels, unit_weights(labels)).items()}
+    matrix = np.zeros((len(names), len(names)), int)
+    np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
+    result = {
+        "metrics": {name: _number(combine(name, value)) for name, value in values.items()},
+        "confusion_matrix": matrix.tolist(),
     }
-    shared = {
-        "accuracy": multiclass_accuracy(scores, target, len(names), average="micro").item(),
-        "balanced_accuracy": _mean(metrics["sensitivity"] for metrics in per_class.values()),
-    }
-    result = {"confusion_matrix": matrix.tolist()}
     if len(names) == 2:
-        return {"metrics": {**shared, **per_class["malignant"]}, **result}
-    macro = {
-        f"macro_{key}": _mean(metrics[key] for metrics in per_class.values())
-        for key in ("sensitivity", "specificity", "precision", "f1", "auroc", "auprc")
+        return result
+    return result | {
+        "classes": {
+            name: {metric: _number(values[f"macro_{metric}"][number]) for metric in CLASS_METRICS}
+            for number, name in enumerate(names)
+        }
     }
-    malignant = torch.tensor([name in malignant_classes(len(names)) for name in names])
-    is_malignant = malignant[target]
-    if len(is_malignant.unique()) == 2:
-        shared["malignant_auroc"] = binary_auroc(
-            scores[:, malignant].sum(dim=1).clamp(max=1), is_malignant.long()
-        ).item()
-    else:
-        shared["malignant_auroc"] = None
-    return {"metrics": {**shared, **macro}, "classes": per_class, **result}
 
 
-def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _number(value: np.ndarray) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if probabilities.ndim != 2 or probabilities.shape[1] not in (2, 7) or not len(probabilities):
         raise ValueError(
@@ -80,32 +74,29 @@ def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Ten
     classes = probabilities.shape[1]
     if labels.shape != (len(probabilities),) or not np.isin(labels, np.arange(classes)).all():
         raise ValueError(f"labels must be {len(probabilities)} numbers of classes, from 0 to {classes - 1}")
-    return torch.from_numpy(probabilities), torch.from_numpy(labels.astype(np.int64)), class_names(classes)
+    return probabilities, labels.astype(np.int64)
 
 
-def _class_metrics(scores: Tensor, target: Tensor, classes: int) -> list[dict[str, float | None]]:
-    columns = {
-        "sensitivity": multiclass_recall(scores, target, classes, average=None),
-        "specificity": multiclass_specificity(scores, target, classes, average=None),
-        "precision": multiclass_precision(scores, target, classes, average=None),
-        "f1": multiclass_f1_score(scores, target, classes, average=None),
-    }
-    metrics = []
-    for number in range(classes):
-        is_class = (target == number).long()
-        others = bool((target != number).any())
-        ranked = others and bool(is_class.any())
-        metrics.append(
-            {key: column[number].item() for key, column in columns.items()}
-            | ({} if others else {"specificity": None})
-            | {
-                "auroc": binary_auroc(scores[:, number], is_class).item() if ranked else None,
-                "auprc": binary_average_precision(scores[:, number], is_class).item() if ranked else None,
-            }
-        )
-    return metrics
+def headline(predictions: Predictions, threshold: float) -> Statistic:
+    """The few numbers of metrics/evaluation.json: metrics, those at the decision threshold, and calibration errors."""
+    probabilities, labels = predictions.probabilities, predictions.labels
+    score, is_malignant = predictions.malignant_probability, predictions.is_malignant
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        decided = weighted_rates(score, is_malignant, np.array([threshold]), weights)
+        return {
+            **weighted_metrics(probabilities, labels, weights),
+            "sensitivity_at_threshold": decided["sensitivity"][:, 0],
+            "specificity_at_threshold": decided["specificity"][:, 0],
+            **weighted_calibration(probabilities, labels, weights),
+        }
+
+    return statistic
 
 
-def _mean(values) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def effective_lesions_of(predictions: Predictions) -> EffectiveLesions:
+    """From a metric's name to `effective_lesions`; of a mean over classes, those of each class, shape (classes,)."""
+    of_malignancy = count_lesions(predictions.lesions, predictions.is_malignant)
+    is_class = predictions.labels[:, None] == np.arange(len(predictions.classes))
+    of_classes = np.transpose([count_lesions(predictions.lesions, members) for members in is_class.T])
+    return lambda metric: effective_lesions(metric, *(of_classes if is_mean_over_classes(metric) else of_malignancy))

@@ -19,7 +19,7 @@ class Predictions:
     """Predictions of images of one or more splits, which `of` parts.
 
     Attributes:
-        table: columns image_id, lesion_id, split, label (a class) and one `probability_` column a class.
+        table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class.
         classes: in the order of the columns.
     """
 
@@ -108,14 +108,16 @@ def read_predictions(path: Path) -> Predictions:
     table = read_csv(path, COLUMNS)
     names = tuple(column.removeprefix(PREFIX) for column in table.columns if column.startswith(PREFIX))
     if names not in (class_names(2), class_names(7)):
-        raise InputError(f"{path}: probabilities are of {', '.join(names) or 'no classes'}; `dvc repro` makes it again")
+        raise InputError(
+            f"{path}: probabilities are of {', '.join(names) or 'no classes'}; run `dvc repro` to regenerate it"
+        )
     for column in ("image_id", "lesion_id"):
         if table[column].isna().any():
-            raise InputError(f"{path}: an image has no {column}; `dvc repro` makes it again")
+            raise InputError(f"{path}: an image has no {column}; run `dvc repro` to regenerate it")
     if table["image_id"].duplicated().any():
-        raise InputError(f"{path}: an image stands in it twice; `dvc repro` makes it again")
+        raise InputError(f"{path}: an image is duplicated; run `dvc repro` to regenerate it")
     if not (table["split"] == "test").any():
-        raise InputError(f"{path} has no image in the split test; `dvc repro` makes it again")
+        raise InputError(f"{path} has no image in the split test; run `dvc repro` to regenerate it")
     predictions = Predictions(table, names)
     unknown = set(table["label"]) - set(names)
     if unknown:

@@ -5,11 +5,18 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from stages.evaluation.uncertainty import DIFFERENCE, count_lesions, describe, lesions_behind, replicate
+from stages.evaluation.uncertainty import (
+    DIFFERENCE,
+    count_lesions,
+    describe,
+    effective_lesions,
+    replicate,
+    unit_weights,
+)
 from stages.evaluation.weighted import weighted_areas, weighted_rates
 
 # Fewer lesions say nothing: of 10 that are all found, 3 in 10 others might still be missed (95 %, the rule of three).
-SMALLEST_JUDGED = 10
+MIN_LESIONS = 10
 AGE_BANDS = (0, 30, 45, 60, 75, 121)  # years
 UNKNOWN = "unknown"
 NOT_ASSESSABLE = ["skin tone: the dataset does not record it"]
@@ -28,7 +35,7 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
     """
     names = [f"{low}-{high - 1}" for low, high in pairwise(AGE_BANDS)]
     names = [f"under {AGE_BANDS[1]}", *names[1:-1], f"{AGE_BANDS[-2]} and older"]
-    age = pd.cut(images["age"].astype(float), AGE_BANDS, right=False, labels=names)
+    age = pd.Series(pd.cut(images["age"].astype(float), list(AGE_BANDS), right=False, labels=names))
     return pd.DataFrame(
         {
             "age": age.astype(object).where(age.notna(), UNKNOWN),
@@ -40,7 +47,7 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def judge_subgroups(
+def assess_subgroups(
     score: np.ndarray,
     is_malignant: np.ndarray,
     lesions: np.ndarray,
@@ -62,29 +69,39 @@ def judge_subgroups(
 
     Returns:
         By attribute `groups`, the largest first, and `worst_gap`: by metric the two groups that lie furthest apart, of
-        those with enough lesions to be judged (`SMALLEST_JUDGED` malignant ones for sensitivity, benign ones for
-        specificity, both for AUROC), and their difference; None where fewer than two can be judged. The gap was picked
-        as the widest: its interval does not account for that.
+        those with enough lesions to be assessed (`MIN_LESIONS` malignant ones for sensitivity, benign ones for
+        specificity, both for AUROC), and their difference; None where fewer than two can be assessed. The gap was
+        picked as the widest: its interval does not account for that.
     """
     result = {}
     for attribute in groups.columns:
-        counts = groups[attribute].value_counts().sort_index().sort_values(ascending=False, kind="stable")
-        members = [(groups[attribute] == name).to_numpy() for name in counts.index]
+        names = groups[attribute].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
+        members = [(groups[attribute] == name).to_numpy() for name in names]
 
         def statistic(weights: np.ndarray, members: list[np.ndarray] = members) -> dict[str, np.ndarray]:
             columns = [_rates(score[mine], is_malignant[mine], threshold, weights[:, mine]) for mine in members]
             return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
 
-        values = {metric: numbers[0] for metric, numbers in statistic(np.ones((1, len(lesions)))).items()}
-        drawn = replicate(statistic, lesions, replicates)
-        described = [_count(name, lesions[mine], is_malignant[mine]) for name, mine in zip(counts.index, members)]
-        gaps = {}
-        for metric in METRICS:
-            behind = np.array([_lesions_behind(metric, group) for group in described])
-            for group, number in zip(described, describe(values[metric], drawn[metric], confidence, behind)):
-                group[metric] = number
-            judged = np.array([group["judged"][metric] for group in described])
-            gaps[metric] = _worst_gap(list(counts.index), judged, values[metric], drawn[metric], confidence, behind)
+        values, drawn = statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)
+        counts = np.array([count_lesions(lesions[mine], is_malignant[mine]) for mine in members]).T
+        effective = {metric: effective_lesions(metric, *counts) for metric in METRICS}
+        numbers = {
+            metric: describe(values[metric][0], drawn[metric], confidence, effective[metric]) for metric in METRICS
+        }
+        described = [
+            {
+                "name": name,
+                "images": int(members[row].sum()),
+                **dict(zip(("lesions", "malignant_lesions", "benign_lesions"), counts[:, row].tolist())),
+                "judged": {metric: bool(effective[metric][row] >= MIN_LESIONS) for metric in METRICS},
+                **{metric: numbers[metric][row] for metric in METRICS},
+            }
+            for row, name in enumerate(names)
+        ]
+        gaps = {
+            metric: _worst_gap(names, values[metric][0], drawn[metric], effective[metric], confidence)
+            for metric in METRICS
+        }
         result[attribute] = {"groups": described, "worst_gap": gaps}
     return result
 
@@ -95,37 +112,15 @@ def _rates(score: np.ndarray, is_malignant: np.ndarray, threshold: float, weight
     return {"sensitivity": rates["sensitivity"][:, 0], "specificity": rates["specificity"][:, 0], "auroc": auroc}
 
 
-def _count(name: str, lesions: np.ndarray, is_malignant: np.ndarray) -> dict:
-    everyone, malignant, benign = count_lesions(lesions, is_malignant)
-    enough = {"sensitivity": malignant >= SMALLEST_JUDGED, "specificity": benign >= SMALLEST_JUDGED}
-    return {
-        "name": name,
-        "images": len(lesions),
-        "lesions": everyone,
-        "malignant_lesions": malignant,
-        "benign_lesions": benign,
-        "judged": {**enough, "auroc": all(enough.values())},
-    }
-
-
-def _lesions_behind(metric: str, group: dict) -> int:
-    return lesions_behind(metric, group["lesions"], group["malignant_lesions"], group["benign_lesions"])
-
-
 def _worst_gap(
-    names: list[str],
-    judged: np.ndarray,
-    values: np.ndarray,
-    drawn: np.ndarray,
-    confidence: float,
-    lesions: np.ndarray,
+    names: pd.Index, values: np.ndarray, drawn: np.ndarray, lesions: np.ndarray, confidence: float
 ) -> dict | None:
-    if judged.sum() < 2:
+    assessed = lesions >= MIN_LESIONS
+    if assessed.sum() < 2:
         return None
-    highest = int(np.where(judged, values, -np.inf).argmax())
+    high = int(np.where(assessed, values, -np.inf).argmax())
     # Of equal ones the last: where all groups are alike, the two are still two.
-    lowest = len(names) - 1 - int(np.where(judged, values, np.inf)[::-1].argmin())
-    behind = min(lesions[highest], lesions[lowest])
-    gap, gaps = values[highest] - values[lowest], drawn[:, highest] - drawn[:, lowest]
-    difference = describe(gap, gaps, confidence, behind, DIFFERENCE)
-    return {"highest": names[highest], "lowest": names[lowest], "difference": difference}
+    low = len(values) - 1 - int(np.where(assessed, values, np.inf)[::-1].argmin())
+    gap, gaps = values[high] - values[low], drawn[:, high] - drawn[:, low]
+    difference = describe(gap, gaps, confidence, min(lesions[high], lesions[low]), DIFFERENCE)
+    return {"highest": names[high], "lowest": names[low], "difference": difference}

@@ -10,13 +10,14 @@ for a number near the end of its range. The percentiles of the replicates do not
 one side (benchmarks/README.md has the coverage of both).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sized
 from functools import lru_cache
 
 import numpy as np
 from scipy.special import stdtrit
 
 from stages.evaluation.calibration import LARGEST_NLL
+from stages.evaluation.weighted import is_mean_over_classes, mean_over_classes
 
 SEED = 0  # of the draws; the intervals are results, and results can be produced again
 # Weights of so many images are held at once, 16 MB of float64 however large the test set: what is computed from them
@@ -24,14 +25,21 @@ SEED = 0  # of the draws; the intervals are results, and results can be produced
 _CHUNK = 2_000_000
 _LARGEST_KEPT = 16_000_000  # draws of lesions, of 2 bytes each
 
-# From weights, shape (replicates, images), to arrays of shape (replicates,) or (replicates, k) by name; NaN where a
-# replicate has no such number.
+# From weights, shape (replicates, images), to arrays of shape (replicates,) or (replicates, k) by name, as those of
+# `weighted_metrics` and `weighted_calibration`; NaN where a replicate has no such number.
 Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
+Lesions = float | np.ndarray  # how many a number rests on, or each of several; degrees of freedom need not be whole
+EffectiveLesions = Callable[[str], Lesions]  # by the name of a number
 
 SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # ranges: of most numbers, and of their differences
 _MEANS_OVER_IMAGES = ("accuracy", "ece", "brier", "nll")
 # Digits of a number that are more than rounding errors: a perfect AUROC may come out as 1 - 1e-16.
 DIGITS = 12
+
+
+def unit_weights(images: Sized) -> np.ndarray:
+    """Every image once, shape (1, n): the weights of the test set itself."""
+    return np.ones((1, len(images)))
 
 
 def lesion_weights(lesions: np.ndarray, replicates: int) -> Iterator[np.ndarray]:
@@ -77,26 +85,57 @@ def replicate(statistic: Statistic, lesions: np.ndarray, replicates: int) -> dic
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def count_lesions(lesions: np.ndarray, is_malignant: np.ndarray) -> tuple[int, int, int]:
-    """How many lesions there are: all, malignant ones and benign ones.
+def count_lesions(lesions: np.ndarray, is_positive: np.ndarray) -> tuple[int, int, int]:
+    """How many lesions there are: all, positive ones and negative ones.
 
     Args:
         lesions: the lesion of each image, shape (n,).
-        is_malignant: bool, shape (n,).
+        is_positive: bool, shape (n,): malignant, or of a class.
     """
-    return tuple(len(np.unique(lesions[kind])) for kind in (slice(None), is_malignant, ~is_malignant))
+    return len(np.unique(lesions)), len(np.unique(lesions[is_positive])), len(np.unique(lesions[~is_positive]))
 
 
-def lesions_behind(metric: str, everyone: int, malignant: int, benign: int) -> int:
+def effective_lesions(metric: str, total: Lesions, positive: Lesions, negative: Lesions) -> Lesions:
     """How many lesions a metric rests on: all for a mean over images, else those of the rarer kind.
 
-    At least 1, also of a metric that has no value.
+    At least 1, also of a metric that has no value. Of means over classes: of the number of each class, all counts of
+    shape (classes,).
     """
-    if metric.startswith("sensitivity"):
-        return max(1, malignant)
+    metric = metric.removeprefix("macro_")
+    if metric.startswith(("sensitivity", "balanced_accuracy")):
+        return np.maximum(1, positive)
     if metric.startswith("specificity"):
-        return max(1, benign)
-    return max(1, everyone if metric in _MEANS_OVER_IMAGES else min(malignant, benign))
+        return np.maximum(1, negative)
+    return np.maximum(1, total if metric in _MEANS_OVER_IMAGES else np.minimum(positive, negative))
+
+
+def combine_classes(drawn: np.ndarray, lesions: Lesions) -> tuple[np.ndarray, float]:
+    """The replicates of a mean over classes, and the lesions that it rests on, for `score_interval`.
+
+    The sum of a few variances, most of it often of the rarest classes, is known as badly as they are: its degrees of
+    freedom are (Σ v)² / Σ (v² / (m − 1)) for classes with the variances v and m lesions (Welch, Biometrika 34:28, 1947;
+    Satterthwaite, Biometrics Bulletin 2:110, 1946). Each v is m / (m − 1) times the variance of the replicates, as in
+    `score_interval`, so what they draw of a rare class is spread by so much.
+
+    Args:
+        drawn: shape (replicates, classes); NaN where one has no such number.
+        lesions: of each class, shape (classes,).
+
+    Returns:
+        Replicates of the mean, shape (replicates,), and one more than the degrees of freedom.
+    """
+    counts, known = np.asarray(lesions), np.isfinite(drawn)
+    if (counts[known.any(axis=0)] < 2).all():
+        return mean_over_classes(drawn), 1
+    spread = np.where(known, drawn - mean_over_classes(drawn.T)[None], 0)
+    others = np.maximum(counts - 1, 1)
+    variance = (spread**2).sum(axis=0) / np.maximum(known.sum(axis=0), 1) * (others + 1) / others
+    if not variance.round(DIGITS).any():  # none shows an error: as if it were the same of every lesion
+        variance = known.any(axis=0) / others
+    degrees = float(variance.sum() ** 2 / (variance**2 / others).sum())
+    # What `score_interval` adds for the lesions of the mean is taken off again.
+    factor = np.sqrt((others + 1) / others * degrees / (degrees + 1))
+    return mean_over_classes(drawn + spread * (factor - 1)), 1 + degrees
 
 
 def range_of(metric: str) -> tuple[float, float]:
@@ -105,14 +144,20 @@ def range_of(metric: str) -> tuple[float, float]:
     return {"brier": (0.0, 2.0), "nll": (0.0, LARGEST_NLL)}.get(metric, SHARE)
 
 
+def combine(metric: str, parts: np.ndarray) -> np.ndarray:
+    """A metric from what `weighted_metrics` or `weighted_calibration` give: of the last axis, where it has parts."""
+    if metric == "ece":
+        return np.abs(parts).sum(axis=-1)
+    return mean_over_classes(parts) if is_mean_over_classes(metric) else parts
+
+
 def estimate(
     statistic: Statistic,
     lesions: np.ndarray,
     replicates: int,
     confidence: float,
-    behind: Callable[[str], int | np.ndarray],
-    gaps: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
-    span: tuple[float, float] | None = None,
+    effective: EffectiveLesions,
+    bounds: tuple[float, float] | None = None,
 ) -> dict:
     """Every number of a statistic with its interval.
 
@@ -121,27 +166,24 @@ def estimate(
         lesions: the lesion of each image, shape (n,).
         replicates: of the bootstrap.
         confidence: as 0.95.
-        behind: how many lesions a number rests on, by its name; one for all, or of shape (k,).
-        gaps: by the names of numbers that are sums of absolute gaps, as a calibration error is: what gives the gaps,
-            with their signs, of shape (replicates, k) for weights. Their intervals are those of `_interval_of_gaps`.
-        span: the least and the largest value that all the numbers can have, such as `DIFFERENCE`; None: that of
+        effective: how many lesions a number rests on, by its name; one for all, or of shape (k,).
+        bounds: the least and the largest value that all the numbers can have, such as `DIFFERENCE`; None: those of
             `range_of`.
 
     Returns:
         By name `{"value": number, "interval": [low, high]}`, or a list of them where the statistic has k numbers of a
-        name. Both are None where there is no value; replicates without a value are left out of an interval.
+        name that are no parts of one. Both are None where there is no value; replicates without a value are left out of
+        an interval.
     """
-    lesions = np.asarray(lesions)
-    once = np.ones((1, len(lesions)))
-    values, drawn = statistic(once), replicate(statistic, lesions, replicates)
-    numbers = {
-        name: describe(values[name][0], drawn[name], confidence, behind(name), span or range_of(name))
-        for name in values
-    }
-    for name, gap in (gaps or {}).items():
-        signed = replicate(lambda weights, gap=gap: {"gaps": gap(weights)}, lesions, replicates)["gaps"]
-        if np.ptp(signed.round(DIGITS), axis=0).any():  # else the replicates know nothing of chance
-            numbers[name]["interval"] = _interval_of_gaps(gap(once)[0], signed, confidence)
+    values, drawn = statistic(unit_weights(lesions)), replicate(statistic, np.asarray(lesions), replicates)
+    numbers = {}
+    for name, (value,) in values.items():
+        draws, count = combine(name, drawn[name]), effective(name)
+        if is_mean_over_classes(name):
+            draws, count = combine_classes(drawn[name], count)
+        numbers[name] = describe(combine(name, value), draws, confidence, count, bounds or range_of(name))
+        if name == "ece" and np.ptp(drawn[name].round(DIGITS), axis=0).any():  # else they know nothing of chance
+            numbers[name]["interval"] = _interval_of_gaps(value, drawn[name], confidence)
     return numbers
 
 
@@ -149,8 +191,8 @@ def describe(
     value: np.ndarray,
     drawn: np.ndarray,
     confidence: float,
-    lesions: int | np.ndarray,
-    span: tuple[float, float] = SHARE,
+    lesions: Lesions,
+    bounds: tuple[float, float] = SHARE,
 ) -> dict | list[dict]:
     """A number, or k of them, with the interval that its replicates give: what `estimate` returns by name.
 
@@ -159,12 +201,12 @@ def describe(
         drawn: shape (replicates,) or (replicates, k).
         confidence: as 0.95.
         lesions: how many each rests on.
-        span: the least and the largest value that it can have.
+        bounds: the least and the largest value that it can have.
     """
-    low, high = score_interval(value, drawn, confidence, lesions, span)
+    low, high = score_interval(value, drawn, confidence, lesions, bounds)
     numbers = [
-        {"value": None, "interval": None} if np.isnan(bounds[0]) else {"value": float(number), "interval": list(bounds)}
-        for number, *bounds in zip(*(np.atleast_1d(part).tolist() for part in (value, low, high)))
+        {"value": None, "interval": None} if np.isnan(interval[0]) else {"value": float(number), "interval": interval}
+        for number, *interval in zip(*(np.atleast_1d(part).tolist() for part in (value, low, high)))
     ]
     return numbers if np.ndim(value) else numbers[0]
 
@@ -173,8 +215,8 @@ def score_interval(
     value: np.ndarray,
     drawn: np.ndarray,
     confidence: float,
-    lesions: int | np.ndarray,
-    span: tuple[float | np.ndarray, float | np.ndarray] = SHARE,
+    lesions: Lesions,
+    bounds: tuple[float | np.ndarray, float | np.ndarray] = SHARE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The score interval of numbers that lie in a range, with the effective sample size that their replicates give.
 
@@ -196,12 +238,12 @@ def score_interval(
         drawn: of the replicates, shape (replicates,) or (replicates, k); NaN where one has no such number.
         confidence: as 0.95.
         lesions: m, one for all or of shape (k,).
-        span: the ends of the range.
+        bounds: the ends of the range.
 
     Returns:
         The lower and the upper bounds, of the shape of `value`; NaN where there is no value or no replicate has one.
     """
-    least, largest = span
+    least, largest = bounds
     share, shares = (np.round((np.asarray(number) - least) / (largest - least), DIGITS) for number in (value, drawn))
     known = np.isfinite(shares)
     shares, count = np.where(known, shares, 0), np.maximum(known.sum(axis=0), 1)

@@ -4,17 +4,21 @@ Everywhere `weights` is how often each image counts, at least 0, shape (replicat
 (replicates,), or (replicates, k) for k thresholds or bins, with NaN where a replicate has no such number.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from scipy.sparse import csr_array
 
 from stages.dataset.taxonomy import class_names, malignant_classes
 from stages.evaluation.predictions import malignant_probability
 
+CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1", "auroc", "auprc")  # of one class against the rest
+
 
 def weighted_metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The headline metrics of `compute_metrics` where every image counts `weights` times.
+    """The metrics of predictions, each image decided for its most probable class, where it counts `weights` times.
+
+    For two classes `CLASS_METRICS` are those of malignancy. For seven, those of each diagnosis against the rest have
+    the prefix `macro_`, and `malignant_auroc` is that of the summed probability of the malignant diagnoses. A class
+    that is never predicted has the precision 0. A class without images has no metrics of its own; specificity, AUROC
+    and AUPRC need images outside the class as well.
 
     Args:
         probabilities: shape (n, 2) or (n, 7).
@@ -22,78 +26,70 @@ def weighted_metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.
         weights: at least 0, shape (replicates, n).
 
     Returns:
-        An array of shape (replicates,) by the metric's name, NaN where a replicate has none.
+        An array of shape (replicates,) by the metric's name, but the unweighted means over classes, which
+        `is_mean_over_classes` tells: they come as what they are means of, shape (replicates, classes).
     """
     classes = class_names(probabilities.shape[1])
-    predicted = probabilities.argmax(axis=1)
-    is_class = labels[:, None] == np.arange(len(classes))
-    is_predicted = predicted[:, None] == np.arange(len(classes))
-    true, positive, hit = (
+    is_class, is_predicted = (
+        numbers[:, None] == np.arange(len(classes)) for numbers in (labels, probabilities.argmax(axis=1))
+    )
+    positive, predicted_positive, true_positive = (
         weights @ part.astype(np.float64) for part in (is_class, is_predicted, is_class & is_predicted)
     )
     total = weights.sum(axis=1, keepdims=True)
-
-    with np.errstate(divide="ignore", invalid="ignore"):  # a class without images: NaN, as documented
-        per_class = {
-            "sensitivity": hit / true,
-            "specificity": (total - true - positive + hit) / (total - true),
-            # A class that is never predicted has no precision of its own; like torchmetrics, count it as 0.
-            "precision": np.where(positive > 0, hit / positive, 0.0),
-            "f1": 2 * hit / (true + positive),
-        }
-        accuracy = hit.sum(axis=1) / total[:, 0]
-    shared = {"accuracy": accuracy, "balanced_accuracy": _mean_over_classes(per_class["sensitivity"])}
     # Of two classes only malignancy is reported, and ranking is most of the work.
     asked = [1] if len(classes) == 2 else list(range(len(classes)))
-    per_class = {name: values[:, asked] for name, values in per_class.items()}
     areas = [weighted_areas(probabilities[:, number], is_class[:, number], weights) for number in asked]
-    per_class["auroc"], per_class["auprc"] = (np.stack(columns, axis=1) for columns in zip(*areas))
-    absent = true[:, asked] == 0
-    for values in per_class.values():
-        values[absent] = np.nan
+    auroc, auprc = (np.stack(columns, axis=1) for columns in zip(*areas))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a class without images: NaN, as documented
+        accuracy = true_positive.sum(axis=1) / total[:, 0]
+        sensitivity = true_positive / positive
+        specificity = (total - positive - predicted_positive + true_positive) / (total - positive)
+        precision = np.where(predicted_positive > 0, true_positive / predicted_positive, 0.0)
+        f1 = 2 * true_positive / (positive + predicted_positive)
+    numbers = (sensitivity[:, asked], specificity[:, asked], precision[:, asked], f1[:, asked], auroc, auprc)
+    per_class = {name: np.where(positive[:, asked] > 0, of, np.nan) for name, of in zip(CLASS_METRICS, numbers)}
 
+    shared = {"accuracy": accuracy, "balanced_accuracy": sensitivity}
     if len(classes) == 2:
-        return shared | {name: values[:, 0] for name, values in per_class.items()}
-    malignant = np.isin(classes, malignant_classes(len(classes)))
-    shared["malignant_auroc"], _ = weighted_areas(malignant_probability(probabilities), malignant[labels], weights)
-    return shared | {f"macro_{name}": _mean_over_classes(values) for name, values in per_class.items()}
+        return shared | {name: of_malignant[:, 0] for name, of_malignant in per_class.items()}
+    is_malignant = np.isin(classes, malignant_classes(len(classes)))[labels]
+    shared["malignant_auroc"], _ = weighted_areas(malignant_probability(probabilities), is_malignant, weights)
+    return shared | {f"macro_{name}": of_classes for name, of_classes in per_class.items()}
 
 
-def _mean_over_classes(values: np.ndarray) -> np.ndarray:
+def is_mean_over_classes(metric: str) -> bool:
+    """Whether a metric of `weighted_metrics` is the mean of numbers of the classes."""
+    return metric == "balanced_accuracy" or metric.startswith("macro_")
+
+
+def mean_over_classes(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis without the classes that have no value; NaN where none has one."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
+        return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)
 
 
-class Steps(NamedTuple):
-    """The steps of a ROC curve, from the highest score down; images of one score make one step.
+def weighted_steps(score: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of the positives and of the negatives in each step of a ROC curve, from the highest score down.
 
-    Attributes:
-        positives: weight of the positives of each step, shape (replicates, steps).
-        negatives: that of the negatives.
-        scores: of each step, shape (steps,), falling.
-    """
-
-    positives: np.ndarray
-    negatives: np.ndarray
-    scores: np.ndarray
-
-
-def weighted_steps(score: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> Steps:
-    """The steps of the ROC curve of each replicate.
+    Images of one score make one step.
 
     Args:
         score: shape (n,), higher for positives.
         is_positive: bool, shape (n,).
         weights: shape (replicates, n).
+
+    Returns:
+        Two arrays of shape (replicates, steps).
     """
     order = np.argsort(-score, kind="stable")
-    sorted_score = score[order]
-    first_of_step = np.flatnonzero(np.r_[True, sorted_score[1:] != sorted_score[:-1]])
+    first_of_step = np.flatnonzero(np.diff(score[order], prepend=np.inf))
     ordered = weights[:, order]
-    everyone = np.add.reduceat(ordered, first_of_step, axis=1)
-    positives = np.add.reduceat(ordered * is_positive[order], first_of_step, axis=1)
-    return Steps(positives, everyone - positives, sorted_score[first_of_step])
+    positives, total = (
+        np.add.reduceat(part, first_of_step, axis=1) for part in (ordered * is_positive[order], ordered)
+    )
+    return positives, total - positives
 
 
 def weighted_areas(score: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,21 +107,23 @@ def weighted_areas(score: np.ndarray, is_positive: np.ndarray, weights: np.ndarr
     own_start, own_end = (np.searchsorted(positives, places) for places in (start, end))
 
     own = np.take(weights.T, order[positives], axis=0)
-    everyone, hits = _counted(np.take(weights.T, order, axis=0)), _counted(own)
-    called, found = everyone[end], hits[own_end]
-    alarms = called - found
-    alarms += everyone[start]
-    alarms -= hits[own_start]  # of this step and of those above it, added up
-    positive, negative = hits[-1], everyone[-1] - hits[-1]
+    total, hits = _cumulated(np.take(weights.T, order, axis=0)), _cumulated(own)
+    predicted_positive, true_positives = total[end], hits[own_end]
+    false_positives = predicted_positive - true_positives
+    false_positives += total[start]
+    false_positives -= hits[own_start]  # of this step and of those above it, added up
+    positive, negative = hits[-1], total[-1] - hits[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        auroc = 1 - np.einsum("ij,ij->j", own, alarms) / (2 * positive * negative)
-        precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+        auroc = 1 - np.einsum("ij,ij->j", own, false_positives) / (2 * positive * negative)
+        precision = np.divide(
+            true_positives, predicted_positive, out=np.zeros_like(true_positives), where=predicted_positive > 0
+        )
         auprc = np.einsum("ij,ij->j", own, precision) / positive
     auprc[negative == 0] = np.nan
     return auroc, auprc
 
 
-def _counted(weights: np.ndarray) -> np.ndarray:
+def _cumulated(weights: np.ndarray) -> np.ndarray:
     """The sum of the first 0, 1, 2 … rows."""
     sums = np.zeros((len(weights) + 1, weights.shape[1]))
     np.cumsum(weights, axis=0, out=sums[1:])
@@ -135,7 +133,7 @@ def _counted(weights: np.ndarray) -> np.ndarray:
 def weighted_rates(
     score: np.ndarray, is_positive: np.ndarray, thresholds: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What a decision at each threshold gets right: an image is called positive from the threshold on.
+    """What a decision at each threshold gets right: an image is called positive at or above it.
 
     Args:
         score: shape (n,).
@@ -147,15 +145,13 @@ def weighted_rates(
         `true_positives` and `false_positives` (weights), `sensitivity`, `specificity`, `ppv` and `npv`, each of the
         shape (replicates, k).
     """
-    rank = np.argsort(np.argsort(thresholds))
-    reached = np.searchsorted(np.sort(thresholds), score, side="right")  # how many of the thresholds
 
     def split_at(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The weight of `members` below each threshold, and from it on."""
-        places = (reached[members], np.flatnonzero(members))
-        sums = csr_array((np.ones(len(places[0])), places), (len(thresholds) + 1, len(score))) @ weights.T
-        below = sums.cumsum(axis=0)[:-1].T[:, rank]
-        return below, sums.sum(axis=0)[:, None] - below
+        """The weight of `members` below each threshold, and at or above it."""
+        order = np.flatnonzero(members)[np.argsort(score[members])]
+        sums = _cumulated(np.take(weights.T, order, axis=0))
+        below = sums[np.searchsorted(score[order], thresholds)].T
+        return below, sums[-1][:, None] - below
 
     false_negatives, true_positives = split_at(is_positive)
     true_negatives, false_positives = split_at(~is_positive)
@@ -178,14 +174,12 @@ def weighted_sensitivity_at(
     Of observed thresholds only, without interpolation. The reverse, specificity at a sensitivity, is this of `-score`
     and `~is_positive`.
     """
-    positives, negatives, _ = weighted_steps(score, is_positive, weights)
-    start = np.zeros((len(weights), 1))  # above the highest score nothing is positive
-    true = np.concatenate([start, positives.cumsum(axis=1)], axis=1)
-    false = np.concatenate([start, negatives.cumsum(axis=1)], axis=1)
+    # Above the highest score nothing is positive.
+    true, false = (_cumulated(part.T).T for part in weighted_steps(score, is_positive, weights))
     result = np.empty((len(weights), len(specificities)))
-    for row, (hits, alarms) in enumerate(zip(true, false)):
+    for row, (true_positives, false_positives) in enumerate(zip(true, false)):
         # Weights are counts: half an image is more than rounding and less than an image.
-        allowed = (1 - np.asarray(specificities)) * alarms[-1] + 1e-6
-        reached = hits[np.searchsorted(alarms, allowed, side="right") - 1]
-        result[row] = reached / hits[-1] if hits[-1] and alarms[-1] else np.nan
+        allowed = (1 - np.asarray(specificities)) * false_positives[-1] + 1e-6
+        reached = true_positives[np.searchsorted(false_positives, allowed, side="right") - 1]
+        result[row] = reached / true_positives[-1] if true_positives[-1] and false_positives[-1] else np.nan
     return result

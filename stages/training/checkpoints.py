@@ -64,9 +64,9 @@ def fingerprint(config: Config, inputs: Iterable[Path]) -> str:
 
 def loaded_code() -> list[Path]:
     """The files of this pipeline's code that this process runs, whatever the name of their module: `__main__` too."""
-    package = Path(__file__).parents[1]
-    files = {Path(file).resolve() for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-    return sorted(file for file in files if file.is_relative_to(package))
+    package = f"{Path(__file__).parents[1]}{os.sep}"
+    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    return sorted(Path(file) for file in map(os.path.abspath, files) if file.startswith(package))
 
 
 class Checkpoints:

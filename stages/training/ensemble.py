@@ -48,6 +48,8 @@ class Member(NamedTuple):
 def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> list[int | None]:
     """For each network of an ensemble the fold that it is validated on; None: the split's.
 
+    Over folds, none of them sees the split's: what calibrates their average has to be new to all of them.
+
     Args:
         config: how many networks.
         split: table of the splits.
@@ -58,11 +60,11 @@ def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> 
     """
     if not config.is_over_folds:
         return [None] * config.ensemble
-    folds = validation_folds(read_split(split, images))
+    folds = validation_folds(read_split(split, images))[1:]
     if config.ensemble > len(folds):
         raise InputError(
             f"model.ensemble is {config.ensemble} and model.ensemble_over 'folds', but {split} has only {len(folds)} "
-            "folds that are not tested; lower it, or raise split.folds"
+            "folds besides those for calibration and test; lower it, or raise split.folds"
         )
     return folds[: config.ensemble]
 

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,13 +6,10 @@ import pandas as pd
 import pytest
 
 from benchmarks import recipe
-from benchmarks.plain import PLAIN
 from benchmarks.recipe import BASE, FAMILIES, Measured, Row, average_seeds, cell, cross_fitted, fuse, key, plan, table
 from stages.classifier.calibration import apply_temperature
-from stages.dataset.folds import validated_on, validation_folds
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.errors import InputError, TerminatedError
-from stages.split import split_dataset
 
 METRICS = ("accuracy", "malignant_auroc")
 
@@ -73,17 +69,6 @@ def test_fewer_training_lesions_stay_whole_and_nothing_else_changes(images):
         lesions = manifest[fewer["split"] == "train"].groupby("dx")["lesion_id"].nunique()
         assert lesions.to_dict() == dict.fromkeys(DIAGNOSES, round(10 * share))
     assert set(kept[0.2].query("split == 'train'")["image_id"]) < set(kept[0.5].query("split == 'train'")["image_id"])
-
-
-def test_an_ensemble_over_folds_never_sees_the_images_that_judge_it(images):
-    manifest, _ = images
-    split = split_dataset(manifest, replace(PLAIN.split, folds=5, test_fold=4, val_fold=3))
-    own = recipe.leave_out(split)
-    judging, held_out = set(split.query("split == 'val'")["image_id"]), set(split.query("split == 'test'")["image_id"])
-    for fold in validation_folds(own)[:3]:
-        seen = set(validated_on(own, fold).query("split != 'test'")["image_id"])
-        assert seen == set(split["image_id"]) - judging - held_out
-    assert set(own.query("split == 'val'")["fold"]) == {0}
 
 
 def test_a_run_that_is_recorded_is_not_done_again(tmp_path, measured):

@@ -25,7 +25,7 @@ WITHOUT_EFFECT = {
     "dvc",
     "dvc-s3",
     "filelock",
-    "jsonschema",
+    "pydantic",
     "nvidia-ml-py",
     "optuna",
     "psutil",

@@ -147,9 +147,9 @@ def test_the_held_out_folds_are_the_ones_chosen():
     assert list(split_of(fold, test_fold=2, val_fold=0)) == ["val", "train", "test", "train", "test"]
 
 
-def test_folds_validate_in_turn_from_the_one_that_the_split_names_on():
+def test_folds_validate_in_turn_and_the_one_that_the_split_names_is_left_out_then():
     fold = pd.Series([0, 1, 2, 3, 2])
     table = pd.DataFrame({"fold": fold, "split": split_of(fold, test_fold=1, val_fold=2)})
     assert validation_folds(table) == [2, 3, 0]
-    assert list(validated_on(table, 3)["split"]) == ["train", "test", "train", "val", "train"]
+    assert list(validated_on(table, 3)["split"]) == ["train", "test", "test", "val", "test"]
     assert validated_on(table, 2).equals(table)

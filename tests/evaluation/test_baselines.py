@@ -5,7 +5,7 @@ import statsmodels.api as sm
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from stages.dataset.taxonomy import DIAGNOSES, class_names
-from stages.evaluation.baselines import judge_baselines
+from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, predictions_table
 
@@ -44,7 +44,7 @@ def predict(images: pd.DataFrame, classes: int) -> Predictions:
 
 
 def judged(test: pd.DataFrame, train: pd.DataFrame, classes: int = 2) -> dict:
-    return judge_baselines(predict(test, classes), test, train, 200, 0.95)
+    return assess_baselines(predict(test, classes), test, train, 200, 0.95)
 
 
 @pytest.mark.parametrize("classes", [2, 7])
@@ -101,7 +101,7 @@ def test_a_classifier_that_says_what_the_metadata_say_adds_nothing_with_certaint
     table = predictions.table.assign(probability_malignant=band, probability_benign=1 - band)
     for column in ("sex", "localization"):
         train[column], test[column] = "unknown", "unknown"
-    added = judge_baselines(Predictions(table, predictions.classes), test, train, 100, 0.95)["metadata"]["image_adds"]
+    added = assess_baselines(Predictions(table, predictions.classes), test, train, 100, 0.95)["metadata"]["image_adds"]
     assert added["auroc"] == {"value": 0, "interval": [0, 0]}
 
 

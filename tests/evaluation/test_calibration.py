@@ -11,6 +11,7 @@ from stages.evaluation.calibration import (
     weighted_gaps,
     weighted_observed,
 )
+from stages.evaluation.uncertainty import combine
 
 
 def drawn(classes: int, images: int = 400, sharpness: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +29,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def errors(probabilities, labels) -> dict[str, float]:
     weighted = weighted_calibration(np.array(probabilities), np.array(labels), np.ones((1, len(labels))))
-    return {name: values.item() for name, values in weighted.items()}
+    return {name: combine(name, values).item() for name, values in weighted.items()}
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1, 3])
@@ -50,9 +51,8 @@ def test_a_weight_counts_an_image_as_often(classes):
     weighted = weighted_calibration(probabilities, labels, weights.astype(float))
     for number, weight in enumerate(weights):
         repeated = np.repeat(np.arange(400), weight)
-        assert {name: values[number] for name, values in weighted.items()} == pytest.approx(
-            errors(probabilities[repeated], labels[repeated])
-        )
+        numbers = {name: combine(name, values[number]) for name, values in weighted.items()}
+        assert numbers == pytest.approx(errors(probabilities[repeated], labels[repeated]))
 
 
 def test_a_hand_worked_calibration_error():
@@ -123,4 +123,4 @@ def test_a_bin_holds_its_upper_end():
     # 0.8 is the upper end of the 12th of 15 bins, which holds 0.75 too: (0.75 − 0.2) / 2 and not (0.75 + 0.2) / 2.
     confidence = np.array([0.8, 0.75])
     told = np.stack([confidence, 1 - confidence], axis=1)
-    assert weighted_calibration(told, np.array([0, 1]), np.ones((1, 2)))["ece"] == pytest.approx([0.275])
+    assert errors(told, np.array([0, 1]))["ece"] == pytest.approx(0.275)

@@ -6,8 +6,10 @@ import pytest
 
 from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
-from stages.evaluation.cases import choose_cases, most_confident_mistakes, read_cases, write_cases
+from stages.evaluation.cases import KINDS, choose_cases, most_confident_mistakes, read_cases, write_cases
 from stages.evaluation.predictions import Predictions
+
+TP, FN, FP = KINDS
 
 
 def table(*rows):
@@ -38,19 +40,35 @@ MIXED = [
 
 
 def test_each_kind_comes_with_its_clearest_images_first():
-    assert chosen(table(*MIXED)) == {"found": ["b", "a"], "missed": ["d", "c"], "false alarm": ["f", "e"]}
-    assert list(choose_cases(table(*MIXED), 0.5, 10)["case"].unique()) == ["found", "missed", "false alarm"]
-    assert chosen(table(*MIXED), count=1) == {"found": ["b"], "missed": ["d"], "false alarm": ["f"]}
+    assert chosen(table(*MIXED)) == {
+        TP: ["b", "a"],
+        FN: ["d", "c"],
+        FP: ["f", "e"],
+    }
+    assert list(choose_cases(table(*MIXED), 0.5, 10)["case"].unique()) == [
+        TP,
+        FN,
+        FP,
+    ]
+    assert chosen(table(*MIXED), count=1) == {TP: ["b"], FN: ["d"], FP: ["f"]}
 
 
 def test_the_threshold_decides_and_an_image_at_it_is_called_malignant():
-    assert chosen(table(*MIXED), 0.3) == {"found": ["b", "a", "c"], "missed": ["d"], "false alarm": ["f", "e"]}
-    assert chosen(table(*MIXED), 0.75) == {"found": ["b"], "missed": ["d", "c", "a"], "false alarm": ["f"]}
+    assert chosen(table(*MIXED), 0.3) == {
+        TP: ["b", "a", "c"],
+        FN: ["d"],
+        FP: ["f", "e"],
+    }
+    assert chosen(table(*MIXED), 0.75) == {
+        TP: ["b"],
+        FN: ["d", "c", "a"],
+        FP: ["f"],
+    }
 
 
 def test_a_kind_without_images_has_no_rows():
-    assert chosen(table(*MIXED), 0.0) == {"found": ["b", "a", "c", "d"], "false alarm": ["f", "e", "g"]}
-    assert chosen(table(*MIXED), 1.0) == {"missed": ["d", "c", "a", "b"]}
+    assert chosen(table(*MIXED), 0.0) == {TP: ["b", "a", "c", "d"], FP: ["f", "e", "g"]}
+    assert chosen(table(*MIXED), 1.0) == {FN: ["d", "c", "a", "b"]}
     assert chosen(table(("g", "G", False, 0.2))) == {}
     assert chosen(table(*MIXED), count=0) == {}
 
@@ -58,24 +76,21 @@ def test_a_kind_without_images_has_no_rows():
 def test_of_a_lesion_the_clearest_image_stands_for_it_and_leaves_room_for_others():
     rows = [("a", "A", True, 0.8), ("b", "A", True, 0.9), ("c", "A", True, 0.1), ("d", "B", True, 0.7)]
     # Found in two images and missed in one: a case of each kind.
-    assert chosen(table(*rows), count=2) == {"found": ["b", "d"], "missed": ["c"]}
+    assert chosen(table(*rows), count=2) == {TP: ["b", "d"], FN: ["c"]}
 
 
 def test_images_with_the_same_probability_keep_their_order():
     rows = [(f"{number}", f"L{number}", number % 3 > 0, [0.9, 0.9, 0.1][number % 3]) for number in reversed(range(60))]
     order = [row[0] for row in rows]
-    expected = {
-        kind: [name for name in order if int(name) % 3 == rest]
-        for kind, rest in (("found", 1), ("missed", 2), ("false alarm", 0))
-    }
+    expected = {kind: [name for name in order if int(name) % 3 == rest] for kind, rest in ((TP, 1), (FN, 2), (FP, 0))}
     assert chosen(table(*rows), count=60) == expected
 
 
 def test_of_seven_classes_the_malignant_ones_count_together(predictions_of):
     predictions = predictions_of([4], 7)  # a melanoma
     predictions.table.loc[:, [f"probability_{name}" for name in class_names(7)]] = [0.2, 0.2, 0, 0, 0.2, 0.4, 0]
-    assert chosen(predictions, 0.55) == {"found": ["I000"]}
-    assert chosen(predictions, 0.65) == {"missed": ["I000"]}
+    assert chosen(predictions, 0.55) == {TP: ["I000"]}
+    assert chosen(predictions, 0.65) == {FN: ["I000"]}
 
 
 def test_mistakes_are_images_of_another_class_than_predicted_the_most_confident_first():
@@ -104,7 +119,7 @@ def test_one_benign_diagnosis_taken_for_another_is_a_mistake(predictions_of):
 @pytest.fixture
 def written(tmp_path):
     """A folder with two cases."""
-    cases = pd.DataFrame({"case": ["found", "missed"], "image_id": ["007", "I1"]})
+    cases = pd.DataFrame({"case": [TP, FN], "image_id": ["007", "I1"]})
     heatmaps = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
     write_cases(tmp_path / "gradcam", cases, heatmaps)
     return tmp_path / "gradcam", cases, heatmaps

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, roc_curve
@@ -14,20 +16,19 @@ def scored(seed: int, images: int = 60, decimals: int = 2) -> tuple[np.ndarray, 
     return (random.random(images) / 2 + truth * 0.3).round(decimals), truth
 
 
-@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("sensitivity", [0.5, 0.8, 0.9, 0.95, 1])
-def test_the_threshold_is_the_highest_that_reaches_the_sensitivity(seed, sensitivity):
-    score, truth = scored(seed)
-    reaching = [t for t in score if (score[truth] >= t).mean() >= sensitivity - 1e-12]
-    assert threshold_for_sensitivity(score, truth, sensitivity) == max(reaching)
+def test_the_threshold_is_the_highest_that_reaches_the_sensitivity(sensitivity):
+    for seed in range(20):
+        score, truth = scored(seed)
+        reaching = [t for t in score if (score[truth] >= t).mean() >= sensitivity - 1e-12]
+        assert threshold_for_sensitivity(score, truth, sensitivity) == max(reaching)
 
 
-@pytest.mark.parametrize("count", [10, 20, 30, 70, 110, 1000])
-@pytest.mark.parametrize("percent", [1, 10, 55, 70, 90, 95, 100])
-def test_a_sensitivity_that_so_many_images_give_exactly_takes_no_more_of_them(count, percent):
-    score = np.arange(count) / count
-    threshold = threshold_for_sensitivity(score, np.ones(count, bool), percent / 100)
-    assert (score >= threshold).sum() == -(-percent * count // 100)
+def test_a_sensitivity_that_so_many_images_give_exactly_takes_no_more_of_them():
+    for count, percent in product((10, 20, 30, 70, 110, 1000), (1, 10, 55, 70, 90, 95, 100)):
+        score = np.arange(count) / count
+        threshold = threshold_for_sensitivity(score, np.ones(count, bool), percent / 100)
+        assert (score >= threshold).sum() == -(-percent * count // 100)
 
 
 def test_images_that_tie_with_the_threshold_are_found_as_well():
@@ -39,13 +40,13 @@ def test_however_small_a_sensitivity_takes_one_image():
     assert threshold_for_sensitivity(np.array([0.1, 0.9]), np.ones(2, bool), 1e-12) == 0.9
 
 
-@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("decimals", [1, 2, 9])
-def test_youden_s_threshold_is_the_highest_of_the_best_in_scikit_learn_s_curve(seed, decimals):
-    score, truth = scored(seed, decimals=decimals)
-    fpr, tpr, thresholds = roc_curve(truth, score, drop_intermediate=False)
-    index = tpr - fpr
-    assert youden_threshold(score, truth) == thresholds[index >= index.max() - 1e-9].max()
+def test_youden_s_threshold_is_the_highest_of_the_best_in_scikit_learn_s_curve(decimals):
+    for seed in range(20):
+        score, truth = scored(seed, decimals=decimals)
+        fpr, tpr, thresholds = roc_curve(truth, score, drop_intermediate=False)
+        index = tpr - fpr
+        assert youden_threshold(score, truth) == thresholds[index >= index.max() - 1e-9].max()
 
 
 def test_perfect_scores_have_the_lowest_malignant_one_as_their_threshold():

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
-from stages.evaluation.subgroups import METRICS, judge_subgroups, subgroup_table
+from stages.evaluation.subgroups import METRICS, assess_subgroups, subgroup_table
 
 THRESHOLD = 0.5
 
@@ -20,8 +20,8 @@ def images():
     return score, truth, lesions, groups
 
 
-def judge(score, truth, lesions, groups, replicates=200):
-    return judge_subgroups(score, truth, lesions, groups, THRESHOLD, replicates, 0.95)
+def assess(score, truth, lesions, groups, replicates=200):
+    return assess_subgroups(score, truth, lesions, groups, THRESHOLD, replicates, 0.95)
 
 
 def test_each_image_has_a_group_of_each_kind():
@@ -44,7 +44,7 @@ def test_each_image_has_a_group_of_each_kind():
 
 def test_a_group_has_the_numbers_of_its_images(images):
     score, truth, lesions, groups = images
-    described = judge(*images)["site"]["groups"]
+    described = assess(*images)["site"]["groups"]
     assert [group["name"] for group in described] == ["back", "face", "ear"], "the largest first"
     for group in described:
         mine = (groups["site"] == group["name"]).to_numpy()
@@ -67,7 +67,7 @@ def test_groups_with_fewer_than_ten_lesions_of_a_kind_are_shown_but_not_judged()
     groups = pd.DataFrame({"site": np.repeat(["a", "b", "c", "d"], [20, 19, 19, 1])})
     truth = np.repeat([True, False, True, False, True, False, True], [10, 10, 9, 10, 10, 9, 1])
     score = np.tile([0.9, 0.1, 0.6], 20)[:59]
-    site = judge(score, truth, lesions, groups)["site"]
+    site = assess(score, truth, lesions, groups)["site"]
     judged = {group["name"]: list(group["judged"].values()) for group in site["groups"]}
     assert judged == {
         "a": [True, True, True],
@@ -84,7 +84,7 @@ def test_groups_with_fewer_than_ten_lesions_of_a_kind_are_shown_but_not_judged()
 
 def test_the_interval_of_a_group_rests_on_its_own_lesions(images):
     _, truth, lesions, groups = images
-    for group in judge(truth.astype(float), truth, lesions, groups)["site"]["groups"]:
+    for group in assess(truth.astype(float), truth, lesions, groups)["site"]["groups"]:
         # All are right: the interval is that of its number of lesions.
         behind = {"sensitivity": group["malignant_lesions"], "specificity": group["benign_lesions"]}
         for metric, count in (behind | {"auroc": min(behind.values())}).items():
@@ -96,12 +96,12 @@ def test_ten_images_of_one_lesion_are_one_lesion():
     groups = pd.DataFrame({"site": ["a"] * 20 + ["b"] * 40})
     lesions = np.r_[np.repeat([0, 1], 10), np.arange(2, 42)]
     truth = np.r_[lesions[:20] == 0, np.arange(40) % 2 == 0]
-    site = judge(np.linspace(0, 1, 60), truth, lesions, groups)["site"]
+    site = assess(np.linspace(0, 1, 60), truth, lesions, groups)["site"]
     assert site["worst_gap"] == {"sensitivity": None, "specificity": None, "auroc": None}
 
 
 def test_the_widest_gap_is_the_difference_of_the_highest_and_the_lowest(images):
-    site = judge(*images)["site"]
+    site = assess(*images)["site"]
     for metric in METRICS:
         judged = {group["name"]: group[metric] for group in site["groups"] if group["judged"][metric]}
         assert set(judged) == {"back", "face"}
@@ -118,7 +118,7 @@ def test_the_interval_of_a_gap_is_that_of_two_independent_fractions():
     # Of 100 lesions each, 80 and 60 are found: the standard error is the root of 0.8·0.2/100 + 0.6·0.4/100.
     found = np.r_[np.arange(100) < 80, np.arange(100) < 60]
     groups = pd.DataFrame({"sex": np.repeat(["female", "male"], 100)})
-    gap = judge(found * 0.9, np.ones(200, bool), np.arange(200), groups, 2000)["sex"]["worst_gap"]["sensitivity"]
+    gap = assess(found * 0.9, np.ones(200, bool), np.arange(200), groups, 2000)["sex"]["worst_gap"]["sensitivity"]
     assert (gap["highest"], gap["lowest"]) == ("female", "male")
     error = 1.96 * (0.16 / 100 + 0.24 / 100) ** 0.5
     assert gap["difference"]["interval"] == pytest.approx([0.2 - error, 0.2 + error], abs=0.012)
@@ -127,7 +127,7 @@ def test_the_interval_of_a_gap_is_that_of_two_independent_fractions():
 def test_where_all_groups_are_alike_the_gap_is_0_and_between_two_of_them():
     groups = pd.DataFrame({"sex": np.repeat(["female", "male", "unknown"], 20)})
     truth = np.arange(60) % 2 == 0
-    for metric, gap in judge(truth * 0.9, truth, np.arange(60), groups)["sex"]["worst_gap"].items():
+    for metric, gap in assess(truth * 0.9, truth, np.arange(60), groups)["sex"]["worst_gap"].items():
         assert gap["highest"] != gap["lowest"], metric
         assert gap["difference"] == {"value": 0, "interval": [0, 0]}
 
@@ -135,5 +135,5 @@ def test_where_all_groups_are_alike_the_gap_is_0_and_between_two_of_them():
 def test_groups_of_one_size_are_in_the_order_of_their_names():
     groups = pd.DataFrame({"sex": ["male", "female", "unknown"] * 4})
     truth = np.arange(12) % 2 == 0
-    described = judge(truth * 0.9, truth, np.arange(12), groups)["sex"]["groups"]
+    described = assess(truth * 0.9, truth, np.arange(12), groups)["sex"]["groups"]
     assert [group["name"] for group in described] == ["female", "male", "unknown"]

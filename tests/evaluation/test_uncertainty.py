@@ -1,18 +1,22 @@
 import numpy as np
+import pandas as pd
 import pytest
-from scipy.stats import norm, t
+from scipy.stats import norm, t, ttest_ind
 from statsmodels.stats.proportion import proportion_confint
 
+from stages.dataset.taxonomy import class_names
 from stages.evaluation import uncertainty
-from stages.evaluation.calibration import weighted_calibration, weighted_gaps
-from stages.evaluation.metrics import compute_metrics
+from stages.evaluation.calibration import weighted_calibration
+from stages.evaluation.metrics import compute_metrics, effective_lesions_of
+from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.uncertainty import (
     _interval_of_gaps,
+    combine_classes,
     count_lesions,
     describe,
+    effective_lesions,
     estimate,
     lesion_weights,
-    lesions_behind,
     replicate,
     score_interval,
 )
@@ -28,13 +32,17 @@ def random_predictions(images: int, classes: int):
 
 
 def estimates(probabilities, labels, lesions, replicates=300, confidence=0.95):
-    counts = count_lesions(lesions, labels == 1)
+    names = class_names(probabilities.shape[1])
+    table = pd.DataFrame({"image_id": np.arange(len(labels)).astype(str), "lesion_id": lesions})
+    predictions = Predictions(
+        predictions_table(table, "test", [names[label] for label in labels], probabilities), names
+    )
     return estimate(
         lambda weights: weighted_metrics(probabilities, labels, weights),
         lesions,
         replicates,
         confidence,
-        lambda name: lesions_behind(name, *counts),
+        effective_lesions_of(predictions),
     )
 
 
@@ -91,7 +99,7 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error():
         20_000,
         0.9,
         lambda name: 40,
-        span=(-1e3, 1e3),  # so far away that it does not matter
+        bounds=(-1e3, 1e3),  # so far away that it does not matter
     )["mean"]
     assert mean["value"] == pytest.approx(values.mean())
     expected = t.interval(0.9, 39, values.mean(), values.std(ddof=1) / 40**0.5)
@@ -182,6 +190,7 @@ def test_perfect_scores_have_an_interval_for_their_number_of_lesions():
     numbers = estimates(np.eye(2)[labels.astype(int)], labels.astype(int), np.arange(60))
     assert numbers["auroc"]["value"] == numbers["specificity"]["value"] == 1
     assert width(numbers["specificity"]) < width(numbers["auroc"]) == width(numbers["sensitivity"])
+    assert 0 < width(numbers["balanced_accuracy"]) < width(numbers["sensitivity"])
     assert numbers["sensitivity"]["interval"] == pytest.approx([19 / (19 + t.ppf(0.975, 19) ** 2), 1])
 
 
@@ -196,9 +205,9 @@ def test_scores_that_are_all_alike_have_the_auroc_of_chance():
     [("accuracy", 50), ("nll", 50), ("ece", 50), ("brier", 50), ("sensitivity", 20), ("specificity_at_threshold", 30)],
 )
 def test_a_metric_rests_on_the_lesions_of_its_kind(metric, lesions):
-    assert lesions_behind(metric, 50, 20, 30) == lesions
-    assert lesions_behind("auroc", 50, 20, 30) == lesions_behind("auroc", 50, 30, 20) == 20
-    assert lesions_behind("macro_f1", 50, 50, 0) == 1
+    assert effective_lesions(metric, 50, 20, 30) == lesions
+    assert effective_lesions("auroc", 50, 20, 30) == effective_lesions("auroc", 50, 30, 20) == 20
+    assert effective_lesions("macro_f1", 50, 50, 0) == 1
 
 
 def test_lesions_are_counted_not_images():
@@ -249,14 +258,47 @@ def test_intervals_hold_the_truth_as_often_as_they_say_where_images_are_clustere
         score, truth, lesion = clustered(random, 300)
         for kind, drawn in enumerate((lesion, np.arange(len(lesion)))):
             drawn = replicate(lambda w, s=score, t=truth: {"auroc": weighted_areas(s, t, w)[0]}, drawn, 200)
-            behind = lesions_behind("auroc", *count_lesions(lesion, truth))
+            effective = effective_lesions("auroc", *count_lesions(lesion, truth))
             low, high = score_interval(
-                weighted_areas(score, truth, np.ones((1, len(lesion))))[0][0], drawn["auroc"], 0.95, behind
+                weighted_areas(score, truth, np.ones((1, len(lesion))))[0][0], drawn["auroc"], 0.95, effective
             )
             held[kind] += low <= 0.9 <= high
     lesions, images = held / 150
     assert 0.91 <= lesions <= 0.99, "benchmarks/bootstrap.py measures it to half a percent"
     assert images < 0.9, "images of one lesion are not independent"
+
+
+def test_the_degrees_of_freedom_of_a_mean_over_classes_are_welchs():
+    random = np.random.default_rng(0)
+    samples = [random.normal(size=4), 3 * random.normal(size=9)]
+    # Two replicates with the standard errors of two bootstrapped means, which go up and down together.
+    drawn = np.stack([np.array([-1, 1]) * sample.std() / len(sample) ** 0.5 for sample in samples], axis=1)
+    mean, lesions = combine_classes(drawn, np.array([4, 9]))
+    assert lesions - 1 == pytest.approx(ttest_ind(*samples, equal_var=False).df)
+    unbiased = sum(sample.std(ddof=1) / len(sample) ** 0.5 for sample in samples) / 2
+    assert mean.std() * np.sqrt(lesions / (lesions - 1)) == pytest.approx(unbiased)
+
+
+def test_of_a_single_class_or_classes_of_one_lesion_nothing_is_gained():
+    drawn = np.random.default_rng(0).random((50, 2))
+    drawn[:, 1] = np.nan
+    mean, lesions = combine_classes(drawn, np.array([7, 1]))
+    assert lesions == pytest.approx(7)
+    assert mean == pytest.approx(drawn[:, 0])
+    assert combine_classes(drawn, np.array([1, 1]))[1] == 1
+
+
+def test_intervals_of_a_mean_over_classes_allow_for_the_rarest():
+    lesions = np.array([10, 15, 33, 3, 33, 200, 4])
+    chances = np.array([0.5, 0.6, 0.7, 0.4, 0.7, 0.95, 0.4])
+    random, held = np.random.default_rng(0), 0
+    for _ in range(600):
+        found = random.binomial(lesions, chances) / lesions
+        drawn = random.binomial(lesions, found, (200, 7)) / lesions
+        mean, effective = combine_classes(drawn, lesions)
+        low, high = score_interval(found.mean(), mean, 0.95, effective)
+        held += low <= chances.mean() <= high
+    assert 0.93 <= held / 600 <= 0.98, "lesions of all kinds together would give 0.90"
 
 
 def test_a_calibration_error_that_chance_explains_may_be_0_and_one_that_it_does_not_is_not():
@@ -273,7 +315,6 @@ def test_a_calibration_error_that_chance_explains_may_be_0_and_one_that_it_does_
                 200,
                 0.95,
                 lambda name: 300,
-                gaps={"ece": lambda weights, p=told, y=labels: weighted_gaps(p, y, weights)},
             )["ece"]
             low, high = ece["interval"]
             assert 0 <= low <= ece["value"] <= high

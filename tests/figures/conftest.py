@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from benchmarks.plain import PLAIN
 from stages.classifier.calibration import Calibration
-from stages.evaluation.judgement import judge
+from stages.evaluation.assessment import assess
 from stages.evaluation.predictions import Predictions
 
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.45)
@@ -38,7 +38,7 @@ def judge_images():
             "bootstrap_replicates": 100,
             "calibration": asdict(CALIBRATION),
             "val": {"images": 30, "lesions": 12},
-            "test": judge(predictions, predictions.probabilities**0.5, images, CALIBRATION, config),
+            "test": assess(predictions, predictions.probabilities**0.5, images, CALIBRATION, config),
         }
 
     return make

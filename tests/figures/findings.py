@@ -9,8 +9,8 @@ import pandas as pd
 
 from benchmarks.plain import PLAIN
 from stages.dataset.taxonomy import class_names
-from stages.evaluation.baselines import judge_baselines
-from stages.evaluation.judgement import fit_calibration, judge
+from stages.evaluation.assessment import assess, fit_calibration
+from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, predictions_table
 
@@ -46,8 +46,8 @@ def _details_of(classes: int, labels: tuple[int, ...]) -> dict:
             "lesions": len(np.unique(val.lesions)),
             **{key: compute_metrics(val.probabilities, val.labels)[key] for key in ("metrics", "confusion_matrix")},
         },
-        "test": judge(test, test.probabilities, images, calibration, config),
-        "baselines": judge_baselines(test, images, val_images, config.bootstrap_replicates, config.confidence),
+        "test": assess(test, test.probabilities, images, calibration, config),
+        "baselines": assess_baselines(test, images, val_images, config.bootstrap_replicates, config.confidence),
         "leakage": LEAKAGE,
     }
 

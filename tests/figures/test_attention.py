@@ -23,7 +23,7 @@ def draw(judged, tiny):
 
 def test_every_case_is_shown_twice_the_second_time_with_its_heat(draw):
     numbers = [3, 5, 7, 9, 11, 13, 2]
-    figure, _ = draw(["found"] * 5 + ["missed", "false alarm"], numbers)
+    figure, _ = draw(["true positive"] * 5 + ["false negative", "false positive"], numbers)
     images = [image.get_array().astype(int) for image in figure.axes[0].images]
     assert len(images) == 2 * len(numbers)
     for number, plain, heated in zip(numbers, images[::2], images[1::2]):
@@ -39,18 +39,19 @@ def test_every_case_is_shown_twice_the_second_time_with_its_heat(draw):
 
 
 def test_cases_stand_below_the_heading_of_their_kind_with_truth_and_probability(draw):
-    figure, predictions = draw(["found", "false alarm"], [3, 2])
+    figure, predictions = draw(["true positive", "false positive"], [3, 2])
     texts = {
         text.get_text().replace("\N{NO-BREAK SPACE}", " "): text.get_position()[1] for text in figure.axes[0].texts
     }
-    found, missed, alarms = (
-        next(y for text, y in texts.items() if text.startswith(start)) for start in ("Found", "Missed", "False alarms")
+    true_positives, false_negatives, false_positives = (
+        next(y for text, y in texts.items() if text.startswith(start))
+        for start in ("True positives", "False negatives", "False positives")
     )
-    assert found < texts["I003"] < missed < alarms < texts["I002"]
+    assert true_positives < texts["I003"] < false_negatives < false_positives < texts["I002"]
     probability = predictions.malignant_probability
-    assert found < texts[f"malignant {100 * probability[3]:.0f} %"] < missed
-    assert alarms < texts[f"benign {100 * probability[2]:.0f} %"]
-    assert any(text.startswith("Missed") and text.endswith("none") for text in texts)
+    assert true_positives < texts[f"malignant {100 * probability[3]:.0f} %"] < false_negatives
+    assert false_positives < texts[f"benign {100 * probability[2]:.0f} %"]
+    assert any(text.startswith("False negatives") and text.endswith("none") for text in texts)
 
 
 def test_without_heatmaps_the_picture_says_so(draw, words_of):

@@ -325,9 +325,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypa
 
 
 def test_a_rate_that_is_far_too_high_says_to_lower_it(train):
-    with pytest.raises(
-        InputError, match=r"is (nan|inf) in epoch 1.*lower training\.learning_rate"
-    ):
+    with pytest.raises(InputError, match=r"is (nan|inf) in epoch 1.*lower training\.learning_rate"):
         train(**{"training.learning_rate": 1e30, "training.optimizer": "sgd", "training.gradient_clip_val": 0.0})
 
 
@@ -502,7 +500,7 @@ def test_losses_and_rates_of_steps_are_logged_as_often_as_asked(train, tmp_path)
 def test_a_profile_lands_in_its_folder_and_nowhere_else(train, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     train(**{"training.profiler": name, "training.max_epochs": 1})
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "profiles"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "profiles", "checkpoints"}
     assert any(path.stat().st_size > 100 for path in (tmp_path / "profiles").iterdir())
 
 

@@ -1,4 +1,6 @@
-"""Everything that is said of the predictions of a test set: the section `test` of metrics/details.json."""
+"""What evaluation says: the calibration of a model, and the section `test` of metrics/details.json."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -7,21 +9,16 @@ from stages.classifier.calibration import Calibration, apply_temperature, as_wri
 from stages.classifier.temperature import fit_temperature
 from stages.config import EvaluationConfig
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.evaluation.calibration import (
-    reliability_bins,
-    weighted_calibration,
-    weighted_gaps,
-    weighted_observed,
-)
+from stages.evaluation.calibration import reliability_bins, weighted_calibration, weighted_observed
 from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
-from stages.evaluation.headline import headline
-from stages.evaluation.metrics import compute_metrics
+from stages.evaluation.metrics import compute_metrics, effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions, malignant_probability
-from stages.evaluation.subgroups import NOT_ASSESSABLE, judge_subgroups, subgroup_table
-from stages.evaluation.uncertainty import Statistic, count_lesions, estimate, lesions_behind
+from stages.evaluation.subgroups import NOT_ASSESSABLE, assess_subgroups, subgroup_table
+from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
 from stages.evaluation.weighted import weighted_rates, weighted_sensitivity_at
 from stages.files import DECIMALS
 
+Estimator = Callable[..., dict]  # `estimate` with its settings: of a statistic and its effective lesions
 LEVELS = (0.8, 0.9, 0.95)  # of sensitivity and specificity, at which the other is stated
 
 
@@ -51,14 +48,14 @@ def fit_calibration(probabilities: np.ndarray, labels: np.ndarray, config: Evalu
     )
 
 
-def judge(
+def assess(
     predictions: Predictions,
     uncalibrated: np.ndarray,
     images: pd.DataFrame,
     calibration: Calibration,
     config: EvaluationConfig,
 ) -> dict:
-    """Judge the predictions of a test set, every number with its interval; docs/details.schema.json describes all.
+    """Assess the predictions of a test set, every number with its interval; docs/details.schema.json describes all.
 
     Args:
         predictions: the calibrated predictions of n images.
@@ -76,16 +73,17 @@ def judge(
     labels, lesions = predictions.labels, predictions.lesions
     measured = compute_metrics(predictions.probabilities, labels)
 
-    counts = count_lesions(lesions, is_malignant)
+    total, malignant, _ = count_lesions(lesions, is_malignant)
+    effective_here, settings = effective_lesions_of(predictions), (config.bootstrap_replicates, config.confidence)
 
-    def estimated(statistic: Statistic, gaps: dict | None = None, behind: dict | None = None) -> dict:
-        def of(name: str) -> int | np.ndarray:
-            return (behind or {}).get(name, lesions_behind(name, *counts))
+    def estimated(statistic: Statistic, effective: EffectiveLesions = effective_here) -> dict:
+        return estimate(statistic, lesions, *settings, effective)
 
-        return estimate(statistic, lesions, config.bootstrap_replicates, config.confidence, of, gaps)
+    def headline_of(assessed: Predictions) -> dict:
+        return estimated(headline(assessed, calibration.threshold), effective_lesions_of(assessed))
 
-    def headline_of(judged: Predictions) -> dict:
-        return estimated(headline(judged, calibration.threshold), _gaps(judged.probabilities, judged.labels))
+    def calibration_of(probabilities: np.ndarray) -> dict:
+        return estimated(lambda weights: weighted_calibration(probabilities, labels, weights))
 
     of_diagnoses = {}
     if "classes" in measured:
@@ -93,9 +91,9 @@ def judge(
         of_diagnoses = {"malignancy": {"metrics": headline_of(two_classes)}, "classes": measured["classes"]}
     return {
         "images": len(lesions),
-        "lesions": counts[0],
+        "lesions": total,
         "malignant_images": int(is_malignant.sum()),
-        "malignant_lesions": counts[1],
+        "malignant_lesions": malignant,
         "metrics": headline_of(predictions),
         **of_diagnoses,
         "confusion_matrix": measured["confusion_matrix"],
@@ -105,27 +103,23 @@ def judge(
         },
         **_at_levels(score, is_malignant, estimated),
         "calibration": {
-            "before": _calibration_of(uncalibrated, labels, estimated),
-            "after": _calibration_of(predictions.probabilities, labels, estimated),
+            "before": calibration_of(uncalibrated),
+            "after": calibration_of(predictions.probabilities),
             "reliability": {
                 "before": _reliability(malignant_probability(uncalibrated), is_malignant, lesions, estimated),
                 "after": _reliability(score, is_malignant, lesions, estimated),
             },
         },
-        "subgroups": judge_subgroups(
-            score,
-            is_malignant,
-            lesions,
-            subgroup_table(images),
-            calibration.threshold,
-            config.bootstrap_replicates,
-            config.confidence,
+        "subgroups": assess_subgroups(
+            score, is_malignant, lesions, subgroup_table(images), calibration.threshold, *settings
         ),
         "not_assessable": NOT_ASSESSABLE,
     }
 
 
-def _operating_point(predictions: Predictions, threshold: float, prevalences: tuple[float, ...], estimated) -> dict:
+def _operating_point(
+    predictions: Predictions, threshold: float, prevalences: tuple[float, ...], estimated: Estimator
+) -> dict:
     score, is_malignant = predictions.malignant_probability, predictions.is_malignant
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -134,14 +128,14 @@ def _operating_point(predictions: Predictions, threshold: float, prevalences: tu
         here = {name: rates[name][:, 0] for name in ("sensitivity", "specificity", "ppv", "npv")}
         return here | dict(zip(("ppv elsewhere", "npv elsewhere"), expected))
 
-    called = score >= threshold
-    behind = {
-        name: max(1, len(np.unique(predictions.lesions[kind]))) for name, kind in (("ppv", called), ("npv", ~called))
-    }
-    numbers = estimated(statistic, behind=behind)
-    # Where no replicate has a false alarm, or no miss, how rare they might be is known from these two only.
+    _, positive, negative = count_lesions(predictions.lesions, score >= threshold)
+    called, by_name = {"ppv": max(1, positive), "npv": max(1, negative)}, effective_lesions_of(predictions)
+    numbers = estimated(statistic, lambda name: called.get(name) or by_name(name))
+    # Where no replicate has a false positive, or negative, how rare they might be is known from these two only.
     rates = np.array([numbers[name]["interval"] or [np.nan] * 2 for name in ("sensitivity", "specificity")])
-    bounds = [predictive_values(*rate, np.array(prevalences)) for rate in rates.T]
+    bounds = [
+        predictive_values(sensitivity, specificity, np.array(prevalences)) for sensitivity, specificity in rates.T
+    ]
     for name, low, high in zip(("ppv elsewhere", "npv elsewhere"), *bounds):
         for number, *interval in zip(numbers[name], low.tolist(), high.tolist()):
             if number["value"] in (0, 1):
@@ -151,11 +145,11 @@ def _operating_point(predictions: Predictions, threshold: float, prevalences: tu
     return {"threshold": threshold, **numbers, "at_prevalence": at_prevalence}
 
 
-def _at_levels(score: np.ndarray, is_malignant: np.ndarray, estimated) -> dict:
+def _at_levels(score: np.ndarray, is_malignant: np.ndarray, estimated: Estimator) -> dict:
     numbers = estimated(
         lambda weights: {
-            "sensitivity": weighted_sensitivity_at(LEVELS, score, is_malignant, weights),
-            "specificity": weighted_sensitivity_at(LEVELS, -score, ~is_malignant, weights),
+            "sensitivity": weighted_sensitivity_at(np.array(LEVELS), score, is_malignant, weights),
+            "specificity": weighted_sensitivity_at(np.array(LEVELS), -score, ~is_malignant, weights),
         }
     )
     return {
@@ -164,22 +158,11 @@ def _at_levels(score: np.ndarray, is_malignant: np.ndarray, estimated) -> dict:
     }
 
 
-def _calibration_of(probabilities: np.ndarray, labels: np.ndarray, estimated) -> dict:
-    gaps = _gaps(probabilities, labels)
-    return estimated(lambda weights: weighted_calibration(probabilities, labels, weights), gaps)
-
-
-def _gaps(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    return {"ece": lambda weights: weighted_gaps(probabilities, labels, weights)}
-
-
-def _reliability(score: np.ndarray, is_malignant: np.ndarray, lesions: np.ndarray, estimated) -> list[dict]:
+def _reliability(score: np.ndarray, is_malignant: np.ndarray, lesions: np.ndarray, estimated: Estimator) -> list[dict]:
     bins = reliability_bins(score)
     in_bin = np.array([len(np.unique(lesions[bins == number])) for number in range(bins.max() + 1)])
-    observed = estimated(
-        lambda weights: {"observed": weighted_observed(bins, is_malignant, weights)}, behind={"observed": in_bin}
-    )["observed"]
+    observed = estimated(lambda weights: {"observed": weighted_observed(bins, is_malignant, weights)}, lambda _: in_bin)
     return [
         {"predicted": float(score[bins == number].mean()), "observed": fraction, "images": int((bins == number).sum())}
-        for number, fraction in enumerate(observed)
+        for number, fraction in enumerate(observed["observed"])
     ]
