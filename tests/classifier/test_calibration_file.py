@@ -46,12 +46,14 @@ def test_what_are_no_probabilities_is_refused(row):
         apply_temperature(np.array([[0.5, 0.5], row]), 2)
 
 
-def test_a_number_is_written_rounded_down_so_that_a_threshold_still_includes_its_image():
-    decimal = np.arange(200_000) / 1e6
-    for number in (*np.nextafter(decimal, -1)[1:], *decimal[::50], *np.random.default_rng(0).random(1000)):
-        written = as_written(float(number))
-        assert number - 1.01e-6 < written <= number
-        assert written == round(written, 6)
+def test_a_number_is_written_rounded_down_to_six_significant_digits():
+    random = np.random.default_rng(0)
+    decimal = np.arange(1, 20_000) / 1e6
+    numbers = (*decimal, *np.nextafter(decimal, -1), *np.nextafter(decimal, 1), *10 ** random.uniform(-12, 0, 2000))
+    for number in map(float, (*numbers, 0, 1)):
+        written = as_written(number)
+        assert (1 - 1e-5) * number <= written <= number
+        assert written == float(f"{written:.6g}")
 
 
 @pytest.fixture
@@ -68,10 +70,18 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, weights):
     assert load_calibration(tmp_path) == FITTED
 
 
+@pytest.mark.parametrize("threshold", [9e-7, 1.5e-8, 4.999999e-5, 0.1234567, 0.5])
+def test_the_file_calls_the_same_images_malignant(tmp_path, weights, threshold):
+    """However small the threshold is: the images at and above it, and none of those well below."""
+    scores = threshold * np.array([0.5, 0.99, 1, 1.01, 2])
+    save_calibration(dataclasses.replace(FITTED, threshold=as_written(threshold)), tmp_path)
+    assert list(scores >= load_calibration(tmp_path).threshold) == [False, False, True, True, True]
+
+
 def test_a_calibration_of_other_weights_is_refused(tmp_path, weights):
     save_calibration(FITTED, tmp_path)
     weights.write_bytes(b"trained again")
-    with pytest.raises(InputError, match=r"was not fitted for the weights in .*; `dvc repro evaluate` fits it anew"):
+    with pytest.raises(InputError, match=r"was not fitted for the weights in .*; run `dvc repro` to regenerate it"):
         load_calibration(tmp_path)
 
 
@@ -80,29 +90,37 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, weights):
     [
         ("test_time_augmentation", 1, "true or false"),
         ("test_time_augmentation", None, "true or false"),
-        ("temperature", 0, "a number above 0"),
-        ("temperature", -1.0, "a number above 0"),
-        ("temperature", True, "a number above 0"),
-        ("temperature", float("nan"), "a number above 0"),
-        ("temperature", float("inf"), "a number above 0"),
-        ("threshold", 1.5, "a number from 0 to 1"),
-        ("threshold", -0.1, "a number from 0 to 1"),
-        ("threshold", "0.5", "a number from 0 to 1"),
-        ("target_sensitivity", None, "a number from 0 to 1"),
-        ("youden_threshold", [0.5], "a number from 0 to 1"),
+        ("temperature", 0, "greater than 0"),
+        ("temperature", True, "a valid number"),
+        ("temperature", float("nan"), "a finite number"),
+        ("temperature", float("inf"), "a finite number"),
+        ("threshold", 1.5, "less than or equal to 1"),
+        ("threshold", -0.1, "greater than or equal to 0"),
+        ("threshold", "0.5", "a valid number"),
+        ("target_sensitivity", None, "a valid number"),
+        ("youden_threshold", [0.5], "a valid number"),
     ],
 )
 def test_a_changed_file_is_refused_with_what_is_right(tmp_path, key, value, expected):
     (tmp_path / "calibration.json").write_text(json.dumps(dataclasses.asdict(FITTED) | {key: value}))
     with pytest.raises(InputError) as caught:
         load_calibration(tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'calibration.json'}: {key} is {value!r}; it must be {expected}"
+    assert str(caught.value) == (
+        f"{tmp_path / 'calibration.json'}: {key} is {value!r}; it must be {expected}; run `dvc repro` to regenerate it"
+    )
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", json.dumps(dataclasses.asdict(FITTED) | {"more": 1}), "5"])
-def test_a_file_that_holds_something_else_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[]", r"the content is \[\]; it must be a mapping"),
+        ("{}", "threshold is missing"),
+        (json.dumps(dataclasses.asdict(FITTED) | {"more": 1}), "more is unknown"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(tmp_path, content, expected):
     (tmp_path / "calibration.json").write_text(content)
-    with pytest.raises(InputError, match="must hold test_time_augmentation, temperature, threshold"):
+    with pytest.raises(InputError, match=expected):
         load_calibration(tmp_path)
 
 
