@@ -382,9 +382,7 @@ def test_findings_with_a_number_that_is_none_are_refused(tmp_path, number):
     content = details_of(2)
     content["calibration"]["temperature"] = "here"
     (tmp_path / "details.json").write_text(json.dumps(content).replace('"here"', number))
-    with pytest.raises(
-        InputError, match=r"details.json: calibration.temperature is (nan|inf); it must be a finite number"
-    ):
+    with pytest.raises(InputError, match=r"calibration.temperature is (nan|inf); it must be a finite number"):
         read_details(tmp_path / "details.json")
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from stages.checks import Count, Flag, Float, Positive, Share, Text, Whole, relation
+from stages.checks import Count, Flag, Float, Share, Text, Whole, relation
+from stages.classifier.calibration import Calibration
 from stages.files import read_json, write_json
 
 SCHEMA = Path("docs/details.schema.json")
@@ -126,21 +127,6 @@ class BinaryHeadline(BinaryMetrics[Estimate], AtThreshold):
 
 class DiagnosisHeadline(DiagnosisMetrics[Estimate], AtThreshold):
     """For 7 classes: what metrics/evaluation.json holds the values of."""
-
-
-class Calibration(_Model):
-    """What models/calibration.json holds: fitted on the validation images, frozen since."""
-
-    test_time_augmentation: Flag
-    """Whether probabilities are means over the 8 flips and quarter turns of an image."""
-    temperature: Positive
-    """Divides the logarithms of the probabilities."""
-    threshold: Share
-    """An image is called malignant at or above this calibrated probability of malignancy."""
-    target_sensitivity: Share
-    """What threshold reaches on the validation images."""
-    youden_threshold: Share
-    """The threshold with the largest sum of sensitivity and specificity on the validation images."""
 
 
 class Validation(_Model, Generic[Metrics]):
