@@ -21,7 +21,7 @@ from stages.classifier.weights import load_model
 from stages.config import Config, EvaluationConfig, load_config
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError
+from stages.errors import InputError, regenerate
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
@@ -153,11 +153,11 @@ def explain(
         feature maps.
     """
     cases = choose_cases(test, threshold, settings.gradcam_cases)
-    pixels = store.read(store.indices_of(cases["image_id"]))
+    pixels = store.read(store.indices_of(pd.Series(cases["image_id"])))
     if not len(cases):
         return cases, pixels[..., 0]
     heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), test.classes, device, settings.batch_size)
-    return (cases[:0], pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
+    return (cases.head(0), pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
 
 
 def read_leakage(path: Path) -> dict:
@@ -168,7 +168,7 @@ def read_leakage(path: Path) -> dict:
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("leakage"), dict):
-        raise InputError(f"{path} has no section `leakage`; run `dvc repro` to regenerate it")
+        raise regenerate(f"{path} has no section `leakage`")
     return content["leakage"]
 
 

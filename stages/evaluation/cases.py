@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError
+from stages.errors import InputError, regenerate
 from stages.evaluation.predictions import Predictions
 from stages.files import read_array, read_csv, replacing, write_array, write_csv
 
@@ -80,10 +80,7 @@ def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     cases = read_csv(folder / CASES, ["case", "image_id"])
     unknown = cases["case"][~cases["case"].isin(KINDS)]
     if len(unknown):
-        raise InputError(
-            f"{folder / CASES}: unknown case {unknown.tolist()[0]!r}; it must be one of {', '.join(KINDS)}; "
-            "run `dvc repro` to regenerate it"
-        )
+        raise regenerate(f"{folder / CASES}: unknown case {unknown.tolist()[0]!r}, not one of {', '.join(KINDS)}")
     path = folder / HEATMAPS
     heatmaps = read_array(path)
     if heatmaps.dtype != np.uint8 or heatmaps.ndim != 3 or len(heatmaps) != len(cases):

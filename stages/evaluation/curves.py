@@ -75,7 +75,7 @@ def roc_with_band(test: Predictions, replicates: int, confidence: float) -> pd.D
         reached = np.searchsorted(false_positives, _GRID * false_positives[-1] + 1e-6, side="right")
         return np.r_[0, true_positives][reached] / true_positives[-1]
 
-    return curve.assign(**_band(test, curve["fpr"], sensitivity, "sensitivity", replicates, confidence))
+    return curve.assign(**_band(test, curve["fpr"].to_numpy(), sensitivity, "sensitivity", replicates, confidence))
 
 
 def precision_recall_with_band(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
@@ -91,14 +91,14 @@ def precision_recall_with_band(test: Predictions, replicates: int, confidence: f
         reached = np.searchsorted(true_positives, np.maximum(_GRID * true_positives[-1], 1) - 1e-6, side="left")
         return true_positives[reached] / predicted_positive[reached]
 
-    return curve.assign(**_band(test, curve["recall"], precision, "precision", replicates, confidence))
+    return curve.assign(**_band(test, curve["recall"].to_numpy(), precision, "precision", replicates, confidence))
 
 
 def _band(
-    test: Predictions, at: pd.Series, curve: Callable, metric: str, replicates: int, confidence: float
+    test: Predictions, at: np.ndarray, curve: Callable, metric: str, replicates: int, confidence: float
 ) -> dict[str, np.ndarray]:
     """The intervals of a curve's height, which is the metric, at the places `at` of the horizontal axis."""
-    if at.empty:
+    if not len(at):
         return {"lower": np.empty(0), "upper": np.empty(0)}
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,7 +110,7 @@ def _band(
         return {"height": heights}
 
     _, *band = _intervals(statistic, test, metric, replicates, confidence)["height"]
-    return {name: np.interp(at, _GRID, edge) for name, edge in zip(("lower", "upper"), band)}
+    return {name: np.asarray(np.interp(at, _GRID, edge)) for name, edge in zip(("lower", "upper"), band)}
 
 
 def _intervals(

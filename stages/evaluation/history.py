@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.errors import InputError
+from stages.errors import regenerate
 from stages.files import read_csv
 
 CURVES = {
@@ -26,7 +26,7 @@ def read_history(training_metrics: Path) -> pd.DataFrame:
     """
     folder = training_metrics / "plots" / "metrics"
     curves = {name: _curve(folder / f"{path}.tsv") for name, path in CURVES.items()}
-    steps = curves["train_loss"]["step"]
+    steps = pd.Series(curves["train_loss"]["step"])
     columns = {name: _at_epoch_ends(curve, steps) for name, curve in curves.items()}
     return pd.DataFrame({"epoch": range(1, len(steps) + 1), **{name: list(values) for name, values in columns.items()}})
 
@@ -34,8 +34,8 @@ def read_history(training_metrics: Path) -> pd.DataFrame:
 def _at_epoch_ends(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
     """The values of a curve at the ends of the epochs."""
     if len(curve) == len(steps):  # also where an epoch is one step: DVCLive writes step 0 as a later one
-        return curve["value"]
-    return pd.merge_asof(steps.sort_values().to_frame(), curve.sort_values("step"), on="step")["value"]
+        return pd.Series(curve["value"])
+    return pd.Series(pd.merge_asof(steps.sort_values().to_frame(), curve.sort_values("step"), on="step")["value"])
 
 
 def _curve(path: Path) -> pd.DataFrame:
@@ -45,8 +45,8 @@ def _curve(path: Path) -> pd.DataFrame:
         values = table.iloc[:, -1].map(float)  # a value that is no number is logged as nan, which stays text
         steps = table["step"].astype(int)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{path} is not a curve of numbers ({error}); run `dvc repro` to regenerate it") from None
+        raise regenerate(f"{path} is not a curve of numbers ({error})") from None
     # DVCLive writes step 0 as a later one.
     if table.empty or table.shape[1] < 2 or not steps.iloc[1:].is_monotonic_increasing:
-        raise InputError(f"{path} is not a curve over rising steps; run `dvc repro` to regenerate it")
+        raise regenerate(f"{path} is not a curve over rising steps")
     return pd.DataFrame({"step": steps, "value": values})

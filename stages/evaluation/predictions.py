@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.errors import InputError
+from stages.errors import InputError, regenerate
 from stages.files import DECIMALS, read_csv
 
 COLUMNS = ["image_id", "lesion_id", "split", "label"]
@@ -72,7 +72,7 @@ class Predictions:
 
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
-        return Predictions(self.table[self.table["split"] == split].reset_index(drop=True), self.classes)
+        return Predictions(pd.DataFrame(self.table[self.table["split"] == split]).reset_index(drop=True), self.classes)
 
 
 def malignant_probability(probabilities: np.ndarray) -> np.ndarray:
@@ -108,16 +108,14 @@ def read_predictions(path: Path) -> Predictions:
     table = read_csv(path, COLUMNS)
     names = tuple(column.removeprefix(PREFIX) for column in table.columns if column.startswith(PREFIX))
     if names not in (class_names(2), class_names(7)):
-        raise InputError(
-            f"{path}: probabilities are of {', '.join(names) or 'no classes'}; run `dvc repro` to regenerate it"
-        )
+        raise regenerate(f"{path}: probabilities are of {', '.join(names) or 'no classes'}")
     for column in ("image_id", "lesion_id"):
         if table[column].isna().any():
-            raise InputError(f"{path}: an image has no {column}; run `dvc repro` to regenerate it")
-    if table["image_id"].duplicated().any():
-        raise InputError(f"{path}: an image is duplicated; run `dvc repro` to regenerate it")
-    if not (table["split"] == "test").any():
-        raise InputError(f"{path} has no image in the split test; run `dvc repro` to regenerate it")
+            raise regenerate(f"{path}: an image has no {column}")
+    if len(set(table["image_id"])) < len(table):
+        raise regenerate(f"{path}: an image is duplicated")
+    if not np.any(table["split"] == "test"):
+        raise regenerate(f"{path} has no image in the split test")
     predictions = Predictions(table, names)
     unknown = set(table["label"]) - set(names)
     if unknown:

@@ -84,7 +84,7 @@ def assess_subgroups(
 
         values, drawn = statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)
         counts = np.array([count_lesions(lesions[mine], is_malignant[mine]) for mine in members]).T
-        effective = {metric: effective_lesions(metric, *counts) for metric in METRICS}
+        effective = {metric: np.asarray(effective_lesions(metric, *counts)) for metric in METRICS}
         numbers = {
             metric: describe(values[metric][0], drawn[metric], confidence, effective[metric]) for metric in METRICS
         }
