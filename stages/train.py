@@ -94,7 +94,8 @@ def train_model(
     root = checkpoint_folder(checkpoints)
     if fabric.is_global_zero:
         prune(root)
-        shutil.rmtree(metrics, ignore_errors=True)  # what DVC deletes of an earlier training
+        for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
+            shutil.rmtree(other)
     networks: list[NormalizedNetwork] = []
     fits: list[Fit] = []
     folders: list[Path] = []
