@@ -101,7 +101,7 @@ def test_an_image_gets_the_probabilities_that_evaluate_writes_for_it(workspace, 
     config = quick(**{"data.data_dir": str(dataset.folder)})
     manifest = prepare_dataset(config.data, PREPARED)
     write_csv(SPLIT, read_csv(SPLIT, []).assign(lesion_id=manifest["lesion_id"]))
-    predictions, calibration, _ = evaluate_model(config)
+    predictions, calibration, *_ = evaluate_model(config)
     save_calibration(calibration)
     capsys.readouterr()
 
