@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install repro test lint format scan audit docs lock sample s3 clean
+.PHONY: help install repro test lint format scan audit docs lock schema sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -19,11 +19,12 @@ repro: $(VENV)/installed  ## install what is missing and run the pipeline
 test: $(VENV)/installed-dev lint  ## install what is missing and run all checks
 	pytest
 
-lint: $(VENV)/installed-dev  ## check style
+lint: $(VENV)/installed-dev  ## check style and types
 	ruff check
 	ruff format --check
+	pyright
 
-format: $(VENV)/installed-dev  ## mend style
+format: $(VENV)/installed-dev  ## fix style
 	ruff check --fix
 	ruff format
 
@@ -37,6 +38,9 @@ audit: $(VENV)/installed-dev  ## look the pinned packages up among known vulnera
 
 docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
 	mkdocs build --strict --quiet
+
+schema: $(VENV)/installed  ## write docs/details.schema.json from the types in stages/evaluation/details.py
+	python -c 'from stages.evaluation.details import write_schema; write_schema()'
 
 sample: $(VENV)/installed  ## draw data/sample again
 	python data/generate_sample.py

@@ -28,7 +28,7 @@ from benchmarks.recipe import RECIPE as MEASURED
 from benchmarks.recipe import configure, parse_value
 from benchmarks.sweep import set_parameters
 from stages.classifier.hardware import describe_environment
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
@@ -37,6 +37,7 @@ from stages.files import (
     replacing,
     write_json,
 )
+from stages.launch import run
 
 RESULT = Path("benchmarks/results/models.json")
 ROOT = Path(__file__).parents[1]

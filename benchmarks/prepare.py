@@ -39,8 +39,9 @@ from PIL import Image
 from benchmarks.plain import PLAIN
 from stages.dataset.images import ImageReader, by_image_id, find_images
 from stages.dataset.metadata import find_metadata, read_metadata
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.files import write_json
+from stages.launch import run
 from stages.prepare import prepare_dataset
 
 RESULT = Path("benchmarks/results/prepare.json")

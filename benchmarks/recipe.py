@@ -49,7 +49,7 @@ from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.metadata import subsample_lesions
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.errors import InputError, TerminatedError, run
+from stages.errors import InputError, TerminatedError
 from stages.evaluation.baselines import predict_from_metadata
 from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.history import read_history
@@ -57,6 +57,7 @@ from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import malignant_probability
 from stages.evaluation.weighted import weighted_sensitivity_at
 from stages.files import JSON_DECIMALS, replacing, write_csv
+from stages.launch import run
 from stages.prepare import prepare_dataset
 from stages.split import split_dataset
 from stages.train import train_model

@@ -82,7 +82,7 @@ def main() -> None:
         alone, swept = clone(Path(temporary) / "alone"), clone(Path(temporary) / "swept")
         for seed in SEEDS:
             if seed == SEEDS[len(SEEDS) // 2]:
-                sweep = run(swept, sys.executable, "-m", "stages.commands.sweep", *options)
+                sweep = run(swept, sys.executable, "-m", "stages", "sweep", *options)
                 print(f"sweep of {len(SEEDS)}: {sweep.clock:.1f} s", flush=True)
             set_parameters(alone, {**QUICK, "training.seed": seed})
             repros.append(run(alone, "dvc", "repro"))

@@ -25,21 +25,19 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from stages.classifier.engine import prepare_hardware
-from stages.classifier.optimization import create_optimizer
-from stages.classifier.step import WARM_UP_STEPS, TrainingStep
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.plain import PLAIN
-from stages.classifier.hardware import describe_hardware
+from stages.classifier.hardware import describe_hardware, set_up_device
 from stages.classifier.networks import create_network
 from stages.config import Config, override
 from stages.dataset.loaders import Batch, Batches, SamplingConfig, SplitImages
@@ -47,7 +45,9 @@ from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_pl
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
 from stages.train import train_model
+from stages.training.capture import WARM_UP_STEPS, CapturedStep, why_not_captured
 from stages.training.module import SkinLesionClassifier
+from stages.training.step import TrainingStep
 
 ROWS_ON_A_GPU = (
     "efficientnet/b0/224/32/bf16",
@@ -114,8 +114,8 @@ def _open(path: Path) -> Image.Image:
 
 def measure(row: str, folder: Path, files: list[Path], images: int, epochs: int, rounds: int, usual: bool) -> dict:
     """Images per second of every kind of loop."""
-    config = prepare_hardware(parse_row(row, epochs))
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    config = parse_row(row, epochs)
+    device = set_up_device(config.runtime.cpu_threads, config.training.deterministic)
     store = PixelStore(folder / "prepared")
     train = SplitImages(store, "train", folder / "split.csv", 2)
     speeds: dict[str, list[float]] = {}
@@ -140,10 +140,11 @@ def measure(row: str, folder: Path, files: list[Path], images: int, epochs: int,
     return medians | {name: float(ratio) for name, ratio in ratios.items()}
 
 
-def _step(config: Config, image_size: int, device: torch.device) -> TrainingStep:
-    module = SkinLesionClassifier(config, image_size).to(device).train()
-    optimizer = create_optimizer(module.network.backbone, config.training, device)
-    return TrainingStep(module.network, module.losses, optimizer, None, config.training, device)
+def _step(config: Config, image_size: int, device: torch.device) -> Callable[[Batch], torch.Tensor]:
+    module = SkinLesionClassifier(config, image_size, torch.ones(2)).to(device).train()
+    optimizer = module.configure_optimizers()
+    step = TrainingStep(module.network, module.losses, optimizer, None, config.training, device)
+    return CapturedStep(step) if why_not_captured(step) is None else step
 
 
 def _limit(config: Config, images: SplitImages, device: torch.device) -> float:
@@ -165,9 +166,8 @@ def _bare(config: Config, images: SplitImages, device: torch.device) -> float:
     batches = Batches(images, config.training.batch_size, device, SamplingConfig(0, config.data))
     speeds = []
     for epoch in range(3):
-        batches.set_epoch(epoch)
         start = _now(device)
-        for batch in batches:
+        for batch in batches.of_epoch(epoch):
             step(batch)
         speeds.append(len(batches) * batches.batch_size / (_now(device) - start))
     return statistics.median(speeds[1:])

@@ -2,7 +2,7 @@
 
     dvc exp run --name from-scratch -S model.pretrained=false && git checkout HEAD . && dvc checkout
     dvc remote add --local -d storage /tmp/storage
-    python -m stages.commands.report from-scratch workspace
+    python -m stages report from-scratch workspace
     python docs/draw_report.py report.md docs/report.png
 
 Needs a Chromium, as the tests of the report page do.

@@ -1,17 +1,17 @@
 """What YAML and JSON files hold as checked types: pydantic's, with one style of message."""
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from stages.errors import printable
 
-T = TypeVar("T")
 MAX_PROBLEMS_SHOWN = 50
+Location = Sequence[int | str]
 
 # Strict: true is no number, "0.1" is text; but 1 is as good as 1.0. Neither infinite nor, as YAML and JSON allow, a
 # whole number of a thousand digits.
@@ -27,16 +27,15 @@ Share = Annotated[Float, Field(ge=0, le=1)]
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 200
-_shown.maxlist = _shown.maxdict = 10
-_shown.maxlevel = 3
+_shown.maxlevel = 2
 
 
 def relation(message: str) -> PydanticCustomError:
-    """To be raised by a validator of several fields together: a complete message that names them."""
+    """To be raised by a validator of several fields together: a complete message that begins with one's name."""
     return PydanticCustomError("relation", "{message}", {"message": message})
 
 
-def checked(content: Any, kind: type[T]) -> T:
+def checked(content: Any, kind: Any) -> Any:
     """`content`, as parsed from a file, as an instance of a pydantic type.
 
     Raises:
@@ -58,52 +57,65 @@ def _problems(error: ValidationError, content: Any, kind: Any) -> list[str]:
         place, value = _resolve(item["loc"], content)
         match item["type"]:
             case "missing":
-                problems.append(f"{_name(item['loc'])} is missing")
+                problems.append(f"{_name((*place, item['loc'][-1]))} is missing")
                 continue
             case "unexpected_keyword_argument" | "extra_forbidden":
-                problems.append(f"{_name(place)} is unknown; {_hint(place, kind)}")
+                problems.append(f"{_name(place)} is unknown{_hint(place, kind)}")
                 continue
             case "relation":
-                problems.append(item["msg"])
+                problems.append(_name((*place, "")) + item["msg"])
                 continue
             case "value_error":
-                must_be = str(item["ctx"]["error"])
+                must = f"be {item.get('ctx', {}).get('error')}"
             case "bool_type":
-                must_be = "true or false"
-            case "tuple_type":
-                must_be = "a list"
-            case "dataclass_type" | "dict_type":
-                must_be = f"a mapping with the keys {', '.join(_known(place, kind))}"
+                must = "be true or false"
+            case "tuple_type" | "list_type":
+                must = "be a list"
+            case "dataclass_type" | "dict_type" | "model_type":
+                must = f"be a mapping with the keys {', '.join(_known(place, kind))}".removesuffix(" with the keys ")
             case _:
-                must_be = item["msg"].removeprefix("Input should be ")
-        start = f"{_name(place) or 'the content'} is {printable(_shown.repr(value))}; it must be "
-        expected.setdefault(start, []).append(must_be)
-    return problems + [start + " or ".join(dict.fromkeys(all_of)) for start, all_of in expected.items()]
+                must = item["msg"].partition(" should ")[2]
+        start = f"{_name(place) or 'the content'} is {_show(value)}; it must "
+        expected.setdefault(start, []).append(must)
+    return problems + [
+        start + " or ".join(dict.fromkeys(musts)).replace(" or be ", " or ") for start, musts in expected.items()
+    ]
 
 
-def _resolve(location: tuple[int | str, ...], content: Any) -> tuple[tuple[int | str, ...], Any]:
-    """The part of a location that lies in the content, and what is there; pydantic adds the branches of unions."""
-    for depth, key in enumerate(location):
-        is_item = isinstance(content, list | tuple) and isinstance(key, int) and key < len(content)
-        if not is_item and not (isinstance(content, dict) and key in content):
-            return location[:depth], content
-        content = content[key]
-    return location, content
+def _resolve(location: Location, content: Any) -> tuple[Location, Any]:
+    """The parts of a location that lie in the content, and what is there; pydantic adds the branches of unions."""
+    place = []
+    for key in location:
+        if _holds(content, key):
+            content = content[key]
+            place.append(key)
+    return tuple(place), content
 
 
-def _name(place: tuple[int | str, ...]) -> str:
+def _holds(content: Any, key: int | str) -> bool:
+    if isinstance(content, list | tuple):
+        return isinstance(key, int) and key < len(content)
+    return isinstance(content, dict) and key in content
+
+
+def _name(place: Location) -> str:
     parts = [f"[{part}]" if isinstance(part, int) else f".{_shown.repr(part).strip(chr(39))}" for part in place]
     return "".join(parts).removeprefix(".")
 
 
-def _hint(place: tuple[int | str, ...], kind: Any) -> str:
+def _show(value: Any) -> str:
+    return printable(_shown.repr(value))
+
+
+def _hint(place: Location, kind: Any) -> str:
     *above, name = place
     known = _known(above, kind)
-    close = get_close_matches(str(name), known, n=1)
-    return f"did you mean {_name((*above, close[0]))}?" if close else f"known are {', '.join(known)}"
+    if close := get_close_matches(str(name), known, n=1):
+        return f"; did you mean {_name((*above, close[0]))}?"
+    return f"; known are {', '.join(known)}" if known else ""
 
 
-def _known(place: Iterable[int | str], kind: Any) -> list[str]:
+def _known(place: Location, kind: Any) -> list[str]:
     """The keys of a type, or of a field of a field … of it."""
     for part in place:
         kind = getattr(kind, "__annotations__", {}).get(part)

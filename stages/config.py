@@ -78,10 +78,10 @@ class SplitConfig:
         for key in ("test_fold", "val_fold"):
             value = getattr(self, key)
             if value is not None and value >= self.folds:
-                raise relation(f"split.{key} is {value}; it must be below split.folds, which is {self.folds}")
+                raise relation(f"{key} is {value}; it must be below split.folds, which is {self.folds}")
         if self.val_fold == self.test_fold:
             raise relation(
-                f"split.val_fold is {self.val_fold}, the same as split.test_fold; "
+                f"val_fold is {self.val_fold}, the same as split.test_fold; "
                 "it must be another fold, or null for the one after test_fold"
             )
         return self

@@ -21,7 +21,7 @@ from stages.classifier.weights import load_model
 from stages.config import Config, EvaluationConfig, load_config
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, regenerate, run_stage
+from stages.errors import InputError, regenerate
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
@@ -40,6 +40,7 @@ from stages.files import (
     write_csv,
     write_json,
 )
+from stages.launch import run_stage
 
 
 class Evaluation(NamedTuple):
@@ -187,4 +188,4 @@ def print_metrics(metrics: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import DiskFullError, InputError, no_space, printable
+from stages.checks import checked
+from stages.errors import DiskFullError, no_space, printable, regenerate
 
 PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
@@ -120,13 +121,9 @@ def read_array(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is missing, or holds no array.
     """
-    try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except Exception as error:  # a header is parsed as Python, and fails with whatever Python has for it
-        raise InputError(f"{path} is no array ({printable(error)}); `dvc repro` makes it again") from None
+    # A header is parsed as Python, and fails with whatever Python has for it.
+    with _made_by_the_pipeline(path, "not an array", Exception), path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -141,34 +138,31 @@ def read_csv(path: Path, columns: list[str], separator: str = ",") -> pd.DataFra
     Raises:
         InputError: the file is missing, is no table, or lacks one of `columns`.
     """
-    try:
+    with _made_by_the_pipeline(path, "not a table this pipeline wrote"):
         # Only empty fields are missing values: a lesion may well be called "NA".
-        text = dict.fromkeys(TEXT_COLUMNS, str)
+        text: Any = dict.fromkeys(TEXT_COLUMNS, str)
         table = pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise InputError(
-            f"{path} is not a table this pipeline wrote ({printable(error)}); `dvc repro` makes it again"
-        ) from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise InputError(f"{path} lacks the column {', '.join(missing)}; `dvc repro` makes it again")
+    if missing := [column for column in columns if column not in table.columns]:
+        raise regenerate(f"{path} lacks the column {', '.join(missing)}")
     return table
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: Any = dict) -> Any:
     """Read a JSON file that an earlier stage wrote.
 
+    Args:
+        path: the file.
+        kind: the pydantic type that it holds.
+
     Raises:
-        InputError: the file is missing or not JSON.
+        InputError: the file is missing, not JSON, or holds something else; every value that is wrong is named.
     """
+    with _made_by_the_pipeline(path, "not JSON"):
+        content = parse_json(path.read_bytes())
     try:
-        return parse_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not JSON ({error}); `dvc repro` makes it again") from None
+        return checked(content, kind)
+    except ValueError as error:
+        raise regenerate(f"{path}: {error}") from None
 
 
 def parse_json(content: bytes) -> Any:
@@ -180,9 +174,22 @@ def parse_json(content: bytes) -> Any:
     try:
         return json.loads(content.decode("utf-8"), parse_int=_whole_number)
     except RecursionError:
-        raise ValueError("its brackets lie too deep in each other") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def _whole_number(text: str) -> float | int:
     """Infinite where no float holds it, as 1e999 is: computing with it would fail."""
     return int(text) if math.isfinite(float(text)) else float(text)
+
+
+@contextmanager
+def _made_by_the_pipeline(
+    path: Path, wrong: str, errors: type[Exception] | tuple[type[Exception], ...] = (OSError, ValueError)
+) -> Iterator[None]:
+    """Say what to do where a block cannot read the file at `path`; pandas' own errors are ValueErrors."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise regenerate(f"{path} does not exist") from None
+    except errors as error:
+        raise regenerate(f"{path} is {wrong} ({printable(error)})") from None

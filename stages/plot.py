@@ -16,7 +16,7 @@ from stages.classifier.description import read_description
 from stages.config import load_config
 from stages.dataset.folds import read_split
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, run_stage
+from stages.errors import regenerate
 from stages.evaluation.cases import read_cases
 from stages.evaluation.curves import (
     decision_curve_table,
@@ -55,6 +55,7 @@ from stages.files import (
     replacing,
     write_csv,
 )
+from stages.launch import run_stage
 
 MOST_EXAMPLES = 100  # pictures of what augmentation makes
 
@@ -129,12 +130,10 @@ def write_plots(folder: Path, tables: dict[str, pd.DataFrame], pictures: dict[st
 def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, store: PixelStore) -> None:
     """Raise an InputError unless the prepared images are those of the predictions, and these those of the heatmaps."""
     if not test.table["image_id"].isin(store.manifest["image_id"]).all():
-        raise InputError(f"{PREDICTIONS} is of images that {PREPARED} does not hold; `dvc repro` makes it again")
+        raise regenerate(f"{PREDICTIONS} is of images that {PREPARED} does not hold")
     size = store.image_size
     if not cases["image_id"].isin(test.table["image_id"]).all() or heatmaps.shape[1:] != (size, size):
-        raise InputError(
-            f"{GRADCAM} is not of the test images in {PREDICTIONS} at {size} pixels; `dvc repro` makes it again"
-        )
+        raise regenerate(f"{GRADCAM} is not of the test images in {PREDICTIONS} at {size} pixels")
 
 
 def read_examples(path: Path) -> np.ndarray:
@@ -149,7 +148,7 @@ def read_examples(path: Path) -> np.ndarray:
     examples = read_array(path)
     is_images = examples.dtype == np.uint8 and examples.shape[4:] == (3,) and examples.size
     if not is_images or examples.shape[0] * examples.shape[1] > MOST_EXAMPLES:
-        raise InputError(f"{path} holds {examples.dtype} {examples.shape}, no images; `dvc repro` makes it again")
+        raise regenerate(f"{path} holds {examples.dtype} {examples.shape}, no images")
     return examples
 
 
@@ -177,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

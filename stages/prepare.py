@@ -16,8 +16,9 @@ from stages.config import DataConfig, load_config
 from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
 from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
 from stages.dataset.pixels import MANIFEST, add_places, shard_path, write_shard
-from stages.errors import InputError, printable, run_stage
+from stages.errors import InputError, printable
 from stages.files import PREPARED, replacing, write_csv
+from stages.launch import run_stage
 
 MAX_PROBLEMS_SHOWN = 200
 LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
@@ -109,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

@@ -3,14 +3,16 @@
 Reads `data/prepared/`, writes `data/split.csv` and `metrics/split.json`.
 """
 
+from collections import Counter
+
 import pandas as pd
 
 from stages.config import SplitConfig, load_config
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
 from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, assign_folds, lesion_groups, split_of
 from stages.dataset.pixels import PixelStore
-from stages.errors import run_stage
 from stages.files import PREPARED, SPLIT, SPLIT_METRICS, write_csv, write_json
+from stages.launch import run_stage
 
 
 def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
@@ -37,11 +39,11 @@ def count_split(manifest: pd.DataFrame, split: pd.DataFrame) -> dict:
     for name in SPLITS:
         members = images[images["split"] == name]
         diagnoses = {
-            dx: {"images": len(rows), "lesions": int(rows["lesion_id"].nunique())} for dx, rows in members.groupby("dx")
+            dx: {"images": len(rows), "lesions": len(set(rows["lesion_id"]))} for dx, rows in members.groupby("dx")
         }
         counts[name] = {
             "images": len(members),
-            "lesions": int(members["lesion_id"].nunique()),
+            "lesions": len(set(members["lesion_id"])),
             "diagnoses": diagnoses,
         }
     return counts
@@ -59,20 +61,22 @@ def find_leaks(split: pd.DataFrame, pairs: pd.DataFrame) -> dict:
         are in different splits; and the near-duplicates.
     """
     split_of_image = dict(zip(split["image_id"], split["split"]))
+    # A lesion comes once for each split that it is in.
+    lesions = Counter(lesion for lesion, _ in set(zip(lesion_groups(split), split["split"])))
     known = [pair for pair in KNOWN_DUPLICATES if split_of_image.keys() >= set(pair)]
     return {
-        "lesions_in_more_than_one_split": int((split.groupby(lesion_groups(split))["split"].nunique() > 1).sum()),
+        "lesions_in_more_than_one_split": sum(splits > 1 for splits in lesions.values()),
         "known_duplicates_apart": [pair for pair in known if len({split_of_image[image] for image in pair}) > 1],
         "near_duplicates": {
             "hash": HASH,
             "largest_distance": LARGEST_DISTANCE,
             "pairs": [
                 {
-                    "image_ids": [pair.image_id_1, pair.image_id_2],
-                    "splits": [pair.split_1, pair.split_2],
-                    "distance": int(pair.distance),
+                    "image_ids": [pair["image_id_1"], pair["image_id_2"]],
+                    "splits": [pair["split_1"], pair["split_2"]],
+                    "distance": int(pair["distance"]),
                 }
-                for pair in pairs.itertuples()
+                for pair in pairs.to_dict("records")
             ],
         },
     }
@@ -82,7 +86,7 @@ def main() -> None:
     store = PixelStore(PREPARED)
     split = split_dataset(store.manifest, load_config().split)
     counts = count_split(store.manifest, split)
-    leaks = find_leaks(split, near_duplicates(store, split["split"]))
+    leaks = find_leaks(split, near_duplicates(store, split.loc[:, "split"]))
     write_csv(SPLIT, split)
     write_json(SPLIT_METRICS, {**counts, "leakage": leaks})
     for name in SPLITS:
@@ -95,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

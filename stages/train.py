@@ -26,7 +26,6 @@ from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names
-from stages.errors import run_stage
 from stages.files import (
     AUGMENTED,
     CHECKPOINTS,
@@ -38,6 +37,7 @@ from stages.files import (
     write_array,
     write_json,
 )
+from stages.launch import run_stage
 from stages.training.checkpoints import checkpoint_folder, prune
 from stages.training.ensemble import choose_val_folds, combine, member_metrics, train_member
 from stages.training.loggers import end_logging, log_results
@@ -94,7 +94,8 @@ def train_model(
     root = checkpoint_folder(checkpoints)
     if fabric.is_global_zero:
         prune(root)
-        shutil.rmtree(metrics, ignore_errors=True)  # what DVC deletes of an earlier training
+        for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
+            shutil.rmtree(other)
     networks: list[NormalizedNetwork] = []
     fits: list[Fit] = []
     folders: list[Path] = []
@@ -190,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

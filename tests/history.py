@@ -1,4 +1,4 @@
-"""A small repository whose commits hold a model each, as after `dvc repro`: for tests of what compares commits."""
+"""A small repository whose commits hold a run each, as after `dvc repro`: for tests of what compares commits."""
 
 import subprocess
 from dataclasses import asdict
@@ -11,34 +11,83 @@ from dvc.repo import Repo
 from stages.classifier.calibration import CALIBRATION, Calibration
 from stages.dataset.pixels import MANIFEST, add_places
 from stages.dataset.taxonomy import class_names
-from stages.evaluation.predictions import predictions_table
-from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv, write_json
+from stages.evaluation.curves import precision_recall_table, roc_table
+from stages.evaluation.predictions import Predictions, predictions_table
+from stages.files import (
+    DETAILS,
+    ENVIRONMENT,
+    EVALUATION,
+    MODELS,
+    PLOTS,
+    PREDICTIONS,
+    PREPARED,
+    SPLIT_METRICS,
+    write_csv,
+    write_json,
+)
+from stages.plot import confusion_table
 
 IMAGES = 120  # two of each lesion
 
 
 def git(*arguments):
-    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments], check=True)
+    command = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def start_repository():
     """Make the working directory a repository of Git and DVC, with nothing committed."""
     git("init", "--quiet", "--initial-branch", "main")
     Repo.init(".").close()
-    Path(".dvc/config").write_text("[core]\n    analytics = false\n")
+
+
+def add_remote(url, config=".dvc/config"):
+    with Path(config).open("a") as file:
+        file.write(f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {url}\n")
 
 
 def commit(name):
-    """Commit the model in the workspace, as a branch."""
-    with Repo() as repo:
-        repo.add([str(PREDICTIONS), str(MODELS / "calibration.json"), str(PREPARED)])
+    """Commit the workspace, as a branch; with the model, if there is one."""
+    outputs = [str(path) for path in (PREDICTIONS, MODELS / CALIBRATION, PREPARED) if path.exists()]
+    if outputs:
+        with Repo() as repo:
+            repo.add(outputs)
     git("add", "--all")
-    git("commit", "--quiet", "--message", name)
+    git("commit", "--quiet", "--allow-empty", "--message", name)
     git("branch", name)
 
 
+def change_parameter(old, new):
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    Path("params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+
+
+def write_run(skill, images=range(IMAGES), *, speed=100.0, **options):
+    """Write what the stages would of two test images per lesion; options as of `write_predictions`."""
+    rows, table = write_predictions(skill, images, **options)
+    test = Predictions(table, class_names(2))
+    for name, curve in (
+        ("roc", roc_table(test.is_malignant, test.malignant_probability)),
+        ("precision_recall", precision_recall_table(test.is_malignant, test.malignant_probability)),
+    ):
+        write_csv(PLOTS / f"{name}.csv", curve.assign(lower=0.1, upper=1.0))
+    bins = {"predicted": [0.1, 0.9], "observed": [0.2, 0.8], "lower": [0.1, 0.6], "upper": [0.3, 0.9]}
+    write_csv(PLOTS / "reliability.csv", pd.DataFrame(bins))
+    write_csv(PLOTS / "confusion_matrix.csv", confusion_table(test))
+    metrics = {"auroc": {"value": min(0.5 + skill / 5, 1), "interval": [0.5, 0.9]}}
+    write_json(DETAILS, {"classes": list(test.classes), "confidence": 0.95, "test": {"metrics": metrics}})
+    write_json(EVALUATION, {"auroc": metrics["auroc"]["value"]})
+    counts = {dx: {"images": int(count), "lesions": 1} for dx, count in sorted(rows["dx"].value_counts().items())}
+    split = {"images": len(rows), "lesions": rows["lesion_id"].nunique(), "diagnoses": counts}
+    write_json(SPLIT_METRICS, {"test": split})
+    # A commit differs always, and says nothing of the cost.
+    environment = {"cpu": "x86_64", "cpu_cores": 2, "gpu": None, "commit": f"{speed}", "dirty": speed > 100}
+    write_json(ENVIRONMENT, {**environment, "training_seconds": 60.0, "training_images_per_second": speed})
+
+
 def write_predictions(skill, images=range(IMAGES), *, seed=0, threshold=0.5, classes=2, diagnosis_of_first="nv"):
-    """Write what `prepare` and `evaluate` would: two images a lesion, whose predictions get better with the skill.
+    """Write what `prepare` and `evaluate` would: two images per lesion, whose predictions get better with the skill.
 
     Returns:
         The tables of the images and of the predictions.

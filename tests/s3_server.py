@@ -25,7 +25,8 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from stages.errors import InputError, run
+from stages.errors import InputError
+from stages.launch import run
 
 HOST, BUCKET, KEYS, LOG = "127.0.0.1", "dvc", "keys.json", "server.log"
 # Beside S3, SeaweedFS has parts that talk to each other; they take the ports after it. Each has a second port for gRPC.

@@ -79,7 +79,7 @@ def test_a_report_of_the_sample_takes_at_most_30_seconds(clone):
     quick = params.read_text(encoding="utf-8")
     params.write_text(quick.replace("bootstrap_replicates: 100", "bootstrap_replicates: 2000"), encoding="utf-8")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "stages.commands.report", "main", "HEAD"]
+    command = [sys.executable, "-m", "stages", "report", "main", "HEAD"]
     subprocess.run(command, cwd=clone.folder, env=ENVIRONMENT, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     params.write_text(quick, encoding="utf-8")

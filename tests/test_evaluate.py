@@ -175,7 +175,7 @@ def test_images_of_another_size_than_the_model_was_trained_on_are_refused(worksp
 @pytest.mark.parametrize("place", [MODELS, PREPARED, SPLIT, SPLIT_METRICS])
 def test_a_missing_input_is_named_and_nothing_is_written(workspace, place):
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    with pytest.raises(InputError, match=f"{place}.*does not exist; `dvc repro` makes it"):
+    with pytest.raises(InputError, match=f"{place}.*does not exist; run `dvc repro`"):
         evaluate.main()
     assert not PREDICTIONS.exists()
     assert not EVALUATION.exists()

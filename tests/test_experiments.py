@@ -21,7 +21,7 @@ CHARTS = 10  # in dvc.yaml
 
 
 def sweep(clone: Clone, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "stages.commands.sweep", *options]
+    command = [sys.executable, "-m", "stages", "sweep", *options]
     return subprocess.run(command, cwd=clone.folder, env=ENVIRONMENT, text=True, capture_output=True, check=False)
 
 

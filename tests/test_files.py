@@ -3,9 +3,19 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
+from stages.checks import Float, Text, Whole
 from stages.errors import InputError
 from stages.files import read_array, read_csv, read_json, replacing, write_csv, write_json
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Person:
+    age: Whole
+    sex: Text
+    height: Float
 
 
 def names(folder):
@@ -93,6 +103,12 @@ def test_json_does_not_keep_the_noise_behind_the_sixth_decimal(tmp_path):
     assert read_json(tmp_path / "a.json") == {"a": [0.3, 0.333333]}
 
 
+def test_json_keeps_a_small_number_of_six_digits(tmp_path):
+    """A threshold of 9e-7 that became 0 would call every image malignant."""
+    write_json(tmp_path / "a.json", {"threshold": 9.12345e-07, "noise": 1 / 3 * 1e-06})
+    assert read_json(tmp_path / "a.json") == {"threshold": 9.12345e-07, "noise": 0.0}
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, number):
     write_json(tmp_path / "a.json", {"a": 1})
@@ -155,7 +171,7 @@ def test_a_table_that_cannot_be_read_is_named_with_how_to_make_it(tmp_path, cont
         (b"", "is not JSON"),
         (b'{"a": 1', "is not JSON"),
         (b'"\xff"', "is not JSON"),
-        (b"[" * 100_000, "is not JSON (its brackets lie too deep in each other)"),
+        (b"[" * 100_000, "is not JSON (it is nested too deeply)"),
         ("folder", "is not JSON"),
     ],
     ids=["missing", "empty", "cut off", "not UTF-8", "nested", "folder"],
@@ -172,6 +188,22 @@ def test_json_that_cannot_be_read_is_named_with_how_to_make_it(tmp_path, content
     assert "dvc repro" in str(caught.value)
 
 
+def test_json_of_another_type_is_refused_with_every_value_that_is_wrong(tmp_path):
+    (tmp_path / "a.json").write_text('{"age": "old", "sex": null, "weight": 70}')
+    with pytest.raises(InputError) as caught:
+        read_json(tmp_path / "a.json", Person)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.json'}: weight is unknown; did you mean height?\n  height is missing\n"
+        "  age is 'old'; it must be a valid integer\n  sex is None; it must be a valid string; "
+        "run `dvc repro` to regenerate it"
+    )
+    (tmp_path / "a.json").write_text('{"age": 3, "sex": "male", "height": 1}')
+    assert read_json(tmp_path / "a.json", Person) == Person(3, "male", 1.0)
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(InputError, match=r"the content is \[\]; it must be a mapping with the keys age, sex, height"):
+        read_json(tmp_path / "a.json", Person)
+
+
 def test_a_whole_number_that_no_float_holds_is_infinite(tmp_path):
     (tmp_path / "a.json").write_text(f'{{"a": {"9" * 400}, "b": -{"9" * 5000}, "c": 12345678901234567890}}')
     assert read_json(tmp_path / "a.json") == {"a": math.inf, "b": -math.inf, "c": 12345678901234567890}
@@ -184,7 +216,7 @@ def test_an_array_with_a_broken_header_is_named_with_how_to_make_it(tmp_path, he
     (tmp_path / "a.npy").write_bytes(
         b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
     )
-    with pytest.raises(InputError, match=r"a.npy is no array .*; `dvc repro` makes it again"):
+    with pytest.raises(InputError, match=r"a.npy is not an array .*; run `dvc repro` to regenerate it"):
         read_array(tmp_path / "a.npy")
 
 
@@ -194,7 +226,7 @@ def test_an_array_that_claims_more_than_there_is_is_refused(tmp_path, shape):
     (tmp_path / "a.npy").write_bytes(
         b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
     )
-    with pytest.raises(InputError, match=r"a.npy is no array"):
+    with pytest.raises(InputError, match=r"a.npy is not an array"):
         read_array(tmp_path / "a.npy")
 
 

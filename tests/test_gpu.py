@@ -1,7 +1,6 @@
 """What only a GPU can show: `pytest -m gpu -n 0`."""
 
 import gc
-import json
 import os
 import shutil
 import signal
@@ -14,11 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from stages.classifier.engine import prepare_hardware
-from stages.classifier.module import SkinLesionClassifier
-from stages.classifier.optimization import create_optimizer
-from stages.classifier.packing import pack, unpack
-from stages.classifier.step import LossReader, StepLoss, TrainingStep
 
 from benchmarks.plain import PLAIN
 from stages.classifier.weights import load_model
@@ -29,6 +23,10 @@ from stages.dataset.pixels import PixelStore, shard_path
 from stages.evaluation.history import read_history
 from stages.files import ENVIRONMENT, PICTURES
 from stages.train import train_model
+from stages.training.capture import CapturedStep
+from stages.training.module import SkinLesionClassifier
+from stages.training.monitoring import AsyncLossQueue, StepLoss
+from stages.training.step import TrainingStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,7 +106,7 @@ def test_streamed_batches_are_the_resident_ones(tiny, monkeypatch):
 
 def test_an_optimizer_that_cannot_be_captured_says_so_and_trains(train, capsys, tmp_path):
     train("lamb", **{"training.optimizer": "lamb"})
-    assert "the steps of lamb are not captured" in capsys.readouterr().out
+    assert "updates of lamb are not captured" in capsys.readouterr().out
     assert np.isfinite(read_history(tmp_path / "lamb" / "metrics")["val_loss"]).all()
 
 
@@ -145,25 +143,22 @@ def little_memory():
     torch.cuda.empty_cache()
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_its_step_stays(train, large_images, tmp_path, capsys, little_memory):
-    taken = {}
+def test_a_batch_that_does_not_fit_is_divided_as_the_parameters_would_divide_it(
+    train, large_images, capsys, little_memory
+):
+    taken, weights = {}, {}
     # Six steps each of the 42 images: the last ones are captured.
-    for name, size, epochs in (("half", 16, 3), ("roomy", 32, 6), ("cramped", 32, 6)):
+    for name, size, accumulate in (("divided", 16, 2), ("roomy", 32, 1), ("cramped", 32, 1)):
         left = give_back_memory()
         torch.cuda.reset_peak_memory_stats()
         if name == "cramped":
-            little_memory(left + (taken["half"] + taken["roomy"]) / 2)
-        changes = {"training.batch_size": size, "training.max_epochs": epochs}
-        train(name, large_images, **{"model.name": "resnet", "model.variant": "18"} | changes)
+            little_memory(left + (taken["divided"] + taken["roomy"]) / 2)
+        changes = {"training.batch_size": size, "training.accumulate_grad_batches": accumulate}
+        changes |= {"model.name": "resnet", "model.variant": "18", "training.max_epochs": 6}
+        weights[name] = train(name, large_images, **changes)
         taken[name] = torch.cuda.max_memory_reserved() - left
-    assert "out of memory with 32 images at a time: going on with 16" in capsys.readouterr().out
-    description = json.loads((tmp_path / "cramped" / "models" / "model.json").read_text())
-    parts = description["accumulate_grad_batches"]
-    assert parts > 1
-    assert description["batch_size"] * parts == 32
-    one, other = (read_history(tmp_path / name / "metrics") for name in ("cramped", "roomy"))
-    assert list(one["learning_rate"]) == list(other["learning_rate"])
-    assert np.isfinite(one).all(axis=None)
+    assert "as training.batch_size=16 and training.accumulate_grad_batches=2 do" in capsys.readouterr().out
+    assert weights["cramped"] == weights["divided"] != weights["roomy"]
 
 
 def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp_path):
@@ -184,7 +179,9 @@ def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp
     assert bytes_below(again) == bytes_below(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{}, {"training.compile": "none"}], ids=["captured", "eager"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"training.compile": "none"}, {"training.precision": "16"}], ids=["captured", "eager", "16 bits"]
+)
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(workspace, params, interrupted, changes):
     # So many epochs that it cannot end before it is killed.
     long = {"training.max_epochs": "30", "training.early_stopping_patience": "30"}
@@ -195,54 +192,23 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bytes(workspace, params, 
 
 
 def test_no_step_waits_for_the_gpu(tiny, quick):
-    config = prepare_hardware(quick(**LITE0, **EVERYTHING))
+    config = quick(**LITE0, **EVERYTHING, **{"training.precision": "bf16"})
     device = torch.device("cuda", 0)
     images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
     module = SkinLesionClassifier(config, 16, torch.tensor([30, 12])).to(device).train()
-    optimizer = create_optimizer(module.network.backbone, config.training, device)
-    step = TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device)
-    reader, batches = LossReader(), Batches(images, 8, device, SamplingConfig(0, config.data))
+    optimizer = module.configure_optimizers()
+    step = CapturedStep(TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device))
+    queue, batches = AsyncLossQueue(), Batches(images, 8, device, SamplingConfig(0, config.data))
     for batch in batches:  # warm-up and capture
         step(batch)
-    assert step.captured
-    batches.set_epoch(1)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for number, batch in enumerate(batches):
-            reader.put(StepLoss(1, number, number, 1e-3, float("nan")), step(batch))
+        for number, batch in enumerate(batches.of_epoch(1)):
+            torch.manual_seed(number)
+            queue.put(StepLoss(1, number, number, 1e-3), step(batch))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(np.isfinite(taken.loss) for taken in reader.drain())
-
-
-@pytest.mark.parametrize("free", [None, 0], ids=["joined on the GPU", "copied one by one"])
-def test_what_is_packed_is_what_was_there_before_the_next_step(free, monkeypatch):
-    if free is not None:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
-    on_gpu = {
-        "weights": [torch.randn(2048, 1024, 3, 3, device="cuda").to(memory_format=torch.channels_last)],
-        "turned": torch.randn(300, 200, device="cuda").T[:, ::2],
-        "scalars": [torch.tensor(float(number), device="cuda") for number in range(300)],
-        "numbers": (torch.arange(5, device="cuda"), torch.empty(0, 3, device="cuda")),
-    }
-    state = on_gpu | {"on the CPU": torch.arange(7.0)}
-    expected = {"weights": on_gpu["weights"][0].cpu(), "turned": on_gpu["turned"].cpu()}
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        packed = pack(state)
-        for tensor in (on_gpu["weights"][0], on_gpu["turned"], *on_gpu["scalars"], *on_gpu["numbers"]):
-            tensor.zero_()  # as a step would
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    packed.ready.synchronize()
-    back = unpack(packed.content)
-    assert torch.equal(back["weights"][0], expected["weights"])
-    assert back["weights"][0].stride() == expected["weights"].stride()
-    assert torch.equal(back["turned"], expected["turned"])
-    assert [scalar.item() for scalar in back["scalars"]] == list(range(300))
-    assert back["numbers"][0].tolist() == list(range(5))
-    assert back["on the CPU"].tolist() == list(range(7))
+    assert all(np.isfinite(taken.loss) for taken in queue.drain())
 
 
 def test_weights_are_written_as_they_were_trained(train, tmp_path):

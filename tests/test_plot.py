@@ -95,7 +95,7 @@ def test_the_tables_are_of_the_test_images_and_agree_with_the_metrics(evaluated,
 def test_a_missing_input_is_named(evaluated, without_pictures):
     for place in (PREDICTIONS, TRAINING_METRICS, PREPARED, DETAILS, GRADCAM, AUGMENTED):
         hidden = place.rename(place.with_name("hidden"))
-        with pytest.raises(InputError, match=f"{place}.*`dvc repro` makes it"):
+        with pytest.raises(InputError, match=f"{place}.*`dvc repro`"):
             plot.main()
         hidden.rename(place)
     plot.main()

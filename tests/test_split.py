@@ -166,5 +166,5 @@ def test_the_command_lists_an_image_that_is_in_two_splits_under_two_names(prepar
 
 def test_the_command_without_a_prepared_dataset_says_how_to_make_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"manifest\.csv does not exist; `dvc repro` makes it"):
+    with pytest.raises(InputError, match=r"manifest\.csv does not exist; run `dvc repro`"):
         split.main()

@@ -14,9 +14,10 @@ from stages.classifier.weights import load_model
 from stages.dataset.folds import validated_on
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.errors import InputError, run
+from stages.errors import InputError
 from stages.evaluation.history import read_history
 from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_csv, write_csv
+from stages.launch import run
 from stages.train import train_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -161,7 +162,7 @@ def test_a_failed_training_leaves_the_earlier_model(workspace, params, bytes_bel
 @pytest.mark.parametrize("place", [PREPARED, SPLIT])
 def test_a_missing_input_is_named(workspace, place):
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    with pytest.raises(InputError, match=f"{place}.*does not exist; `dvc repro` makes it"):
+    with pytest.raises(InputError, match=f"{place}.*does not exist; run `dvc repro`"):
         train.main()
 
 

@@ -3,37 +3,42 @@
 Fitted on the validation images by `evaluate`, and frozen there.
 """
 
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from decimal import ROUND_FLOOR, Context
 from pathlib import Path
 
 import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
-from stages.errors import InputError, regenerate
+from stages.checks import Flag, Positive, Share, Text
+from stages.errors import regenerate
 from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, sha256_of, write_json
 
 CALIBRATION = "calibration.json"
-FITTED_FOR = "weights_sha256"  # in the file: the weights whose outputs it was fitted to
+_CHECKED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Calibration:
-    """What `calibration.json` holds.
+    """What models/calibration.json holds: fitted on the validation images, frozen since."""
 
-    Attributes:
-        test_time_augmentation: whether the probabilities are means over the 8 flips and quarter turns of an image.
-        temperature: divides the logarithms of the probabilities.
-        threshold: an image is called malignant at or above this calibrated probability of malignancy.
-        target_sensitivity: what `threshold` reaches on the validation images.
-        youden_threshold: the threshold with the largest sum of sensitivity and specificity there, for comparison.
-    """
+    test_time_augmentation: Flag
+    """Whether probabilities are means over the 8 flips and quarter turns of an image."""
+    temperature: Positive
+    """Divides the logarithms of the probabilities."""
+    threshold: Share
+    """An image is called malignant at or above this calibrated probability of malignancy."""
+    target_sensitivity: Share
+    """What threshold reaches on the validation images."""
+    youden_threshold: Share
+    """The threshold with the largest sum of sensitivity and specificity on the validation images."""
 
-    test_time_augmentation: bool
-    temperature: float
-    threshold: float
-    target_sensitivity: float
-    youden_threshold: float
+
+@dataclass(frozen=True, config=_CHECKED)
+class _CalibrationFile(Calibration):
+    weights_sha256: Text | None = None
+    """The weights to whose outputs it was fitted; files of earlier commits, which `compare` reads, do not say it."""
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -62,7 +67,8 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 def save_calibration(calibration: Calibration, folder: Path = MODELS) -> None:
     """Write `calibration.json` beside the weights that it was fitted for."""
-    write_json(folder / CALIBRATION, asdict(calibration) | {FITTED_FOR: sha256_of(folder / MODEL_WEIGHTS.name)})
+    content = _CalibrationFile(**asdict(calibration), weights_sha256=sha256_of(folder / MODEL_WEIGHTS.name))
+    write_json(folder / CALIBRATION, asdict(content))
 
 
 def as_written(number: float) -> float:
@@ -78,24 +84,7 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
             than those beside it, if there are any.
     """
     path, weights = folder / CALIBRATION, folder / MODEL_WEIGHTS.name
-    content = read_json(path)
-    names = [field.name for field in fields(Calibration)]
-    # Files of earlier commits, which `compare` reads, do not say it.
-    fitted_for = content.pop(FITTED_FOR, None) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or set(content) != set(names):
-        raise regenerate(f"{path} must hold {', '.join(names)}")
-
-    def check(key: str, valid: bool, expected: str) -> None:
-        if not valid:
-            raise InputError(f"{path}: {key} is {content[key]!r}; it must be {expected}")
-
-    def number(key: str) -> bool:
-        return type(content[key]) in (int, float) and math.isfinite(content[key])
-
-    check("test_time_augmentation", type(content["test_time_augmentation"]) is bool, "true or false")
-    check("temperature", number("temperature") and content["temperature"] > 0, "a number above 0")
-    for key in ("threshold", "target_sensitivity", "youden_threshold"):
-        check(key, number(key) and 0 <= content[key] <= 1, "a number from 0 to 1")
-    if fitted_for is not None and weights.exists() and fitted_for != sha256_of(weights):
+    content: _CalibrationFile = read_json(path, _CalibrationFile)
+    if content.weights_sha256 is not None and weights.exists() and content.weights_sha256 != sha256_of(weights):
         raise regenerate(f"{path} was not fitted for the weights in {weights}")
-    return Calibration(**content)
+    return Calibration(**{field.name: getattr(content, field.name) for field in fields(Calibration)})

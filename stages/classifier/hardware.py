@@ -71,7 +71,9 @@ def lease_gpus(count: int, wait: bool = True) -> None:
         if not wait:
             return
         if not said:
-            print(f"other stages use the GPUs of this machine: waiting until {count} of {len(names)} are free", flush=True)
+            print(
+                f"other stages use the GPUs of this machine: waiting until {count} of {len(names)} are free", flush=True
+            )
         said = True
         time.sleep(1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.classifier.description import DESCRIPTION, ModelDescription, read_description
 from stages.classifier.networks import Ensemble, NormalizedNetwork, build_network, is_network
-from stages.errors import InputError, printable
+from stages.errors import InputError, printable, regenerate
 from stages.files import MODELS, replacing, write_json
 
 WEIGHTS = "model.safetensors"
@@ -53,14 +53,14 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
     try:
         state = load_file(path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
+        raise regenerate(f"{path} does not exist") from None
     except (OSError, SafetensorError, KeyError) as error:  # the last of numbers that PyTorch does not know
-        raise InputError(f"{path} is no safetensors file ({printable(error)}); `dvc repro` makes it again") from None
+        raise regenerate(f"{path} is no safetensors file ({printable(error)})") from None
     # Names, shapes and types: loading would turn whole numbers into fractions without a word.
     places = _tensors(network)
     if _outline(state) != _outline(places):
         what = description.architecture if len(members) == 1 else f"{len(members)} {description.architecture}"
-        raise InputError(f"{path} does not hold a {what}; `dvc repro` makes both again")
+        raise regenerate(f"{path} does not hold a {what}")
     for name, tensor in places.items():
         tensor.copy_(state[name])
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (description.mean, description.std))

@@ -5,40 +5,32 @@ integration: both end with 0 whatever they find.
 """
 
 import argparse
+import json
+import re
 import sys
-
-from stages.errors import InputError, run
 
 
 def find_problems() -> list[str]:
-    """The stages that would run again, and the outputs that the remote lacks, a line each with what to do.
+    """The stages that would run again, and the outputs that the remote lacks, one line each with what to do.
 
     Raises:
-        InputError: this is no repository of DVC, or the remote cannot be asked.
+        InputError: this is not a DVC repository, or the remote cannot be asked.
     """
-    from dvc.exceptions import DvcException  # takes a second to import
-    from dvc.repo import Repo
-    from dvc.scm import SCMError
+    from stages.experiments.revision import has_remote, run_dvc
 
-    try:
-        with Repo() as repo:
-            stale = repo.reproduce(dry=True, allow_missing=True)
-            problems = [
-                f"stage {stage.name} would run again: dvc.lock is not of this code and these parameters; "
-                "`dvc repro` and commit dvc.lock"
-                for stage in stale
-            ]
-            if not repo.config["remote"]:
-                print("no DVC remote is configured (`dvc remote add -d storage s3://…`): outputs were not looked for")
-                return problems
-            missing = repo.data_status(not_in_remote=True, remote_refresh=True)["not_in_remote"]
-            if not missing:
-                print("the remote has every output")
-            return problems + [f"{path} is not on the remote; `dvc push` it" for path in missing]
-    except (DvcException, SCMError) as error:
-        raise InputError(f"{error}; run from the root of the repository") from None
-    except Exception as error:  # a remote fails with the errors of its own library
-        raise InputError(f"the remote cannot be asked ({' '.join(str(error).split())})") from error
+    dry_run = run_dvc("repro", "--dry", "--allow-missing")
+    problems = [
+        f"stage {name} would run again: dvc.lock is not of this code and these parameters; "
+        "`dvc repro` and commit dvc.lock"
+        for name in re.findall(r"^Running stage '(.+)':", dry_run, flags=re.MULTILINE)
+    ]
+    if not has_remote():
+        print("no DVC remote is configured (`dvc remote add -d storage s3://…`): outputs were not looked for")
+        return problems
+    status = json.loads(run_dvc("data", "status", "--not-in-remote", "--json"))
+    if not status.get("not_in_remote"):
+        print("the remote has every output")
+    return problems + [f"{path} is not on the remote; `dvc push` it" for path in status.get("not_in_remote", [])]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,14 +40,10 @@ def main(argv: list[str] | None = None) -> None:
         InputError: see `find_problems`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.check",
+        prog="python -m stages check",
         description="Check that dvc.lock belongs to the code and that the DVC remote has every output.",
     )
     parser.parse_args(argv)
     if problems := find_problems():
         sys.exit("\n".join(problems))
     print("dvc.lock is of this code")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError, no_space, run
+from stages.errors import InputError, no_space
 
 SUMS = "SHA256SUMS"
 RETRIES = 2  # of a download that fails
@@ -180,7 +180,3 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.output or Path("data") / args.dataset
     download_dataset(dataset, folder, args.url)
     print(f"next: dvc add {folder}, then dvc exp run -S data.data_dir={folder}")
-
-
-if __name__ == "__main__":
-    run(main)

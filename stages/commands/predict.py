@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import InputError, printable, run
+from stages.errors import InputError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -303,7 +303,3 @@ def main(argv: list[str] | None = None) -> None:
     if problems:
         count = "no image can" if table.empty else f"{len(problems)} file{'s' * (len(problems) != 1)} cannot"
         raise InputError(f"{count} be read:\n  " + "\n  ".join(map(printable, problems)))
-
-
-if __name__ == "__main__":
-    run(main)

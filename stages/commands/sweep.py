@@ -1,27 +1,23 @@
 """Sweep: run queued experiments to their end, or search for better parameters with Optuna."""
 
 import argparse
+import re
 import signal
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-from stages.config import PARAMS, load_config
-from stages.errors import InputError, run
-from stages.experiments.queue import DEVICES, FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task, visible_gpus
-from stages.experiments.results import RevisionFiles, differing, flat, parse, read_experiment, text_table
-from stages.figures.wording import NOTHING
+from stages.errors import InputError
 
 DESCRIPTION = """\
-Run the experiments of DVC's queue to its end, one at a time on each GPU (on the CPU where there is none), and print
-their parameters and headline metrics. What a killed sweep or worker left is run again: start it once more.
+Run the experiments of DVC's queue to its end, as many at once as there are GPUs for, and print their parameters and
+headline metrics. Ctrl-C ends those that run, and queues them again for the next sweep. What killed workers left is run
+again, too.
 """
 EXAMPLES = """\
 examples:
-  dvc exp run -S 'split.test_fold=range(7)' --queue && python -m stages.commands.sweep
-  python -m stages.commands.sweep -S 'training.learning_rate=1e-4,3e-4' -S 'training.seed=range(3)'
-  python -m stages.commands.sweep --optuna 50 --study rates --metric loss \\
+  python -m stages sweep -S 'split.test_fold=range(7)' --name folds
+  dvc exp run -S 'training.learning_rate=1e-4,3e-4' --queue && python -m stages sweep
+  python -m stages sweep --optuna 50 --study rates --metric loss \\
       -S 'training.learning_rate=loguniform(1e-5,1e-3)' -S 'model.dropout_rate=uniform(0,0.5)' \\
       -S 'training.batch_size=choice(16,32)' -S training.max_epochs=10
 
@@ -35,168 +31,99 @@ option.
 """
 
 
-def run_queue(queue: ExperimentQueue, report: Callable[[str], None]) -> list[Task]:
-    """Run the queue to its end.
-
-    Args:
-        queue: what to run.
-        report: is called with each line of progress.
-
-    Returns:
-        The experiments that were in it, as they ended; without those that `dvc queue remove` took out meanwhile.
-
-    Raises:
-        InputError: workers die without an end.
-    """
-    waiting = {task.revision: task.name for task in queue.tasks() if task.state in (QUEUED, RUNNING)}
-    total, begun, ended = len(waiting), {}, []
-    while waiting:
-        for name in queue.tend():
-            report(f"{name}: its worker died; queued again")
-        tasks = queue.tasks()
-        for revision in waiting.keys() - {task.revision for task in tasks}:
-            total -= 1
-            report(f"{waiting.pop(revision)}: removed from the queue; not waited for")
-        for task in tasks:
-            if task.revision not in waiting:
-                continue
-            if task.state == RUNNING and task.revision not in begun:
-                begun[task.revision] = time.monotonic()
-                report(f"{task.name}: running")
-            elif task.state in (SUCCESS, FAILED):
-                del waiting[task.revision]
-                ended.append(task)
-                seconds = time.monotonic() - begun.get(task.revision, time.monotonic())
-                report(f"[{len(ended)}/{total}] {task.name}: {task.state} after {seconds:.0f} s")
-        time.sleep(0.5)
-    return ended
-
-
 def results_table(names: list[str]) -> str:
     """Experiments side by side: the parameters in which they differ from the commit or each other, and the metrics."""
-    experiments = [read_experiment(name) for name in names]
-    committed = flat(parse(RevisionFiles("HEAD").read(PARAMS), "HEAD", PARAMS))
-    changed = differing([committed, *(experiment.parameters for experiment in experiments)])
-    metrics = list(dict.fromkeys(name for experiment in experiments for name in experiment.metrics or {}))
+    import pandas as pd
+
+    from stages.experiments.revision import Revision, differing_parameters
+    from stages.reporting import MISSING
+
+    experiments = [Revision(name) for name in names]
+    changed = differing_parameters([Revision("HEAD"), *experiments])
     rows = [
-        [experiment.name, *(_short(experiment.parameters.get(key)) for key in changed)]
-        + [_number((experiment.metrics or {}).get(key)) for key in metrics]
+        {"experiment": experiment.name}
+        | {key.split(".", 1)[-1]: str(experiment.parameters.get(key)) for key in changed}
+        | experiment.metrics
         for experiment in experiments
     ]
-    return text_table([["experiment", *(key.split(".", 1)[-1] for key in changed), *metrics], *rows])
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+    return pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format, na_rep=MISSING)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.commands.sweep",
+        prog="python -m stages sweep",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "-S",
-        "--set-param",
-        action="append",
-        default=[],
-        metavar="KEY=VALUES",
-        help="queue experiments first: each combination of comma lists, range() and choice(), as `dvc exp run --queue`",
-    )
-    parser.add_argument("--name", metavar="NAME", help="of these experiments: NAME-1, NAME-2 …")
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--optuna", type=int, metavar="TRIALS", help="search -S ranges until the study has so many trials"
-    )
-    search.add_argument("--study", default="search", metavar="NAME", help="of the study (default: %(default)s)")
-    search.add_argument(
-        "--metric",
-        default="loss",
-        metavar="METRIC",
-        help="of the validation images: loss (default), that of training.monitor, or one of `val` in "
-        "metrics/details.json, as auroc",
-    )
-    search.add_argument(
-        "--storage",
-        default="optuna.journal",
-        metavar="FILE|URL",
-        help="of the study: a file, or a database as postgresql://… (default: %(default)s)",
-    )
-    search.add_argument("--seed", type=int, default=0, help="of the search (default: %(default)s)")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    override = "queue experiments first: each combination of comma lists, range() and choice()"
+    add("-S", "--set-param", action="append", default=[], metavar="KEY=VALUES", help=override)
+    add("--name", help="of these experiments: NAME-1, NAME-2 …; if some are queued already, goes on with them")
+    jobs = "experiments at once (default: GPUs / training.devices, at least 1)"
+    add("-j", "--jobs", type=int, metavar="N", help=jobs)
+    add = parser.add_argument_group("search").add_argument
+    add("--optuna", type=int, metavar="TRIALS", help="search -S ranges until the study has so many trials")
+    add("--study", default="search", metavar="NAME", help="of the study (default: %(default)s)")
+    metric = "of the validation images: loss (default), that of training.monitor, or one of `val` in"
+    add("--metric", default="loss", help=f"{metric} metrics/details.json, as auroc")
+    storage = "of the study: a file, or a database as postgresql://… (default: %(default)s)"
+    add("--storage", default="optuna.journal", metavar="FILE|URL", help=storage)
+    add("--seed", type=int, default=0, help="of the search (default: %(default)s)")
+    args = parser.parse_args(argv)
+    for option, value in (("--optuna", args.optuna), ("--jobs", args.jobs)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} is {value}; it must be at least 1")
+    return args
 
 
-def _queue(queue: ExperimentQueue, args: argparse.Namespace) -> int:
-    queue.deal_gpus(args.set_param or None)
+def _values(overrides: list[str], key: str, default: Any) -> list[str]:
+    """The values that overrides as `key=a`, `key=a,b` or `key=choice(a,b)` give a parameter."""
+    given = [override.removeprefix(f"{key}=") for override in overrides if override.startswith(f"{key}=")]
+    return re.sub(r"choice\((.*)\)", r"\1", given[-1]).split(",") if given else [str(default)]
+
+
+def _run_queue(queue: Any, args: argparse.Namespace) -> int:
+    from stages.experiments.queue import SUCCESS, error_of
+
     if args.set_param:
-        print(f"queued: {', '.join(queue.add(args.set_param, args.name))}", flush=True)
-    ended = run_queue(queue, lambda line: print(line, flush=True))
-    if not ended:
-        print("the queue is empty; fill it with -S, or with `dvc exp run -S … --queue`")
-        return 0
-    names = [task.name for task in ended if task.state == SUCCESS]
+        named = re.compile(rf"{re.escape(args.name or '/')}(-\d+)?")
+        left = [task.name for task in queue.status()[0] if task.unfinished and named.fullmatch(task.name)]
+        names = left or queue.add(args.set_param, args.name)
+        print(f"{'still queued' if left else 'queued'}: {', '.join(names)}", flush=True)
+    names, failed = [], 0
+    for task, left in queue.run():
+        print(f"{task.name}: {task.state.lower()}; {left} left", flush=True)
+        if task.state == SUCCESS:
+            names.append(task.name)
+        else:
+            failed += 1
+            print(error_of(task), flush=True)
     if names:
         print(f"\n{results_table(names)}")
-    failed = [task for task in ended if task.state == FAILED]
-    for task in failed:
-        print(f"\n{task.name} failed; `dvc queue logs {task.name}` has all of it:\n{queue.error_of(task)}")
-    return len(failed)
+    elif not failed:
+        print("the queue is empty; fill it with -S, or with `dvc exp run -S … --queue`")
+    return failed
 
 
-def _search(queue: ExperimentQueue, args: argparse.Namespace) -> int:
-    from stages.experiments import search  # Optuna takes a second to import
+def _search(queue: Any, args: argparse.Namespace) -> int:
+    from stages.experiments import search
+    from stages.experiments.queue import error_of
 
-    if args.optuna < 1:
-        raise InputError(f"--optuna is {args.optuna}; it must be at least 1")
-    if args.metric not in search.METRICS:
-        raise InputError(
-            f"--metric {args.metric} is none of the validation images; known are {', '.join(search.METRICS)}"
-        )
     space, fixed = search.parse_space(args.set_param)
-    if DEVICES in space:
-        raise InputError(f"-S {DEVICES} is a range; all trials of a search get as many GPUs: give one number")
-    queue.deal_gpus(fixed)
-    search.ensure_folder(args.storage)
-    settings = {
-        "metric": args.metric,
-        "ranges": {key: str(distribution) for key, distribution in space.items()},
-        "fixed": fixed,
-        "commit": queue.repo.scm.get_rev(),
-    }
-    study = search.open_study(args.study, args.storage, args.metric, settings)
-
-    def report(trial: Any) -> None:
-        value = _number(trial.value) if trial.value is not None else "failed"
-        print(
-            f"[{trial.number + 1}/{args.optuna}] {search.experiment_name(study, trial)}: {args.metric} {value}",
-            flush=True,
-        )
-
-    search.search(study, space, fixed, args.metric, args.optuna, args.seed, queue, report)
-    trials = study.get_trials(deepcopy=False)
-    best_first = sorted(
-        (trial for trial in trials if trial.value is not None),
-        key=lambda trial: trial.value,
-        reverse=study.direction.name == "MAXIMIZE",
-    )
-    rows = [
-        [search.experiment_name(study, trial), *(_short(trial.params[key]) for key in space), _number(trial.value)]
-        for trial in best_first
-    ]
-    print("\n" + text_table([["experiment", *space, f"{args.metric} (validation)"], *rows]))
-    if rows:
-        print(f"\nbest: {rows[0][0]}; take it over with `dvc exp apply {rows[0][0]}`")
-    failed = {search.experiment_name(study, trial) for trial in trials if trial.state.name == "FAIL"}
-    for task in queue.tasks():
-        if task.name in failed:
-            print(f"\n{task.name} failed; `dvc queue logs {task.name}` has all of it:\n{queue.error_of(task)}")
-    return len(failed)
+    study = search.open_study(args.study, args.storage, args.metric, space, fixed)
+    for trial, task in search.search(study, space, fixed, args.metric, args.optuna, args.seed, queue):
+        value = "failed" if trial.value is None else f"{trial.value:.4f}"
+        print(f"[{trial.number + 1}/{args.optuna}] {task.name}: {args.metric} {value}", flush=True)
+        if trial.value is None:
+            print(error_of(task), flush=True)
+    table = study.trials_dataframe(attrs=("number", "value", "params", "state"))
+    table = table.sort_values("value", ascending=args.metric == search.LOSS).rename(columns={"value": args.metric})
+    print(f"\nTrials on the validation images:\n{table.to_string(index=False, na_rep='–')}")
+    if any(table["state"] == "COMPLETE"):
+        best = search.experiment_name(study, study.best_trial)
+        print(f"\nbest: {best}; take it over with `dvc exp apply {best}`")
+    return sum(table["state"] == "FAIL")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -206,20 +133,34 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an option or the repository has a mistake.
     """
     args = _parse(argv)
-    load_config()  # a mistake in params.yaml is told before anything is queued
-    with ExperimentQueue(visible_gpus()) as queue:
-        # Between two turns, not anywhere: an exception out of a signal may hit code that swallows it.
-        signal.signal(signal.SIGTERM, lambda *_: setattr(queue, "terminated", True))
+    import torch
+
+    from stages.config import load_config
+    from stages.experiments.queue import QUEUED, ExperimentQueue, check_data, run_dvc, workspace_revision
+    from stages.experiments.revision import Revision
+
+    config = load_config()  # a mistake in params.yaml is told before anything is queued
+    devices = _values(args.set_param, "training.devices", config.training.devices)
+    each = max([1, *(int(value) for value in devices if value.isdecimal())])
+    with ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each)) as queue:
+        for task in queue.status()[0]:
+            if task.state == QUEUED:
+                try:
+                    check_data(Revision(task.revision).parameters["data.data_dir"], task.revision)
+                except InputError as error:
+                    mend = f"then dvc queue remove {task.name}, and queue it again"
+                    raise InputError(f"{task.name}: {error}; {mend}") from None
+        for data_dir in _values(args.set_param, "data.data_dir", config.data.data_dir) if args.set_param else []:
+            check_data(data_dir, workspace_revision())
+        # Between two polls, not anywhere: an exception out of a signal could end `dvc` halfway.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: setattr(queue, "stopping", True))
         try:
-            queue.check_data()
-            failed = _search(queue, args) if args.optuna is not None else _queue(queue, args)
+            failed = (_search if args.optuna else _run_queue)(queue, args)
         except KeyboardInterrupt:
-            queue.stop(running=True)
+            print("ending what runs; it stays queued, and `python -m stages sweep` goes on", flush=True)
+            queue.stop()
             raise
         finally:
-            queue.stop(running=False)
+            run_dvc("queue", "stop")  # when the workers have finished what they run
     sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    run(main)

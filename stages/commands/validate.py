@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import InputError, run
+from stages.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,7 +213,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     print_metrics(details["test"]["metrics"])
     print(f"wrote {args.output}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -60,7 +60,7 @@ def near_duplicates(store: PixelStore, split: pd.Series, threshold: int = LARGES
         pairs = _close_pairs(hashes[one], hashes[other], threshold)
         tables.append(_table(ids[one], ids[other], pairs).assign(split_1=first, split_2=second))
     columns = ["image_id_1", "image_id_2", "split_1", "split_2", "distance"]
-    return _sorted(pd.concat(tables))[columns]
+    return _sorted(pd.concat(tables)).loc[:, columns]
 
 
 def near_duplicates_between(first: PixelStore, second: PixelStore, threshold: int = LARGEST_DISTANCE) -> pd.DataFrame:
@@ -85,8 +85,8 @@ def hash_images(store: PixelStore) -> np.ndarray:
         # The lowest half of what 2 · SIDE pixels a side can hold: even small prepared images have so many.
         side = 2 * SIDE
         grey = (Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS) for image in pixels)
-        columns = dct(np.stack([np.asarray(image, dtype=float) for image in grey]), axis=1)[:, :SIDE]
-        lowest = dct(columns, axis=2)[:, :, :SIDE]
+        columns = np.asarray(dct(np.stack([np.asarray(image, dtype=float) for image in grey]), axis=1))[:, :SIDE]
+        lowest = np.asarray(dct(columns, axis=2))[:, :, :SIDE]
         return lowest > np.median(lowest, axis=(1, 2), keepdims=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError
+from stages.errors import InputError, regenerate
 from stages.files import read_csv
 
 SPLITS = ("train", "val", "test")
@@ -26,7 +26,7 @@ def lesion_groups(images: pd.DataFrame) -> pd.Series:
         images: columns image_id and lesion_id.
 
     Returns:
-        A lesion id an image, with the index of `images`. Images with the same one belong into the same fold.
+        One lesion id per image, with the index of `images`. Images with the same one belong in the same fold.
     """
     lesion_of = dict(zip(images["image_id"], images["lesion_id"]))
     merged: dict[str, str] = {}
@@ -41,7 +41,7 @@ def lesion_groups(images: pd.DataFrame) -> pd.Series:
             one, other = sorted((root(lesion_of[first]), root(lesion_of[second])))
             if one != other:
                 merged[other] = one
-    return images["lesion_id"].map(root)
+    return pd.Series([root(lesion) for lesion in images["lesion_id"]], index=images.index, name="lesion_id")
 
 
 def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
@@ -64,27 +64,27 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
     images = images.sort_values("image_id")
     groups = lesion_groups(images)
     table = pd.crosstab(groups, images["dx"])
-    lesions = (table > 0).sum()
-    scarce = lesions[lesions < folds]
-    if len(scarce):
+    counts, diagnoses = table.to_numpy(), list(table.columns)
+    lesions = dict(zip(diagnoses, (counts > 0).sum(axis=0).tolist()))
+    if scarce := {dx: count for dx, count in lesions.items() if count < folds}:
         too_few = ", ".join(f"{dx} has only {count} lesion{'s' * (count != 1)}" for dx, count in scarce.items())
         raise InputError(
             f"split.folds is {folds}, but {too_few}; every fold needs one of each diagnosis: "
             "lower split.folds, or add lesions (a data.subsample_percentage below 1 leaves some out)"
         )
     # Large and pure groups first, which the small and mixed ones can balance; equals in random order.
-    counts = table.to_numpy()
     order = np.random.RandomState(seed).permutation(len(table))
     order = order[np.argsort(-counts[order].std(axis=1), kind="stable")]
-    fold_of_group = pd.Series(_distribute(counts[order], folds), index=table.index[order], name="fold")
+    chosen = np.array(_distribute(counts[order], folds))
     # Groups of one diagnosis each cannot leave a fold without it; patients, who may have several, can.
-    held = table.groupby(fold_of_group).sum()
-    if lacking := [f"fold {fold} has no {dx}" for fold, row in held.iterrows() for dx in row.index[row == 0]]:
+    held = [zip(diagnoses, counts[order][chosen == fold].sum(axis=0)) for fold in range(folds)]
+    if lacking := [f"fold {fold} has no {dx}" for fold, row in enumerate(held) for dx, count in row if not count]:
         raise InputError(
             f"split.folds is {folds} and split.seed {seed}, but {', '.join(lacking)}; every fold needs one of each "
             "diagnosis: lower split.folds, or take another split.seed"
         )
-    return groups.map(fold_of_group).rename("fold").sort_index()
+    fold_of_group = dict(zip(table.index[order], chosen))
+    return pd.Series([fold_of_group[group] for group in groups], index=groups.index, name="fold").sort_index()
 
 
 def _distribute(counts: np.ndarray, folds: int) -> list[int]:
@@ -117,7 +117,8 @@ def _distribute(counts: np.ndarray, folds: int) -> list[int]:
 
 def split_of(fold: pd.Series, test_fold: int, val_fold: int) -> pd.Series:
     """The split of each image: `test` and `val` for their folds, `train` for all others."""
-    return fold.map(lambda number: {test_fold: "test", val_fold: "val"}.get(number, "train")).rename("split")
+    names = {test_fold: "test", val_fold: "val"}
+    return pd.Series([names.get(number, "train") for number in fold], index=fold.index, name="split")
 
 
 def validation_folds(table: pd.DataFrame) -> list[int]:
@@ -126,9 +127,11 @@ def validation_folds(table: pd.DataFrame) -> list[int]:
     Args:
         table: what `read_split` gives.
     """
-    folds = sorted(set(table["fold"][table["split"] != "test"]))
-    first = folds.index(table["fold"][table["split"] == "val"].min()) if (table["split"] == "val").any() else 0
-    return [int(fold) for fold in folds[first:] + folds[:first]]
+    pairs = list(zip(table["fold"], table["split"]))
+    folds = sorted({int(fold) for fold, split in pairs if split != "test"})
+    validating = [int(fold) for fold, split in pairs if split == "val"]
+    first = folds.index(min(validating)) if validating else 0
+    return folds[first:] + folds[:first]
 
 
 def validated_on(table: pd.DataFrame, fold: int) -> pd.DataFrame:
@@ -152,8 +155,7 @@ def read_split(path: Path, images: pd.DataFrame) -> pd.DataFrame:
     """
     table = read_csv(path, ["image_id", "lesion_id", "fold", "split"])
     if not table[["image_id", "lesion_id"]].equals(images[["image_id", "lesion_id"]]):
-        raise InputError(f"{path} is not of the prepared images; `dvc repro` makes it again")
-    unknown = table["split"][~table["split"].isin(SPLITS)]
-    if len(unknown):
-        raise InputError(f"{path}: unknown split {unknown.iloc[0]!r}; it must be one of {', '.join(SPLITS)}")
+        raise regenerate(f"{path} is not of the prepared images")
+    if unknown := [name for name in table["split"] if name not in SPLITS]:
+        raise InputError(f"{path}: unknown split {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
     return table

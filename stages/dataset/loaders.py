@@ -15,7 +15,7 @@ from stages.dataset.folds import read_split, validated_on
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
 from stages.dataset.taxonomy import class_names, class_of
-from stages.errors import InputError
+from stages.errors import regenerate
 
 # The rest is for the network: activations of a batch are larger than its images.
 LARGEST_SHARE_OF_GPU_MEMORY = 0.5
@@ -65,7 +65,7 @@ class SplitImages:
         self.num_classes = num_classes
         self.indices = np.flatnonzero(assignment["split"] == split)
         if not len(self.indices):
-            raise InputError(f"{split_file} has no image in the split {split}; `dvc repro` makes it again")
+            raise regenerate(f"{split_file} has no image in the split {split}")
         self.table = store.manifest.iloc[self.indices].reset_index(drop=True)
         classes = class_names(num_classes)
         self.labels = torch.tensor([classes.index(class_of(dx, num_classes)) for dx in self.table["dx"]])
@@ -163,8 +163,9 @@ class Batches:
 
     def _get_order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """`_order` of an epoch: the prefetched one, if it is of this epoch."""
-        prefetched, order = self._prefetched or (None, None)
-        return order.result() if prefetched == epoch else self._order(epoch)
+        if self._prefetched is not None and self._prefetched[0] == epoch:
+            return self._prefetched[1].result()
+        return self._order(epoch)
 
     def _prefetch(self, epoch: int) -> None:
         """Compute `_order` of an epoch in a thread while the epoch before it is trained on."""

@@ -285,9 +285,9 @@ def _translate(row: dict[str, str], names: dict[str, str], label: str) -> dict[s
     for name in set(OURS) - {"image_id", "lesion_id"}:
         if cells[name].lower() in MISSING:
             cells[name] = "" if name in ("age", PATIENT) else UNKNOWN
-    suffix = Path(cells["image_id"]).suffix
-    if suffix.lower() in EXTENSIONS:
-        cells["image_id"] = cells["image_id"].removesuffix(suffix)
+    stem, dot, ending = cells["image_id"].rpartition(".")
+    if dot + ending.lower() in EXTENSIONS:
+        cells["image_id"] = stem
     return cells | {"dx": label}
 
 

@@ -36,7 +36,7 @@ def stream(
     side = store.image_size
     copies = torch.cuda.Stream(device)
     free = [torch.empty((largest, side, side, 3), dtype=torch.uint8, pin_memory=True) for _ in range(READ_AHEAD)]
-    copied: dict[int, torch.cuda.Event] = {}  # by buffer: when the GPU has taken what was in it
+    copied: dict[int, torch.Event] = {}  # by buffer: when the GPU has taken what was in it
     pending: deque[tuple[Future, Tensor, int]] = deque()
 
     def read(rows: np.ndarray, buffer: int) -> None:

@@ -1,418 +1,275 @@
-"""DVC's experiment queue, run to its end by workers that each have GPUs of their own.
+"""DVC's experiment queue as its users use it, by the `dvc` command line, so that all that shows it shows the truth.
 
-The queue and its workers are DVC's, so that `dvc queue status`, `dvc queue logs`, `dvc exp show` and the VS Code
-extension see all of it. `dvc queue start` alone does not do: its workers share one CUDA_VISIBLE_DEVICES, it does not
-wait, and what a killed worker ran counts as running forever. `dvc exp run --temp` side by side does not do either: they
-share a stash of one entry, and may take each other's. DVC has no public interface to its queue; its version is pinned.
+Its workers are those of `dvc queue start`. Done here is what DVC leaves undone: it counts an experiment as running for
+ever once its worker was killed, and does not queue again what was interrupted.
 """
 
-import contextlib
-import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from ruamel.yaml import YAML
+from filelock import FileLock, Timeout
 
 from stages.config import PARAMS
 from stages.errors import InputError
+from stages.experiments.revision import Revision
 
-QUEUED, RUNNING, SUCCESS, FAILED = "queued", "running", "success", "failed"
-DATA_DIR, DEVICES = "data.data_dir", "training.devices"
-STARTS = 3  # of workers beyond one each, without one experiment that ends: then something kills them
-LOG_LINES = 4  # of an error that is no message of this pipeline
+QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
+# A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
+TASK = re.compile(rf"^([0-9a-f]{{7}}) +(\S+) .*({QUEUED}|{RUNNING}|{SUCCESS}|{FAILED}) *$", re.MULTILINE)
+POLL_SECONDS = 3  # each poll takes a second of processor time
+LOST_POLLS = 3  # an experiment without a process so often is neither being set up nor collected
+START_SECONDS, MAX_STARTS = 20, 3  # until new workers surely answer; how often, if none does
+RUN_INFO = Path(".dvc/tmp/exps/run")  # private to DVC: where it notes the number of an experiment's process
 
 
 class Task(NamedTuple):
-    """An experiment of the queue.
+    """An experiment of the queue, whose state is QUEUED, RUNNING, SUCCESS or FAILED."""
 
-    Attributes:
-        name: of the experiment.
-        revision: the commit of DVC's stash that holds its files and parameters.
-        state: QUEUED, RUNNING, SUCCESS or FAILED.
-        entry: DVC's description of it.
-        message: Celery's, by which workers learn of it.
-    """
-
-    name: str
     revision: str
+    name: str
     state: str
-    entry: Any
-    message: Any
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is queued or running."""
+        return self.state in (QUEUED, RUNNING)
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch  # takes a second
-
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+    @property
+    def has_process(self) -> bool:
+        """Whether a process runs it: the one with its revision in the command line."""
+        return any(self.revision in " ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
 
 
 class ExperimentQueue:
-    """The queue of the repository in the working directory; close it, or use it as a context manager.
-
-    Args:
-        gpus: the GPUs to use, as CUDA_VISIBLE_DEVICES names them; none: one worker, on the CPU.
+    """The queue of the repository in the working directory, for one sweep at a time; use it as a context manager.
 
     Attributes:
-        workers: how many experiments run at once.
-        terminated: set it, and the next turn ends with KeyboardInterrupt.
+        jobs: how many experiments are to run at once.
+        stopping: set it, and the next poll raises KeyboardInterrupt.
 
     Raises:
-        InputError: this is no DVC repository in Git, or another sweep runs in it.
+        InputError: this is no DVC repository, or another sweep runs in it.
     """
 
-    def __init__(self, gpus: list[str]) -> None:
-        from dvc.exceptions import DvcException
-        from dvc.lock import LockError, make_lock
-        from dvc.repo import Repo
-
+    def __init__(self, jobs: int) -> None:
+        self.jobs, self.stopping = jobs, False
+        self._unfinished: set[str] = set()
+        self._missing: dict[str, int] = {}  # for how many polls running experiments have had no process
+        self._started, self._starts = -float(START_SECONDS), 0
+        if not Path(".dvc").is_dir():
+            raise InputError("this is not the root of a DVC repository; run from there")
+        Path(".dvc/tmp").mkdir(exist_ok=True)
+        self._lock = FileLock(".dvc/tmp/sweep.lock")
         try:
-            self.repo = Repo()
-            self._queue = self.repo.experiments.celery_queue
-        except DvcException as error:
-            raise InputError(f"{error}; run from the root of the repository") from None
-        # Two sweeps would restart the same experiment twice.
-        self._lock = make_lock(str(Path(self.repo.tmp_dir) / "sweep.lock"), tmp_dir=self.repo.tmp_dir)
-        try:
-            self._lock.lock()
-        except LockError:
-            self.repo.close()
+            self._lock.acquire(timeout=0)
+        except Timeout:
             raise InputError("another sweep runs in this repository; wait for its end") from None
-        self._gpus = gpus
-        self._deal(1)
-        self._started: list[subprocess.Popen] = []
-        self._starts, self._ended = 0, 0
-        self.terminated = False
 
     def __enter__(self) -> "ExperimentQueue":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.unlock()
-        self.repo.close()
-
-    def deal_gpus(self, overrides: list[str] | None = None) -> None:
-        """Give each worker as many GPUs as the largest `training.devices` asks for; before the first worker starts.
-
-        Args:
-            overrides: of experiments that will be added, as of `dvc exp run -S`; None: none will be.
-
-        Raises:
-            InputError: there are too few GPUs.
-        """
-        advice = f"set {DEVICES} to at most that"
-        added = [] if overrides is None else self._values_of(overrides, DEVICES)
-        needs = [(_count(value), "", advice) for value in added]
-        for task in self.tasks():
-            if task.state in (QUEUED, RUNNING):
-                each = _count(_parameter(self._params_of(task), DEVICES, "1"))
-                needs.append((each, f"{task.name}: ", f"dvc queue remove {task.name}, {advice} and queue it again"))
-        each, place, advice = max(needs, default=(1, "", advice))
-        if self._gpus and len(self._gpus) < each:
-            raise InputError(f"{place}{DEVICES} is {each}; there are {len(self._gpus)} GPUs here: {advice}")
-        self._deal(each)
-
-    def _deal(self, each: int) -> None:
-        starts = range(0, len(self._gpus) - each + 1, each)
-        self._devices = [",".join(self._gpus[start : start + each]) for start in starts] or [None]
-        self.workers = len(self._devices)
-        # As `dvc queue start` names its workers, so that `dvc queue status` counts them and none is started twice.
-        digest = hashlib.sha256(self._queue.wdir.encode()).hexdigest()[:6]
-        self._names = [f"dvc-exp-{digest}-{number}@localhost" for number in range(1, self.workers + 1)]
+        self._lock.release()
 
     def add(self, overrides: list[str], name: str | None = None) -> list[str]:
-        """Queue one experiment, or each of a sweep.
-
-        Args:
-            overrides: as of `dvc exp run -S`.
-            name: of the experiment; of a sweep, DVC appends numbers. None: DVC finds names.
-
-        Returns:
-            The names.
+        """Queue experiments with overrides as of `dvc exp run -S`, and return the names.
 
         Raises:
-            InputError: an override is wrong, or an experiment's data is not tracked; then nothing is queued.
+            InputError: an override is wrong; then nothing is queued.
         """
-        before = {task.revision for task in self.tasks()}
-        for data_dir in self._values_of(overrides, DATA_DIR):
-            if problem := self._data_problem(data_dir):
-                raise InputError(problem)
-        with _refusing(overrides):
-            self.repo.experiments.run(queue=True, params=overrides, name=name)
-        return [task.name for task in self.tasks() if task.revision not in before]
-
-    def _values_of(self, overrides: list[str], key: str) -> set[str]:
-        """Every value of a parameter in the experiments that these overrides make."""
-        from dvc.utils.cli_parse import to_path_overrides
-        from dvc.utils.hydra import get_hydra_sweeps
-
-        default = _parameter(PARAMS.read_text(encoding="utf-8"), key)
-        with _refusing(overrides):
-            sweeps = get_hydra_sweeps(to_path_overrides(overrides)) if overrides else [{}]
-        found = set()
-        for sweep in sweeps:
-            given = {
-                name: value for name, _, value in (text.partition("=") for text in sweep.get(PARAMS.as_posix(), []))
-            }
-            found.add(given.get(key, default).strip("'\""))
-        return found
-
-    def _data_problem(self, data_dir: str, revision: str | None = None) -> str | None:
-        """Why an experiment in a folder of its own would not find its data, and the command that mends it.
-
-        DVC gives such an experiment what Git and DVC track, and nothing else.
-
-        Args:
-            data_dir: its `data.data_dir`.
-            revision: the commit that was queued; None: what Git's index has now.
-        """
-        path = Path(data_dir)
-        what = f"data.data_dir is {data_dir!r}"
-        if path.is_absolute() and path.exists():
-            return None
-        if not path.resolve().is_relative_to(self.repo.root_dir):
-            return f"{what}, which lies outside of the repository: queued experiments need its absolute path"
-        if self._in_git(path, revision):
-            return None
-        folder = path.resolve()
-        for out in self.repo.index.outs:
-            if folder.is_relative_to(out.fs_path):
-                dvc_file = Path(out.stage.path).relative_to(self.repo.root_dir)
-                if self._in_git(dvc_file, revision):
-                    return None
-                return f"{what}; Git does not know {dvc_file}, so queued experiments would not: git add {dvc_file}"
-        if not path.exists():
-            return f"{what}, and there is no such folder"
-        fix = f"dvc add {path} && git add {path}.dvc"
-        return f"{what}, which nothing tracks, so queued experiments would not have it: {fix}"
-
-    def _in_git(self, path: Path, revision: str | None) -> bool:
-        listing = ["ls-tree", "-r", "--name-only", revision] if revision else ["ls-files"]
-        command = ["git", *listing, "--", path.as_posix()]
-        listed = subprocess.run(command, cwd=self.repo.root_dir, check=True, capture_output=True)  # noqa: S603
-        return bool(listed.stdout)
-
-    def check_data(self) -> None:
-        """Stop before anything runs if a queued experiment would not find its data.
-
-        Raises:
-            InputError: names the experiments, and the commands that mend it.
-        """
-        problems = []
-        for task in self.tasks():
-            if task.state == QUEUED:
-                data_dir = _parameter(self._params_of(task), DATA_DIR)
-                if problem := self._data_problem(data_dir, task.revision):
-                    problems.append(f"{task.name}: {problem}; then dvc queue remove {task.name}, and queue it again")
-        if problems:
-            raise InputError("\n  ".join(problems))
-
-    def _params_of(self, task: Task) -> str:
-        with self.repo.scm.get_fs(task.revision).open(PARAMS.as_posix(), encoding="utf-8") as file:
-            return file.read()
-
-    def tasks(self) -> list[Task]:
-        """All experiments that are or were in the queue, oldest first."""
-        celery = self._queue.celery
-        # In this order: one that a worker takes meanwhile is seen twice, and the later sight counts.
-        found = {task.revision: task for task in self._read(celery.iter_queued(), queued=True)}
-        found |= {task.revision: task for task in self._read(celery.iter_processed(), queued=False)}
-        return list(found.values())
-
-    def _read(self, messages: Iterator[Any], queued: bool) -> Iterator[Task]:
-        from dvc.repo.experiments.queue.base import QueueEntry
-        from dvc.repo.experiments.queue.tasks import run_exp
-
-        for message in messages:
-            if message.headers.get("task") == run_exp.name:
-                arguments, keywords, _ = message.decode()
-                entry = QueueEntry.from_dict(keywords.get("entry_dict") or arguments[0])
-                ready = not queued and self._queue.celery.AsyncResult(message.headers["id"]).ready()
-                state = QUEUED if queued else self._outcome(entry.stash_rev) if ready else RUNNING
-                yield Task(entry.name or entry.stash_rev[:7], entry.stash_rev, state, entry, message)
-
-    def _outcome(self, revision: str) -> str:
-        result = getattr(self._info(revision), "result", None)
-        return SUCCESS if result and result.exp_hash and result.ref_info else FAILED
-
-    def _info(self, revision: str) -> Any:
-        """DVC's ExecutorInfo of an experiment's run; None if it was never set up."""
-        from dvc.repo.experiments.executor.base import ExecutorInfo
-
+        options = [option for override in overrides for option in ("-S", override)]
         try:
-            return ExecutorInfo.load_json(self._queue.get_infofile_path(revision))
-        except (OSError, ValueError):
-            return None
+            printed = run_dvc("exp", "run", "--queue", *(("--name", name) if name else ()), *options)
+        except InputError as error:
+            raise InputError(f"cannot queue {' '.join(overrides)} ({error})") from None
+        return re.findall(r"^Queued experiment '(.+)'", printed, re.MULTILINE)
 
-    def tend(self) -> list[str]:
-        """Queue again what dead workers left, and start workers for what is queued. To be called again and again.
+    def status(self) -> tuple[list[Task], int, int]:
+        """All experiments, the unfinished ones last, and how many workers are active and idle."""
+        found, printed = {}, ""
+        # DVC reads one list after the other; what a worker takes meanwhile may be in none of them: look twice.
+        for _ in range(2):
+            printed = run_dvc("queue", "status")
+            found |= {match[1]: Task(*match.groups()) for match in TASK.finditer(printed)}
+            if self._unfinished <= found.keys():
+                break
+        tasks = sorted(found.values(), key=lambda task: task.unfinished)
+        self._unfinished = {task.revision for task in tasks if task.unfinished}
+        active, idle = map(int, re.findall(r"(\d+) (?:active|idle)", printed))
+        return tasks, active, idle
 
-        Returns:
-            The names of the experiments that were queued again.
+    def run(self) -> Iterator[tuple[Task, int]]:
+        """Run the queue to its end; yield each experiment that ends, and how many are left."""
+        waiting: set[str] = set()
+        while True:
+            tasks = self.poll()
+            ended = [task for task in tasks if task.revision in waiting and not task.unfinished]
+            waiting = {task.revision for task in tasks if task.unfinished}
+            yield from ((task, len(waiting)) for task in ended)
+            if not waiting:
+                return
+
+    def poll(self) -> list[Task]:
+        """Wait, queue again what dead workers left, start workers for what is queued, and return all experiments.
 
         Raises:
-            InputError: workers die without an end.
+            InputError: no worker can be started.
+            KeyboardInterrupt: the sweep is to end; call `stop`.
         """
-        if self.terminated:
+        time.sleep(POLL_SECONDS)
+        if self.stopping:
             raise KeyboardInterrupt
-        for process in self._started:
-            process.poll()  # buries the dead
-        workers, running = self._processes()
-        tasks = self.tasks()
-        busy = {revision for revision, process in running.items() if process.ppid() in workers.values()}
-        left = [task for task in tasks if task.state == RUNNING and task.revision not in busy]
-        # A worker that runs nothing visible may be setting up or collecting one of them. It ends that, takes the next
-        # or leaves: certainty comes by waiting until each worker is seen with another experiment, before and after.
-        if left and len(busy) == len(workers) and self._processes() == (workers, running):
-            for task in left:
-                self._queue_again(task, running.get(task.revision))
-            tasks = self.tasks()
-        else:
-            left = []
-        self._start_workers(workers, len(workers) - len(busy), tasks)
-        return [task.name for task in left]
+        tasks, active, idle = self.status()
+        if lost := self._lost(tasks, active):
+            for task in lost:
+                with suppress(InputError):  # a worker has it after all
+                    self._end(task)
+                    self.queue_again(task)
+            tasks, active, idle = self.status()
+        queued, running = ([task.state for task in tasks].count(state) for state in (QUEUED, RUNNING))
+        waited = time.monotonic() - self._started >= START_SECONDS  # else there could be two of one worker
+        if queued and max(active, running) + idle < self.jobs and waited:
+            self._started, self._starts = time.monotonic(), 0 if active + idle else self._starts + 1
+            if self._starts > MAX_STARTS:
+                raise InputError("the queue's workers end at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
+            # The workers hold open what it writes to.
+            run_dvc("queue", "start", "--jobs", str(self.jobs), output=subprocess.DEVNULL)
+        return tasks
 
-    def _start_workers(self, workers: dict[str, int], idle: int, tasks: list[Task]) -> None:
-        states = [task.state for task in tasks]
-        ended = states.count(SUCCESS) + states.count(FAILED)
-        if ended != self._ended:
-            self._starts, self._ended = 0, ended
-        vacant = [number for number, name in enumerate(self._names) if name not in workers]
-        for number in vacant[: max(0, states.count(QUEUED) - idle)]:
-            self._starts += 1
-            log = Path(self._queue.wdir) / f"dvc-exp-worker-{number + 1}.out"
-            if self._starts > self.workers + STARTS:
-                raise InputError(f"workers end without finishing an experiment; {log} says why:\n{_tail(log)}")
-            self._started.append(self._start(number, log))
+    def _lost(self, tasks: list[Task], active: int) -> list[Task]:
+        """The running experiments that have neither process nor worker."""
+        running = [task for task in tasks if task.state == RUNNING]
+        gone = [task for task in running if not task.has_process] if len(running) > active else []
+        self._missing = {task.revision: self._missing.get(task.revision, 0) + 1 for task in gone}
+        return [task for task in gone if self._missing[task.revision] >= LOST_POLLS]
 
-    def _start(self, number: int, log: Path) -> subprocess.Popen:
-        # Workers run `dvc`, and stages `python`: both must be those of this interpreter.
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-        if self._devices[number] is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = self._devices[number]
-        command = [sys.executable, "-m", "dvc", "exp", "queue-worker", self._names[number]]
-        if number == 0:
-            command.append("--clean")  # away with Celery's old letters, as DVC has its first worker do
-        with log.open("ab") as file:
-            # A session of its own: Ctrl-C is for the sweep, which then ends its workers in order.
-            return subprocess.Popen(  # noqa: S603
-                command,
-                cwd=self.repo.root_dir,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def _end(self, task: Task) -> None:
+        """Have DVC interrupt a running experiment, or count it as failed if it has no process."""
+        if not task.has_process:
+            # DVC would interrupt whatever process has that number now, which after a restart may be any.
+            for folder in RUN_INFO.glob(f"{task.revision}*"):
+                shutil.rmtree(folder)
+        run_dvc("queue", "kill", task.revision)
 
-    def _processes(self) -> tuple[dict[str, int], dict[str, psutil.Process]]:
-        """The workers' process ids by name, and the processes that run an experiment by its revision."""
-        workers, running = {}, {}
-        for process in psutil.process_iter(["cmdline"]):
-            command = process.info["cmdline"] or []
-            if "queue-worker" in command:
-                workers |= {name: process.pid for name in self._names if name in command}
-            elif "--infofile" in command[:-1]:
-                info = Path(command[command.index("--infofile") + 1])
-                if info.parent.parent == Path(self._queue.pid_dir):
-                    running[info.stem] = process
-        return workers, running
+    def queue_again(self, task: Task) -> None:
+        """Queue an experiment again that was killed, if it would be the same."""
+        now, only_code = workspace_revision(), ("--", f":!{PARAMS.as_posix()}", ":!.dvc/tmp")
+        changed = run_git("diff", "--name-only", task.revision, now, *only_code).split()
+        if run_git("rev-parse", f"{task.revision}^") != run_git("rev-parse", "HEAD"):
+            changed = ["another commit"]
+        before, after = (Revision(revision).parameters for revision in (task.revision, now))
+        try:
+            if changed:
+                raise InputError(f"the code has changed since: {', '.join(changed)}")
+            self.add(as_overrides({key: before[key] for key in before if before[key] != after.get(key)}), task.name)
+            run_dvc("queue", "remove", task.revision)
+            with suppress(InputError):  # of one that no worker has set up, DVC removes one half at a time
+                run_dvc("queue", "remove", task.revision)
+            print(f"{task.name}: killed; queued again", flush=True)
+        except InputError as error:
+            print(f"{task.name}: killed, and not queued again ({error})", flush=True)
 
-    def _queue_again(self, task: Task, orphan: psutil.Process | None) -> None:
-        from dvc.repo.experiments.queue.tasks import run_exp
-
-        if orphan is not None:
-            _kill_tree(orphan)
-        if info := self._info(task.revision):
-            shutil.rmtree(info.root_dir, ignore_errors=True)
-        entry, stash = task.entry, self._queue.stash
-        # The worker took it off the stash, which alone remembers its name and baseline.
-        if task.revision not in stash.stash_revs:
-            text = stash.format_message(entry.head_rev, entry.baseline_rev, entry.name, entry.branch)
-            self.repo.scm.set_ref(stash.ref, task.revision, message=f"commit: {text}")
-        arguments, keywords, _ = task.message.decode()
-        self._queue.celery.signature(run_exp.s(*arguments, **keywords)).delay()
-        self._queue.celery.purge(task.message.delivery_tag)
-
-    def stop(self, running: bool) -> None:
-        """End the workers.
-
-        Args:
-            running: end what they run, too; the next sweep runs it again. Otherwise they finish it first.
-        """
-        workers, experiments = self._processes()
-        for pid in workers.values():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker = psutil.Process(pid)
-                # Killed: else it would count its experiment as failed.
-                worker.kill() if running else worker.terminate()
-        if running:
-            for process in experiments.values():
-                _kill_tree(process)
-        for process in self._started:
-            process.wait()
-
-    def error_of(self, task: Task) -> str:
-        """Why an experiment failed: the message of its stage, or the last lines of its log."""
-        process = self._queue.proc.get(task.revision)
-        if process is None or not Path(process.stdout).exists():
-            return f"it could not be set up; {self._queue.wdir}/dvc-exp-worker-*.out says why"
-        return _tail(Path(process.stdout))
+    def stop(self) -> None:
+        """End the workers and what they run, and queue that again."""
+        ended, interrupted = set(), set()
+        while True:
+            tasks, active, _ = self.status()
+            lost, running = self._lost(tasks, active), [task for task in tasks if task.state == RUNNING]
+            for task in running:
+                ended.add(task.revision)
+                # One without a process is being set up, or its results are being collected.
+                if task in lost or (task.has_process and task.revision not in interrupted):
+                    with suppress(InputError):  # it has just ended
+                        self._end(task)
+                        interrupted.add(task.revision)
+            if not running:
+                break
+            time.sleep(1)
+        run_dvc("queue", "stop")
+        for task in tasks:
+            if task.revision in ended and task.state == FAILED:
+                self.queue_again(task)
 
 
-@contextlib.contextmanager
-def _refusing(overrides: list[str]) -> Iterator[None]:
-    """Turns what DVC has against overrides into an InputError."""
-    from dvc.exceptions import DvcException
-    from hydra.errors import HydraException
-
+def error_of(task: Task) -> str:
+    """Why an experiment failed: the message of its stage, or the last lines of its log."""
     try:
-        yield
-    except (DvcException, HydraException) as error:
-        causes = ": ".join(dict.fromkeys(str(part) for part in (error, error.__cause__) if part))
-        raise InputError(f"cannot queue {' '.join(overrides)} ({' '.join(causes.split())})") from None
+        log = run_dvc("queue", "logs", task.revision)
+    except InputError as error:  # it has none
+        return str(error)
+    # A stage of this pipeline says "error: …"; DVC follows with "ERROR: failed to reproduce 'train': …".
+    errors = re.findall(r"^error: .*?(?=^ERROR:|\Z)", log, re.MULTILINE | re.DOTALL)
+    return (errors[-1] if errors else "\n".join(log.rstrip().splitlines()[-4:])).rstrip()
 
 
-def _parameter(params: str, name: str, default: str | None = None) -> str:
-    """An entry of the text of a params.yaml.
+def check_data(data_dir: str, revision: str) -> None:
+    """Check that an experiment finds its data: DVC gives it what Git and DVC track at its revision, and nothing else.
 
     Raises:
-        InputError: there is none, and no default.
+        InputError: it would not; with the command that mends it.
     """
-    section, key = name.split(".")
-    content = YAML(typ="safe", pure=True).load(params)
-    try:
-        return str(content[section][key])
-    except (TypeError, KeyError):
-        if default is None:
-            raise InputError(f"{PARAMS} has no {name}") from None
-        return default
+    from dvc.api import DVCFileSystem  # takes a second to import
+
+    path, what = Path(data_dir), f"data.data_dir is {data_dir!r}"
+    if path.is_absolute() and path.exists():
+        return
+    if not path.resolve().is_relative_to(Path.cwd()):
+        raise InputError(f"{what}, which lies outside of the repository: queued experiments need its absolute path")
+    if DVCFileSystem(rev=revision).exists(path.as_posix()):
+        return
+    if not path.exists():
+        raise InputError(f"{what}, and there is no such folder")
+    dvc_file = Path(f"{path}.dvc")
+    fix = f"git add {dvc_file}" if dvc_file.exists() else f"dvc add {path} && git add {dvc_file}"
+    raise InputError(f"{what}, which nothing tracks, so queued experiments would not have it: {fix}")
 
 
-def _count(value: str) -> int:
-    """A number of GPUs; 1 where it is none, which the experiment itself refuses."""
-    return max(1, int(value)) if value.isdecimal() else 1
+def workspace_revision() -> str:
+    """A commit of what DVC would queue now: HEAD, with the changes of files that Git tracks."""
+    identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@localhost")
+    return run_git(*identity, "stash", "create") or run_git("rev-parse", "HEAD")
 
 
-def _tail(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    # A stage of this pipeline says "error: …"; DVC follows with "ERROR: failed to reproduce 'train': …".
-    end = next((number for number, line in enumerate(lines) if line.startswith("ERROR:")), len(lines))
-    starts = [number for number, line in enumerate(lines[:end]) if line.startswith("error:")]
-    return "\n".join(lines[starts[-1] : end] if starts else lines[-LOG_LINES:])
+def as_overrides(parameters: dict[str, Any]) -> list[str]:
+    """Parameters by dotted name as `dvc exp run -S` takes them."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in parameters.items()]
 
 
-def _kill_tree(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = [process, *process.children(recursive=True)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family, timeout=10)
+def run_git(*arguments: str) -> str:
+    """What a command of Git prints."""
+    command = ["git", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+
+
+def run_dvc(*arguments: str, output: int = subprocess.PIPE) -> str:
+    """What a command of DVC prints.
+
+    Raises:
+        InputError: it failed; with what it says.
+    """
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "dvc", *arguments],
+        # Workers run `dvc`, and stages `python`: both must be those of this interpreter.
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        text=True,
+        check=False,
+        start_new_session=True,  # Ctrl-C is for the sweep, which then ends all in order
+    )
+    if done.returncode:
+        _, _, message = (done.stderr or "").partition("ERROR: ")
+        reason = " ".join(message.removeprefix("unexpected error - ").split("\n\n")[0].split())
+        raise InputError(reason or f"`dvc {' '.join(arguments)}` ended with {done.returncode}")
+    return done.stdout or ""

@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 from stages.config import Config
 from stages.dataset.folds import SPLITS
 from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
-from stages.figures.wording import ATTRIBUTES, NOTHING, fill_in, in_order, rounded_percent
+from stages.figures.rendering import render_template
 from stages.files import replacing
+from stages.reporting import ATTRIBUTES, MISSING, in_order, rounded_percent
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "captum", "numpy", "dvc")
 REFERENCE_STANDARDS = {
@@ -79,7 +80,7 @@ def write_model_card(
     images["malignant"] = images["dx"].isin(MALIGNANT)
     source = source_of(images)
     content = weights.read_bytes()
-    text = fill_in(
+    text = render_template(
         "model_card.md.j2",
         metadata=_yaml(_metadata(details, description, config, source)),
         details=details,
@@ -189,12 +190,12 @@ def _characteristics(images: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
 
 
 def _share(members: pd.Series) -> str:
-    return f"{members.sum()} ({rounded_percent(members.mean())})" if len(members) else NOTHING
+    return f"{members.sum()} ({rounded_percent(members.mean())})" if len(members) else MISSING
 
 
 def _quartiles(age: pd.Series) -> str:
     if age.isna().all():
-        return NOTHING
+        return MISSING
     low, middle, high = age.quantile([0.25, 0.5, 0.75])
     return f"{middle:g} ({low:g} to {high:g})"
 

@@ -13,9 +13,9 @@ from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.uncertainty import estimate
 from stages.evaluation.weighted import weighted_areas
-from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, counted, describe, new_figure, say
-from stages.figures.wording import estimate as with_interval
-from stages.figures.wording import number, percent, rounded_percent
+from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, describe, new_figure, sample_size_text, say
+from stages.reporting import estimate as with_interval
+from stages.reporting import number, percent, rounded_percent
 
 
 def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Figure:
@@ -45,7 +45,7 @@ def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Fi
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.5)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")
     _finish(figure, axes, "AUROC", "all images are of one kind")
-    describe(figure, "ROC curve", counted(predictions), f"{_explained(details)} Dotted: chance.")
+    describe(figure, "ROC curve", sample_size_text(predictions), f"{_explained(details)} Dotted: chance.")
     return figure
 
 
@@ -72,7 +72,7 @@ def draw_precision_recall(predictions: Predictions, details: dict, curve: pd.Dat
     axes.set(xlabel="sensitivity (recall)", ylabel="precision (PPV)")
     _finish(figure, axes, "AUPRC", "no image is malignant")
     describe(
-        figure, "Precision–recall curve", counted(predictions),
+        figure, "Precision–recall curve", sample_size_text(predictions),
         f"{_explained(details)} Dotted: the share of malignant images, which chance reaches.",
     )  # fmt: skip
     return figure
@@ -141,7 +141,7 @@ def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
     if len(classes) == 2:
         second.set_ylabel("")
     describe(
-        figure, "Confusion matrix", counted(predictions),
+        figure, "Confusion matrix", sample_size_text(predictions),
         "Each cell: images, and their share of the row, which is a true class.",
     )  # fmt: skip
     return figure

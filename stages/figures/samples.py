@@ -12,14 +12,14 @@ from stages.figures.style import (
     GAP,
     SMALL,
     VERMILION,
-    counted,
     describe,
     new_canvas,
+    sample_size_text,
     say,
     show,
     side_of,
 )
-from stages.figures.wording import rounded_percent
+from stages.reporting import rounded_percent
 
 ROWS, COLUMNS = 4, 3
 _SIDE = side_of(COLUMNS)
@@ -38,7 +38,7 @@ def draw_samples(predictions: Predictions, store: PixelStore) -> Figure:
     chosen = order[np.linspace(0, len(order) - 1, min(ROWS * COLUMNS, len(order))).astype(int)]
     figure = _draw_images(predictions, chosen, store)
     describe(
-        figure, "Predictions, from the most to the least confident", counted(predictions),
+        figure, "Predictions, from the most to the least confident", sample_size_text(predictions),
         "The most probable class with its probability; below, whether it is right.",
     )  # fmt: skip
     return figure
@@ -54,7 +54,7 @@ def draw_mistakes(predictions: Predictions, store: PixelStore) -> Figure:
         figure, axes = new_canvas(3)
         say(axes, "no image was mistaken")
     describe(
-        figure, "The most confident mistakes", counted(predictions),
+        figure, "The most confident mistakes", sample_size_text(predictions),
         f"{wrong} mistakes in all, of which at most one of a lesion is shown.",
     )  # fmt: skip
     return figure

@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -43,6 +44,7 @@ STYLE = {
     "xtick.labelsize": SMALL,
     "ytick.labelsize": SMALL,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # a branch may be called $x$
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.w_pad": 0.1,
     "figure.constrained_layout.h_pad": 0.06,
@@ -53,7 +55,7 @@ matplotlib.rcdefaults()
 matplotlib.rcParams.update(STYLE)
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1, **options):
+def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure `height` inches high, without its title, and its axes, which `options` describe as `Figure.subplots`."""
     # Not through pyplot: no backend to choose, no window, no list of open figures that keeps them in memory.
     figure = Figure(figsize=(WIDTH, height))
@@ -103,7 +105,7 @@ def say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, textwrap.fill(text, 32), transform=axes.transAxes, ha="center", va="center", color=DARK_GREY)
 
 
-def counted(predictions: Predictions) -> str:
+def sample_size_text(predictions: Predictions) -> str:
     """A sentence that says how many images and lesions of which split there are, and how many of them are malignant."""
     lesions = predictions.table["lesion_id"]
     malignant = lesions[predictions.is_malignant]

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
-from stages.figures.style import BLACK, BLUE, GREY, SMALL, counted, describe, new_figure
-from stages.figures.wording import ATTRIBUTES, percent
+from stages.figures.style import BLACK, BLUE, GREY, SMALL, describe, new_figure, sample_size_text
+from stages.reporting import ATTRIBUTES, percent
 
 _ROW = 0.24  # inches
 _OVERALL = {"color": BLACK, "marker": "D", "linestyle": "none", "markersize": 7}
@@ -64,7 +64,7 @@ def draw_subgroups(predictions: Predictions, details: dict, groups: pd.DataFrame
         label.set_weight("bold" if line in headings else "normal")
     figure.legend(*_key(), loc="outside lower left", ncols=2, alignment="left")
     describe(
-        figure, "Subgroups", counted(predictions), "After each name: malignant + benign lesions. "
+        figure, "Subgroups", sample_size_text(predictions), "After each name: malignant + benign lesions. "
         f"Sensitivity and specificity at the threshold {details['calibration']['threshold']:.3g}; "
         f"{percent(details['confidence'])} intervals, bootstrap over lesions; "
         "those of too small groups may be cut off.",

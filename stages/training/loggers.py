@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from stages.config import Config
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.taxonomy import class_names
-from stages.errors import InputError
+from stages.errors import DiskFullError, InputError, no_space
 from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
 from stages.training.module import SkinLesionClassifier
 
@@ -45,16 +46,27 @@ class DVCLiveLogger:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         # dvc.yaml is written by hand and experiments are saved by `dvc exp run`: DVCLive does neither.
         self._live = Live(dir=str(folder), dvcyaml=None, save_dvc_exp=False, report=None)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append numbers to their curves; unless they are those of a single step, write the summary."""
+        """Append numbers to their curves; unless they are those of a single step, write the summary.
+
+        Raises:
+            DiskFullError: there is no space for them; the folder is gone, since its files were cut short.
+        """
         self._live.step = step
-        for name, value in metrics.items():
-            self._live.log_metric(name.replace("train_", "train/").replace("val_", "val/"), value)
-        if "step_loss" not in metrics:
-            self._live.sync()
+        try:
+            for name, value in metrics.items():
+                self._live.log_metric(name.replace("train_", "train/").replace("val_", "val/"), value)
+            if "step_loss" not in metrics:
+                self._live.sync()
+        except OSError as error:
+            if (full := no_space(error)) is None:
+                raise
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise DiskFullError(self._folder, full.strerror) from None
 
 
 def create_loggers(config: Config, metrics: Path) -> list[MetricLogger]:

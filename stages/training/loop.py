@@ -31,7 +31,7 @@ from stages.training.checkpoints import Checkpoints
 from stages.training.loggers import MetricLogger
 from stages.training.module import SkinLesionClassifier
 from stages.training.monitoring import AsyncLossQueue, Display, StepLoss, Throughput
-from stages.training.optimization import LearningRate
+from stages.training.optimization import FUSED, LearningRate, is_capturable
 from stages.training.processes import any_process, gather_rows
 from stages.training.step import TrainingStep
 
@@ -119,13 +119,14 @@ class TrainingLoop:
         self.batches, self.val_every = plan_epoch(training, len(train))
         self.optimizer = module.configure_optimizers()
         self.schedule = LearningRate(self.optimizer, training, self.batches)
-        self.step = TrainingStep(
-            module.network, module.losses, self.optimizer, module.average, training, fabric.device
-        )
+        self.step = TrainingStep(module.network, module.losses, self.optimizer, module.average, training, fabric.device)
         self.take_step: Callable[[Batch], Tensor] = self.step
         reason = why_not_captured(self.step)
         if reason is None:
             self.take_step = CapturedStep(self.step)
+            if not is_capturable(self.optimizer):
+                captured = ", ".join(FUSED)
+                fabric.print(f"updates of {training.optimizer} are not captured: only those of {captured} can be")
         elif training.compile == "graph" or (training.compile != "none" and fabric.device.type == "cuda"):
             fabric.print(f"steps are not captured as a CUDA graph: {reason}")
         if training.detect_anomaly:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,14 @@ import torch
 from threadpoolctl import threadpool_info
 
 from stages.classifier import hardware
+from stages.classifier.hardware import (
+    RESULT_AFFECTING_PACKAGES,
+    describe_environment,
+    describe_hardware,
+    processor,
+    set_up_device,
+)
 from stages.training.checkpoints import fingerprint
-from stages.classifier.hardware import RESULT_AFFECTING_PACKAGES, describe_environment, describe_hardware, processor, set_up_device
 
 ROOT = Path(__file__).parents[2]
 # Of requirements.in, what runs, stores, asks or shows, but computes nothing that an output holds.
@@ -19,11 +26,11 @@ WITHOUT_EFFECT = {
     "dvc",
     "dvc-s3",
     "filelock",
-    "jsonschema",
     "nvidia-ml-py",
     "optuna",
+    "pooch",
     "psutil",
-    "requests",
+    "pydantic",
     "rich",
     "ruamel.yaml",
     "sqlalchemy",
@@ -139,3 +146,31 @@ def test_every_library_computes_with_the_threads_that_are_asked_for():
             assert {pool["num_threads"] for pool in threadpool_info()} == {threads}
     finally:
         hardware.threadpool_limits(max(before.values()))
+
+
+def test_each_stage_leases_gpus_of_its_own_and_waits_where_none_is_free(monkeypatch, capsys, tmp_path):
+    """`seen` is what each of the stages that start one after another sees."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in ("LOCAL_RANK", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    stages, seen = [], []
+
+    def start(count, **options):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+        monkeypatch.setattr(hardware, "_LEASES", [])
+        hardware.lease_gpus(count, **options)
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        stages.append(hardware._LEASES)
+
+    start(1)
+    start(2)
+    start(1, wait=False)  # evaluate shares what there is
+    assert seen == ["2", "5,7", "2,5,7"]
+    monkeypatch.setattr(hardware.time, "sleep", lambda _: [lock.release() for lock in stages[1]])
+    start(2)
+    assert seen[-1] == "5,7"
+    assert "waiting until 2 of 3 are free" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    start(1)
+    assert seen[-1] == "2,5,7"  # SLURM has chosen

@@ -172,8 +172,9 @@ def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
 
 def start(arguments, folder, prelude=""):
     """The command in a process of its own."""
+    code = f"{prelude}\nfrom stages.commands.download import main\nfrom stages.launch import run\nrun(main)"
     return subprocess.Popen(
-        [sys.executable, "-c", f"{prelude}\nfrom stages.commands.download import *\nrun(main)", *arguments],
+        [sys.executable, "-c", code, *arguments],
         cwd=folder,
         env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

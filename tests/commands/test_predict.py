@@ -101,7 +101,7 @@ def test_an_image_gets_the_probabilities_that_evaluate_writes_for_it(workspace, 
     config = quick(**{"data.data_dir": str(dataset.folder)})
     manifest = prepare_dataset(config.data, PREPARED)
     write_csv(SPLIT, read_csv(SPLIT, []).assign(lesion_id=manifest["lesion_id"]))
-    predictions, calibration, _ = evaluate_model(config)
+    predictions, calibration, *_ = evaluate_model(config)
     save_calibration(calibration)
     capsys.readouterr()
 
@@ -368,8 +368,8 @@ def test_gradcam_of_a_network_without_feature_maps_is_refused_and_nothing_writte
 
 def test_a_mistake_ends_the_command_with_one_line_and_without_waiting_for_torch(photos):
     code = (
-        "import runpy, sys; sys.argv[1:] = ['gone.jpg']; sys.modules['torch'] = None;"
-        "runpy.run_module('stages.commands.predict', run_name='__main__')"
+        "import runpy, sys; sys.argv[1:] = ['predict', 'gone.jpg']; sys.modules['torch'] = None;"
+        "runpy.run_module('stages', run_name='__main__')"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

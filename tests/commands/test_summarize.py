@@ -1,96 +1,63 @@
-import subprocess
-from pathlib import Path
+import json
+from types import SimpleNamespace
 
 import pytest
 from scipy import stats
 
 from stages.commands import summarize
-from stages.commands.summarize import group_experiments, independent_values, render_markdown, without_repeats
 from stages.errors import InputError
-from stages.experiments.results import Experiment, read_experiment
+from stages.experiments import revision
+from stages.experiments.summary import OVER, group_revisions, independent_values, render_summary, without_repeats
+from stages.files import EVALUATION
+from tests.history import commit, git
 
-OVER = summarize.OVER
 
-
-def experiment(
-    fold: int = 0, seed: int = 0, auroc: float | None = 0.8, rate: float = 1e-4, code: str = "a"
-) -> Experiment:
+def run(fold: int = 0, seed: int = 0, auroc: float | None = 0.8, rate: float = 1e-4, code: str = "a"):
+    """As a revision, what is summarized of it."""
     parameters = {"split.test_fold": fold, "training.learning_rate": rate, "training.seed": seed}
-    return Experiment(f"run-{fold}-{seed}-{rate:g}-{code}", parameters, {"auroc": auroc}, {"stages/train.py": code})
+    name, sources = f"run-{fold}-{seed}-{rate:g}-{code}", {"stages/train.py": code}
+    return SimpleNamespace(name=name, parameters=parameters, metrics={"auroc": auroc}, sources=sources)
 
 
 def test_the_interval_is_that_of_the_t_test():
     values = [0.91, 0.88, 0.93, 0.9]
-    summary = summarize.summarize(values)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert summary.interval == pytest.approx((expected.low, expected.high))
-    assert (summary.mean, summary.deviation) == pytest.approx((0.905, 0.0208167), abs=1e-6)
-
-
-def test_one_run_has_no_deviation_and_no_interval():
-    assert summarize.summarize([0.9]) == (0.9, None, None, 1)
+    text = render_summary([run(fold, auroc=value) for fold, value in enumerate(values)], OVER, confidence=0.9)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert f"| AUROC | 0.905 ± 0.021 [{expected.low:.3f}, {expected.high:.3f}] |" in text
 
 
 def test_a_group_has_all_in_common_but_the_parameters_that_are_averaged_over():
-    runs = [experiment(0), experiment(1), experiment(1, rate=3e-4), experiment(2, code="b"), experiment(2, seed=1)]
-    assert group_experiments(runs, OVER) == [[runs[0], runs[1], runs[4]], [runs[2]], [runs[3]]]
+    runs = [run(0), run(1), run(1, rate=3e-4), run(2, code="b"), run(2, seed=1)]
+    assert group_revisions(runs, OVER) == [[runs[0], runs[1], runs[4]], [runs[2]], [runs[3]]]
     # Seeds are no longer averaged over: they part the runs.
-    assert len(group_experiments(runs, OVER[:1])) == 4
+    assert len(group_revisions(runs, OVER[:1])) == 4
 
 
 def test_seeds_of_one_fold_count_as_one_value():
-    runs = [experiment(0, 0, 0.8), experiment(0, 1, 0.9), experiment(1, 0, 0.7)]
+    runs = [run(0, 0, 0.8), run(0, 1, 0.9), run(1, 0, 0.7)]
     assert independent_values(runs, OVER, "auroc") == pytest.approx([0.85, 0.7])
     assert independent_values(runs[:2], OVER, "auroc") == [0.8, 0.9]
-    assert independent_values([experiment(auroc=None)], OVER, "auroc") == []
+    assert independent_values([run(auroc=None)], OVER, "auroc") == []
 
 
 def test_the_same_run_twice_counts_once():
-    first, again = experiment(0), experiment(0)._replace(name="again")
-    assert without_repeats([first, again, experiment(1)], OVER) == ([first, experiment(1)], ["again"])
+    first, again, other = run(0), run(0), run(1)
+    again.name = "again"
+    assert without_repeats([first, again, other], OVER) == ([first, other], ["again"])
 
 
 def test_the_table_names_what_its_columns_differ_in():
-    runs = [experiment(fold, auroc=0.8 + fold / 10, rate=rate) for rate in (1e-4, 3e-4) for fold in (0, 1)]
-    text = render_markdown(group_experiments([*runs, experiment(0, code="b")], OVER), OVER)
+    runs = [run(fold, auroc=0.8 + fold / 10, rate=rate) for rate in (1e-4, 3e-4) for fold in (0, 1)]
+    text = render_summary([*runs, run(0, code="b")], OVER)
     lines = text.splitlines()
-    head = "training.learning_rate=0.0001, code and data as in run-0-0-0.0001-"
+    head = r"training.learning\_rate=0.0001, code and data as in run-0-0-0.0001-"
     assert lines[0] == (
-        f"| mean ± standard deviation [95 % interval] | {head}a | training.learning_rate=0.0003 | {head}b |"
+        rf"| mean ± standard deviation [95 % interval] | {head}a | training.learning\_rate=0.0003 | {head}b |"
     )
     cell = "0.850 ± 0.071 [0.215, 1.485]"
     assert lines[2] == f"| AUROC | {cell} | {cell} | 0.800 |"
-    assert "2 runs (run-0-0-0.0003-a: test_fold 0, seed 0, run-1-0-0.0003-a: test_fold 1, seed 0)." in text
+    assert r"2 runs (run-0-0-0.0003-a: test\_fold 0, seed 0, run-1-0-0.0003-a: test\_fold 1, seed 0)." in text
     assert "Student's t over runs" in text
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A DVC repository whose tags fold-0, fold-1 and untrained are commits with results, the last without metrics."""
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, capture_output=True)
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{name}_NAME", "test")
-        monkeypatch.setenv(f"GIT_{name}_EMAIL", "test@example.org")
-    run("git", "init", "--quiet")
-    run("dvc", "init", "--quiet")
-    Path("metrics").mkdir()
-    for fold, tag in enumerate(("fold-0", "fold-1", "untrained")):
-        Path("params.yaml").write_text(f"split: {{test_fold: {fold}}}\ntraining: {{seed: 0, learning_rate: 3e-05}}\n")
-        Path("metrics/evaluation.json").write_text(f'{{"auroc": 0.{8 + fold}, "nll": 0.5}}')
-        Path("dvc.lock").write_text(
-            "schema: '2.0'\nstages:\n"
-            "  prepare: {cmd: a, deps: [{path: data, md5: x}], outs: [{path: data/prepared, md5: y}]}\n"
-            "  train: {cmd: b, deps: [{path: data/prepared, md5: y}, {path: stages/train.py, md5: z}]}\n"
-        )
-        if tag == "untrained":
-            Path("metrics/evaluation.json").unlink()
-        run("git", "add", "--all")
-        run("git", "commit", "--quiet", "--message", tag)
-        run("git", "tag", tag)
 
 
 def summarized(capfdbinary, *arguments: str) -> tuple[int, str]:
@@ -99,38 +66,41 @@ def summarized(capfdbinary, *arguments: str) -> tuple[int, str]:
     return ended.value.code, capfdbinary.readouterr().out.decode("utf-8")
 
 
-def test_revisions_are_read_without_a_checkout(repository):
-    assert read_experiment("fold-1") == (
-        "fold-1",
-        {"split.test_fold": 1, "training.seed": 0, "training.learning_rate": 3e-05},
-        {"auroc": 0.9, "nll": 0.5},
-        {"data": "x", "stages/train.py": "z"},
-    )
-
-
-def test_the_command_prints_markdown(repository, capfdbinary):
-    status, text = summarized(capfdbinary, "fold-0", "fold-1", "--metric", "auroc", "--confidence", "0.9")
+def test_the_command_prints_markdown_and_names_what_has_no_metrics(repository, capfdbinary):
+    EVALUATION.write_text(json.dumps({"auroc": 0.7, "nll": 0.5}))
+    commit("lower")
+    over = ["--over", "training.learning_rate", "--over", "training.seed"]
+    status, text = summarized(capfdbinary, "weak", "strong", *over, "--confidence", "0.9")
     assert status == 0
     assert "[90 % interval] | all runs |" in text
-    assert "| AUROC | 0.850 ± 0.071 [0.534, 1.166] |" in text
+    assert "| AUROC | 0.740 ± 0.226 [-0.270, 1.750] |" in text
+    status, text = summarized(capfdbinary, "lower", "empty", "--metric", "auroc")
+    assert status == 1
+    assert "- **empty** has no metrics and is not counted." in text
+    assert "| AUROC | 0.700 |" in text
     assert "Log loss" not in text
 
 
-def test_what_has_no_metrics_is_named(repository, capfdbinary):
-    status, text = summarized(capfdbinary, "fold-0", "untrained")
-    assert status == 1
-    assert "- **untrained** has no metrics and is not counted." in text
-    assert "| AUROC | 0.800 |" in text
+def test_experiments_of_the_head_are_found(repository, capfdbinary):
+    head = git("rev-parse", "HEAD").strip()
+    EVALUATION.write_text(json.dumps({"auroc": 0.7}))
+    git("commit", "--quiet", "--all", "--message", "experiment")
+    git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/tuned", "HEAD")
+    git("reset", "--quiet", "--hard", head)
+    status, text = summarized(capfdbinary)
+    assert status == 0
+    assert "all runs: 1 run (tuned: " in text
+    assert "| AUROC | 0.700 |" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "HEAD has no experiments"),
-        (["nowhere"], "'nowhere' is no commit, branch, tag or experiment"),
-        (["fold-0", "--over", "split.fold"], r"--over split\.fold is no parameter"),
-        (["fold-0", "--metric", "f2"], "--metric f2 is no headline metric of these experiments; they have auroc, nll"),
-        (["fold-0", "--confidence", "95"], r"--confidence is 95\.0"),
+        (["nowhere"], "'nowhere' is not a commit, branch, tag or experiment"),
+        (["weak", "--over", "split.fold"], r"--over split\.fold is not a parameter"),
+        (["weak", "--metric", "f2"], "--metric f2 is not a headline metric of these experiments; they have auroc$"),
+        (["weak", "--confidence", "95"], r"--confidence is 95\.0"),
     ],
 )
 def test_mistakes_get_a_clear_answer(repository, arguments, message):
@@ -142,3 +112,16 @@ def test_outside_of_a_repository_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="run from the root of the repository"):
         summarize.main([])
+
+
+def test_experiments_that_failed_in_the_queue_are_named(repository, capfdbinary, monkeypatch):
+    """What DVC lists of a queue in which one experiment failed, and another until it was run again."""
+    states = {"weak": None, "again": "failed", "lost": "failed", "now": "running"}
+    listed = [{"name": name, "executor": state and {"state": state}} for name, state in states.items()]
+    listed.append({"name": "again", "executor": {"state": "success"}})
+    git("branch", "again", "weak")
+    monkeypatch.setattr(revision, "run_dvc", lambda *_: json.dumps([{"experiments": listed}]))
+    status, text = summarized(capfdbinary)
+    assert status == 1
+    assert "- **lost** failed and is not counted." in text
+    assert text.count("not counted") == 2  # and the repeated run

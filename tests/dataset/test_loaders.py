@@ -189,7 +189,7 @@ def rename_an_image(table):
 def test_a_split_of_other_images_is_refused(store, tiny, tmp_path, change):
     path = tmp_path / "split.csv"
     write_csv(path, change(read_csv(tiny.split, [])))
-    with pytest.raises(InputError, match=r"split\.csv is not of the prepared images; `dvc repro`"):
+    with pytest.raises(InputError, match=r"split\.csv is not of the prepared images; run `dvc repro`"):
         SplitImages(store, "train", path, 2)
 
 

@@ -93,7 +93,7 @@ def test_a_missing_or_cut_off_shard_is_refused_with_its_name(folder, length):
 
 
 def test_a_folder_that_was_not_prepared_is_refused_with_how_to_do_it(tmp_path):
-    with pytest.raises(InputError, match=r"manifest\.csv does not exist; `dvc repro` makes it"):
+    with pytest.raises(InputError, match=r"manifest\.csv does not exist; run `dvc repro`"):
         PixelStore(tmp_path)
 
 

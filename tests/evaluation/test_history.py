@@ -71,7 +71,7 @@ def test_of_several_validations_in_an_epoch_the_last_counts(tmp_path):
 @pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/calibrated_loss", "val/acc", "learning_rate"])
 def test_a_missing_curve_is_named(logged, name):
     folder = logged([0.5], without=[name])
-    with pytest.raises(InputError, match=f"{name}.tsv.*`dvc repro` makes it"):
+    with pytest.raises(InputError, match=f"{name}.tsv.*`dvc repro`"):
         read_history(folder)
 
 

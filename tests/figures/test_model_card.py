@@ -13,7 +13,7 @@ from huggingface_hub.repocard import metadata_load
 from ruamel.yaml import YAML
 
 from stages.figures.model_card import write_model_card
-from stages.figures.wording import METRICS, estimate
+from stages.reporting import METRICS, estimate
 from tests.figures.findings import details_of
 
 DESCRIPTION = {

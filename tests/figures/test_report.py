@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from stages.figures.report import MOST_PAIRS, WORDS, write_report
-from stages.figures.wording import METRICS
+from stages.figures.report import CAPTIONS, MOST_PAIRS, write_report
+from stages.reporting import METRICS
 from tests.figures.findings import details_of
 
 PICTURES = (
@@ -68,10 +68,10 @@ def report(pictures, tmp_path):
 def test_every_picture_is_inside_the_page_once_with_a_text_that_says_what_it_shows(report, pictures):
     shown = report().all("img")
     expected = {path.read_bytes() for path in pictures.iterdir()}
-    assert len(shown) == len(expected) == len(WORDS)
+    assert len(shown) == len(expected) == len(CAPTIONS)
     assert {base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in shown} == expected
     assert all(len(image["alt"]) > 30 for image in shown)
-    assert len({image["alt"] for image in shown}) == len(WORDS)
+    assert len({image["alt"] for image in shown}) == len(CAPTIONS)
     assert {image["width"] for image in shown} == {"90"}
     assert sorted(int(image["height"]) for image in shown) == list(range(60, 60 + len(PICTURES)))
 
@@ -81,7 +81,7 @@ def test_pictures_that_are_not_there_are_left_out_and_others_come_last(report, p
     Image.new("RGB", (5, 5)).save(pictures / "one_more.png")
     (pictures / "notes.txt").touch()
     page = report()
-    assert len(page.all("img")) == len(WORDS)
+    assert len(page.all("img")) == len(CAPTIONS)
     assert page.all("img")[-1]["alt"] == "Picture: one more."
     assert "Grad-CAM" not in page.text
     for picture in pictures.glob("*.png"):
@@ -212,7 +212,7 @@ def test_names_that_look_like_html_are_text(report):
     details["baselines"]["majority_class"]["class"] = hostile
     page = report(details, title=hostile)
     assert page.all("script") == []
-    assert len(page.all("img")) == len(WORDS)
+    assert len(page.all("img")) == len(CAPTIONS)
     assert page.text.count(hostile) == 8
 
 

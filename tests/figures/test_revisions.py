@@ -2,25 +2,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.figures.revisions import draw_confusion_of, draw_precision_recall_of, draw_reliability_of, draw_roc_of
+from stages.figures.revisions import draw_confusion, draw_curves
 from stages.figures.style import SMALL, WIDTH
 
 CURVES = {
-    draw_roc_of: ["fpr", "tpr"],
-    draw_precision_recall_of: ["recall", "precision"],
-    draw_reliability_of: ["predicted", "observed"],
+    "roc": ["fpr", "tpr"],
+    "precision_recall": ["recall", "precision"],
+    "reliability": ["predicted", "observed"],
 }
 
 
-@pytest.mark.parametrize("draw", CURVES)
-def test_both_curves_are_drawn_and_named_whatever_a_branch_is_called(draw, words_of):
-    x, y = CURVES[draw]
+@pytest.mark.parametrize("name", CURVES)
+def test_both_curves_are_drawn_and_named_whatever_a_branch_is_called(name, words_of):
+    x, y = CURVES[name]
     rising = np.linspace(0, 1, 5)
     table = pd.DataFrame({x: rising, y: rising, "lower": 0.0, "upper": 1.0})
-    figure = draw({"base: $x_": table, "new: 50%": table.assign(**{y: rising**2})}, "Bands: 95 %.")
+    figure = draw_curves(name, {"base: $x_$": table, "new: 50%": table.assign(**{y: rising**2})}, 0.95)
     words = words_of(figure)
     assert figure.get_figwidth() == WIDTH
-    assert "Bands: 95 %." in words
+    assert "95 % intervals" in words
+    assert "base: $x_$" in words
     assert "new: 50%" in words
     drawn = [line for line in figure.axes[0].lines if line.get_linestyle() in ("-", "--")]
     assert [line.get_ydata()[2] for line in drawn] == [0.5, 0.25]
@@ -28,14 +29,14 @@ def test_both_curves_are_drawn_and_named_whatever_a_branch_is_called(draw, words
 
 def test_bins_that_only_the_other_calibration_has_are_left_out():
     table = pd.DataFrame({name: [0.2, np.nan] for name in ("predicted", "observed", "lower", "upper")})
-    figure = draw_reliability_of({"base: a": table, "new: b": table}, "Bars.")
+    figure = draw_curves("reliability", {"base: a": table, "new: b": table}, 0.95)
     assert all(len(line.get_xdata()) == 1 for line in figure.axes[0].lines if line.get_marker() == "o")
 
 
 def test_the_confusion_matrix_counts_both_revisions(texts_of):
     base = pd.DataFrame({"actual": ["benign"] * 4, "predicted": ["benign"] * 3 + ["malignant"]})
     new = base.assign(predicted="benign")
-    figure = draw_confusion_of(base, new, ["benign", "malignant"])
+    figure = draw_confusion(base, new, ["benign", "malignant"])
     texts = [text.get_text() for text in texts_of(figure)]
     assert any(text.startswith("3 → 4\n75") for text in texts)
     assert any(text.startswith("1 → 0\n25") for text in texts)

@@ -14,7 +14,6 @@ import torch
 from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
 from stages.train import train_model
-from stages.training import checkpoints
 from stages.training.checkpoints import CHECKPOINT, Checkpoints, fingerprint, prune
 from stages.training.module import SkinLesionClassifier
 
@@ -61,8 +60,7 @@ def test_another_training_never_goes_on_from_it(train, capsys, change):
     with pytest.raises(Killed):
         train("killed", 7)
     train("killed", **change)
-    # The first network of an ensemble is the one that was killed.
-    assert ("resuming" in capsys.readouterr().out) == ("model.ensemble" in change)
+    assert "resuming" not in capsys.readouterr().out
 
 
 def test_a_parameter_without_effect_does_not_stop_the_resumption(train, capsys):
@@ -130,7 +128,9 @@ def test_curves_that_are_deleted_meanwhile_cost_nothing(train, tmp_path, bytes_b
     train("whole")
     folder = tmp_path / "left" / TRAINING_METRICS
     save = Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, state: (save(self, state), shutil.rmtree(folder)))
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, state: (save(self, state), shutil.rmtree(folder, ignore_errors=True))
+    )
     parents = iter([1, 2])
     with monkeypatch.context() as patch:
         patch.setattr(os, "getppid", lambda: next(parents))
@@ -172,15 +172,11 @@ def test_a_checkpoint_holds_no_code_and_a_damaged_one_is_named(train, tmp_path):
         train("killed")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stage_that_gets_a_signal_goes_on_when_it_is_run_again(workspace, params, interrupted, sent):
-    """The process that `dvc repro` starts; in the background of a shell, SIGINT is ignored until the stage asks."""
-    params({"training.max_epochs": "12", "training.checkpoint_minutes": "0.0001"})
-    ended, rest, output = interrupted("epoch 5/12", sent)
-    assert ended == {signal.SIGTERM: 1, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[sent]
-    if sent == signal.SIGTERM:
-        assert "error: terminated; " in rest
-    if sent == signal.SIGINT:
-        assert "interrupted; " in rest
+def test_a_stage_that_is_interrupted_says_what_is_kept_and_goes_on_when_it_is_run_again(workspace, params, interrupted):
+    """A process of its own: a shell's background job ignores SIGINT until the stage asks for it."""
+    params({"training.max_epochs": "12"})
+    ended, rest, output = interrupted("epoch 5/12", signal.SIGINT)
+    assert ended == 130
+    assert "interrupted; " in rest
     assert "Traceback" not in rest
     assert "resuming from" in output

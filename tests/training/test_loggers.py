@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from stages.classifier.inference import predict_probabilities
-from stages.training.loggers import DVCLiveLogger, create_loggers
 from stages.classifier.weights import load_model
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
@@ -25,6 +24,7 @@ from stages.errors import InputError
 from stages.evaluation.history import read_history
 from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS
 from stages.train import train_model
+from stages.training.loggers import DVCLiveLogger, create_loggers
 
 REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -325,9 +325,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypa
 
 
 def test_a_rate_that_is_far_too_high_says_to_lower_it(train):
-    with pytest.raises(
-        InputError, match=r"is (nan|inf) in epoch 1.*lower training\.learning_rate"
-    ):
+    with pytest.raises(InputError, match=r"is (nan|inf) in epoch 1.*lower training\.learning_rate"):
         train(**{"training.learning_rate": 1e30, "training.optimizer": "sgd", "training.gradient_clip_val": 0.0})
 
 

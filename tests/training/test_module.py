@@ -3,11 +3,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.plain import PLAIN
-from stages.training.module import SkinLesionClassifier
 from stages.config import override
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batch
 from stages.errors import InputError
+from stages.training.module import SkinLesionClassifier
 
 COUNTS = torch.tensor([30, 10])
 

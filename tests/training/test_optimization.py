@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks.plain import PLAIN
 from stages.classifier.networks import BaselineCNN
+from stages.errors import InputError
 from stages.training.optimization import (
     LearningRate,
     WeightAverage,
@@ -16,7 +17,6 @@ from stages.training.optimization import (
     create_optimizer,
     learning_rate_factor,
 )
-from stages.errors import InputError
 
 CPU = torch.device("cpu")
 STEPS = 10  # of an epoch

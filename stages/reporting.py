@@ -1,16 +1,11 @@
-"""How the report page and the model card write numbers, and what they call things."""
+"""How numbers, names and tables are written for people: in a terminal, in Markdown and on the pages."""
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
 from stages.errors import printable
-from stages.evaluation.subgroups import MIN_LESIONS
 
-TEMPLATES = Path(__file__).parent / "templates"
-NOTHING = "–"  # a number that does not exist, as the sensitivity where nothing is malignant
+MISSING = "–"  # a number that does not exist, as the sensitivity where nothing is malignant
 
 
 class Metric(NamedTuple):
@@ -53,57 +48,20 @@ ATTRIBUTES = {
 OPERATING_POINTS = {"target_sensitivity": "target sensitivity", "youden": "Youden's index"}
 
 
-def fill_in(template: str, **values: Any) -> str:
-    """Fill in a template of this package.
-
-    In HTML whatever is filled in is text and means nothing else; in Markdown the filter `plain` is there for that.
-
-    Args:
-        template: its file name.
-        values: what it calls by name; a name that is not among them is an error.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "interval": interval,
-        "estimate": estimate,
-        "percent": percent,
-        "rounded_percent": rounded_percent,
-        "in_order": in_order,
-        "plain": plain,
-    }
-    return environment.get_template(template).render(
-        values,
-        metrics=METRICS,
-        attributes=ATTRIBUTES,
-        operating_points=OPERATING_POINTS,
-        diagnoses=DIAGNOSES,
-        malignant=MALIGNANT,
-        smallest_judged=MIN_LESIONS,
-    )
-
-
 def number(value: float | None) -> str:
     """Three decimals and a minus sign that is as wide as a digit."""
     # Adding 0 makes 0 of the -0 that rounding leaves.
-    return NOTHING if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
+    return MISSING if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
 def interval(estimated: dict) -> str:
     """The interval of `{"value": …, "interval": …}`, as "0.849 to 0.971"."""
-    return NOTHING if estimated["interval"] is None else " to ".join(map(number, estimated["interval"]))
+    return MISSING if estimated["interval"] is None else " to ".join(map(number, estimated["interval"]))
 
 
 def estimate(estimated: dict) -> str:
     """Value and interval, as "0.919 (0.849 to 0.971)"."""
-    return NOTHING if estimated["value"] is None else f"{number(estimated['value'])} ({interval(estimated)})"
+    return MISSING if estimated["value"] is None else f"{number(estimated['value'])} ({interval(estimated)})"
 
 
 def percent(fraction: float) -> str:
@@ -121,6 +79,23 @@ def in_order(metrics: dict) -> list[tuple[str, Metric, dict]]:
     return [(name, METRICS[name], metrics[name]) for name in sorted(metrics, key=list(METRICS).index)]
 
 
-def plain(text: str) -> str:
-    """Text of one line that means nothing in Markdown, inside a table too."""
+def escape_markdown(text: object) -> str:
+    """`text` on one line that means nothing in Markdown or HTML, inside a table too: a branch may be called <b>."""
     return "".join(f"\\{character}" if character in r"\`*_[]<>|#&~" else character for character in printable(text))
+
+
+def code(text: object) -> str:
+    """`text` in the type of code; no backticks, which a table and a text with backticks would end."""
+    return f"<code>{escape_markdown(text)}</code>"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of Markdown, of which the first is the head, as a table."""
+    head, *rest = rows
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rest))
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, of which the first is the head, as aligned columns of plain text."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

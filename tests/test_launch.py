@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from stages.errors import LOCK, InputError, run, run_stage
+from stages.errors import InputError
+from stages.launch import LOCK, is_first_process, run
 
 ROOT = Path(__file__).parents[1]
-STAGE = "from stages.errors import run_stage; run_stage(lambda: print('ran'))"
+# SIGINT as at a terminal: a shell ignores it in what it starts in the background.
+STAGE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from stages.launch import run_stage; run_stage(lambda: print('ran'), 'a stage')"
+)
 
 
-def start(code=STAGE, stderr=None, **environment):
+def start(code=STAGE, *arguments, stderr=None, **environment):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
@@ -76,23 +81,66 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path):
 
 
 def test_a_stage_that_was_killed_does_not_block_the_next(repository):
-    killed = start(
-        "import time; from stages.errors import *; run_stage(lambda: (print('on', flush=True), time.sleep(60)))"
-    )
+    killed = start(STAGE.replace("print('ran')", "(print('on', flush=True), __import__('time').sleep(60))"))
     assert killed.stdout.readline() == "on\n"
     killed.kill()
     killed.communicate()
     assert start().communicate(timeout=60)[0] == "ran\n"
 
 
+# What torchrun and srun set in each of two processes on each of two machines, and Lightning in those that it starts,
+# where each machine is started by hand.
+PROCESSES = {
+    "torchrun": [
+        {"RANK": str(2 * node + local), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
+        for node in range(2)
+        for local in range(2)
+    ],
+    "srun": [
+        {"SLURM_PROCID": str(2 * node + local), "SLURM_LOCALID": str(local), "SLURM_NODEID": str(node)}
+        for node in range(2)
+        for local in range(2)
+    ],
+    "torchrun under srun": [
+        {"SLURM_PROCID": str(node), "RANK": str(2 * node + local), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
+        for node in range(2)
+        for local in range(2)
+    ],
+    "Lightning": [{}, {"LOCAL_RANK": "1"}, {"NODE_RANK": "1"}, {"NODE_RANK": "1", "LOCAL_RANK": "1"}],
+}
+
+
+@pytest.mark.parametrize("launcher", PROCESSES)
+def test_of_all_processes_on_all_machines_one_is_the_first(launcher, monkeypatch):
+    first = []
+    for variables in PROCESSES[launcher]:
+        with monkeypatch.context() as patch:
+            for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"):
+                patch.delenv(name, raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            first.append(is_first_process())
+    assert first == [True, False, False, False]
+
+
 def test_processes_that_train_together_do_not_wait_for_each_other(repository):
     LOCK.parent.mkdir()
     with FileLock(LOCK):
-        assert start(LOCAL_RANK="1").communicate(timeout=60)[0] == "ran\n"
+        assert start(RANK="2", LOCAL_RANK="0", GROUP_RANK="1").communicate(timeout=60)[0] == "ran\n"
 
 
-def test_without_a_repository_there_is_nothing_to_lock(tmp_path, monkeypatch, capsys):
+def test_without_a_repository_there_is_nothing_to_lock(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_stage(lambda: print("ran"))
-    assert capsys.readouterr().out == "ran\n"
+    assert start().communicate(timeout=60)[0] == "ran\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_asked_for_help_or_given_an_argument_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = start(STAGE, "--help").communicate(timeout=60)[0]
+    assert "a stage" in said
+    assert "dvc repro" in said
+    assert "ran" not in said.split()
+    refused = start(STAGE, "--epochs=3", stderr=subprocess.PIPE)
+    assert refused.communicate(timeout=60)[0] == ""
+    assert refused.returncode == 2

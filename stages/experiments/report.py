@@ -1,0 +1,145 @@
+"""What changed between two revisions as one page of Markdown with pictures, for a pull request."""
+
+from collections import Counter
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from stages.config import load_config
+from stages.dataset.taxonomy import class_names
+from stages.errors import InputError
+from stages.experiments.comparison import compare_revisions, render_comparison
+from stages.experiments.revision import Revision, differing_parameters, environment_differences
+from stages.figures.revisions import draw_confusion, draw_curves
+from stages.reporting import METRICS, MISSING, code, estimate, markdown_table
+
+COSTS = {"training_seconds": "training [s]", "training_images_per_second": "training speed [images/s]"}
+SHOWN = 60  # letters of a parameter's value
+LEGEND = 30  # letters of a revision's name in a picture
+NO_REMOTE = (
+    "No DVC remote is configured (`dvc remote add -d storage s3://…`): what Git does not have comes from the cache of "
+    "the machine that wrote this report."
+)
+
+
+def draw_pictures(base: Revision, new: Revision) -> dict[str, Figure]:
+    """Curves and confusion matrices of both revisions over each other, by name; those that both have."""
+    figures = {}
+    for name, metric in (("roc", "auroc"), ("precision_recall", "auprc"), ("reliability", "ece")):
+        if name in base.curves and name in new.curves:
+            roles = {"base": base, "new": new}
+            tables = {f"{role}: {_legend(side, metric)}": side.curves[name] for role, side in roles.items()}
+            figures[name] = draw_curves(name, tables, new.details.get("confidence", 0.95))
+    matrices = [side.curves["confusion_matrix"] for side in (base, new) if "confusion_matrix" in side.curves]
+    for classes in map(list, map(class_names, (2, 7))):
+        if len(matrices) == 2 and classes == base.details.get("classes") == new.details.get("classes"):
+            figures["confusion_matrix"] = draw_confusion(matrices[0], matrices[1], classes)
+    return figures
+
+
+def _legend(revision: Revision, metric: str) -> str:
+    name = revision.name if len(revision.name) <= LEGEND else f"{revision.name[: LEGEND - 1]}…"
+    known = next((key for key in (metric, f"malignant_{metric}") if key in revision.estimates), None)
+    return name + (f"\n{METRICS[known].title} {_estimate(revision, known)}" if known else "")
+
+
+def _estimate(revision: Revision, metric: str) -> str:
+    """The number of the test images with its interval."""
+    return estimate(revision.estimates.get(metric, {"value": None, "interval": None}))
+
+
+def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[str, str]) -> str:
+    """The report, the verdict first; a comparison that cannot be made is not an error here.
+
+    Args:
+        base: the revision to compare with.
+        new: the other.
+        remote: whether a DVC remote is configured.
+        pictures: the places of the pictures of `draw_pictures`, relative to the report.
+    """
+    names = [code(base.name), code(new.name)]
+    try:
+        comparison = render_comparison(compare_revisions(base, new, load_config()), markdown=True)
+    except InputError as error:
+        comparison = f"**{' → '.join(names)}: not compared**\n\nWhy: {code(error)}\n\n{_metrics(base, new, names)}\n"
+    parameters = [
+        [code(key), *(_value(side.parameters[key]) if key in side.parameters else MISSING for side in (base, new))]
+        for key in sorted(differing_parameters([base, new]))
+    ]
+    links = [f"![{name.replace('_', ' ')}]({place})" for name, place in pictures.items()]
+    # Two per line; without a table a wide screen would show each as wide as it is.
+    lines = [[*links[start : start + 2], ""][:2] for start in range(0, len(links), 2)]
+    sections = {
+        "Parameters": markdown_table([["parameter", *names], *parameters]) if parameters else "No parameter changed.",
+        "Curves": markdown_table([["", ""], *lines]) if lines else "No curve is in Git in both revisions.",
+        "Data": _data(base, new, names),
+        "Cost": _cost(base, new, names),
+    }
+    blocks = [comparison] + ([] if remote else [f"{NO_REMOTE}\n"])
+    return "\n".join(blocks + [f"### {title}\n\n{content}\n" for title, content in sections.items()])
+
+
+def _metrics(base: Revision, new: Revision, names: list[str]) -> str:
+    """What Git has of both."""
+    there = base.estimates | new.estimates
+    rows = [
+        [METRICS[name].title if name in METRICS else code(name), _estimate(base, name), _estimate(new, name)]
+        for name in [*(name for name in METRICS if name in there), *sorted(there.keys() - METRICS.keys())]
+    ]
+    return markdown_table([["metric", *names], *rows]) if rows else "Neither revision has metrics in Git."
+
+
+def _value(value: object) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return code(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")
+
+
+def _data(base: Revision, new: Revision, names: list[str]) -> str:
+    if base.images is not None and new.images is not None:
+        changes = _changed_images(base.images, new.images, names)
+    else:
+        changes = "Which images differ is unknown: a manifest is neither in DVC's cache nor on its remote."
+    sides = (
+        [f"{name} {part['images']} ({part['lesions']})" for name, part in side.splits.items()] for side in (base, new)
+    )
+    before, now = map(", ".join, sides)
+    return (
+        changes
+        if before == now
+        else f"{changes}\n\nImages (lesions) of each split: {before or MISSING} → {now or MISSING}."
+    )
+
+
+def _changed_images(base: pd.DataFrame, new: pd.DataFrame, names: list[str]) -> str:
+    """Which images of the two manifests differ, by diagnosis."""
+    before, after = (dict(zip(table["image_id"], table["dx"])) for table in (base, new))
+    relabelled = sum(before[image] != after[image] for image in before.keys() & after.keys())
+    if before.keys() == after.keys() and not relabelled:
+        return f"The same {len(new)} images of {new['lesion_id'].nunique()} lesions, with the same diagnoses."
+    added, removed = after.keys() - before.keys(), before.keys() - after.keys()
+    old, young = set(base["lesion_id"]), set(new["lesion_id"])
+    rows = [
+        ["images", *map(str, map(len, (before, after, added, removed)))],
+        ["lesions", *map(str, map(len, (old, young, young - old, old - young)))],
+    ]
+    here = Counter(before.values()), Counter(after.values())
+    came, went = Counter(after[image] for image in added), Counter(before[image] for image in removed)
+    for diagnosis in sorted(here[0] | here[1]):
+        rows.append([f"images of {code(diagnosis)}", *(str(count[diagnosis]) for count in (*here, came, went))])
+    table = markdown_table([["", *names, "added", "removed"], *rows])
+    return table + (f"\n\n{relabelled} images that are in both have another diagnosis now." if relabelled else "")
+
+
+def _cost(base: Revision, new: Revision, names: list[str]) -> str:
+    sides = base.environment, new.environment
+    if not all(sides):
+        return "Unknown: metrics/environment.json is not in Git in both revisions."
+    rows = []
+    for key, title in COSTS.items():
+        before, after = (value if type(value := side.get(key)) in (int, float) else None for side in sides)
+        change = f"{100 * (after / before - 1):+.0f} %" if before and after else MISSING
+        rows.append([title, *(MISSING if value is None else f"{value:.1f}" for value in (before, after)), change])
+    other = environment_differences(base, new)
+    rows += [[code(key), _value(before), _value(after), "other"] for key, (before, after) in other.items()]
+    here = f"\n\nBoth on {code(sides[1].get('gpu') or sides[1].get('cpu'))}, {code(sides[1].get('cpu_cores'))} cores."
+    return markdown_table([["", *names, "change"], *rows]) + ("" if other else here)

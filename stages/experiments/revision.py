@@ -1,0 +1,322 @@
+"""What a commit, branch, tag or experiment holds, or the workspace: read through DVC, nothing is checked out."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import (
+    Any,
+    NotRequired,  # of typing's own pydantic reads only those of Python 3.12
+    TypeVar,
+)
+
+import pandas as pd
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.scm import RevError, SCMError
+from typing_extensions import TypedDict
+
+from stages.checks import Flag, Float, Whole, checked
+from stages.classifier.calibration import CALIBRATION, load_calibration
+from stages.config import PARAMS, parse_yaml
+from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
+from stages.errors import InputError, one_line, regenerate
+from stages.evaluation.predictions import Predictions, read_predictions
+from stages.files import (
+    DETAILS,
+    ENVIRONMENT,
+    EVALUATION,
+    MODELS,
+    PLOTS,
+    PREDICTIONS,
+    PREPARED,
+    SPLIT_METRICS,
+    read_csv,
+    read_json,
+)
+
+T = TypeVar("T")
+WORKSPACE = "workspace"
+LOCK = Path("dvc.lock")
+# The tables in plots/ and their columns.
+CURVES = {
+    "roc": ["fpr", "tpr", "lower", "upper"],
+    "precision_recall": ["recall", "precision", "lower", "upper"],
+    "reliability": ["predicted", "observed", "lower", "upper"],
+    "confusion_matrix": ["actual", "predicted"],
+}
+# What metrics/environment.json tells of the run; all else in it says on what it ran.
+OF_THE_RUN = {"commit", "dirty", "training_images_per_second", "training_seconds"}
+
+
+# Of each file what is read here: other commits may hold more.
+class _Estimate(TypedDict):
+    value: Float | None
+    interval: tuple[Float, Float] | None
+
+
+class _Evaluated(TypedDict):
+    metrics: dict[str, _Estimate]
+
+
+class _Details(TypedDict):
+    classes: NotRequired[list[str] | None]
+    confidence: NotRequired[Float]
+    test: _Evaluated
+
+
+class _Split(TypedDict):
+    images: Whole
+    lesions: Whole
+
+
+class _Splits(TypedDict, total=False):
+    train: _Split
+    val: _Split
+    test: _Split
+
+
+class _Lock(TypedDict, total=False):
+    stages: dict[str, dict[str, Any]]
+
+
+class Revision:
+    """A commit, branch, tag or experiment, or the workspace; each file is read and checked when it is first asked for.
+
+    Args:
+        name: of the revision, or "workspace".
+        folder: of the workspace.
+
+    Attributes:
+        name: as it was given.
+        commit: its hash; empty for the workspace.
+
+    Raises:
+        InputError: there is no such revision; also in every property, if its file is damaged, or is neither in DVC's
+            cache nor on its remote.
+    """
+
+    def __init__(self, name: str, folder: Path = Path()) -> None:
+        self.name, self.commit, self._folder = name, "", folder
+        self._files: Any = None  # a DVCFileSystem, whose methods fsspec types for text and bytes alike
+        if name == WORKSPACE:
+            return
+        if not name:  # as of a variable that is not set; DVC would take it for the workspace
+            raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
+        try:
+            self._files = DVCFileSystem(rev=name)
+            self.commit = self._files.repo.get_rev()
+        except RevError:
+            raise InputError(
+                f"{name!r} is not a commit, branch, tag or experiment here; if it is one elsewhere, `git fetch` it"
+            ) from None
+        except (DvcException, SCMError) as error:
+            raise InputError(f"{one_line(error)}; run from the root of the repository") from None
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file; None if the revision has none of this name."""
+        if self._files is None:
+            return (self._folder / path).read_bytes() if (self._folder / path).is_file() else None
+        try:
+            return self._files.read_bytes(path.as_posix())
+        except Exception as error:  # a remote fails with the errors of its own library
+            if isinstance(error, FileNotFoundError) and not self._files.exists(path.as_posix()):
+                return None
+            raise self._unavailable(path, error) from None
+
+    def copy(self, path: Path, target: Path) -> None:
+        """Copy a file or folder of a commit to another place."""
+        try:
+            (self._files or DVCFileSystem()).get(path.as_posix(), str(target), recursive=True)
+        except Exception as error:
+            raise self._unavailable(path, error) from None
+
+    def hashes(self, path: str) -> dict[str, str]:
+        """The MD5 of each file below a folder by its path, or of the file at `path`; empty where not available."""
+        if self._files is None:
+            root = self._folder / path
+            files = [root] * root.is_file() + [file for file in root.rglob("*") if file.is_file()]
+            return {file.relative_to(self._folder).as_posix(): _md5(file.read_bytes()) for file in files}
+        try:
+            # DVC knows the hashes of what it keeps; what Git has is read.
+            files = self._files.find(path, detail=True)
+            return {name: about.get("md5") or _md5(self._files.read_bytes(name)) for name, about in files.items()}
+        except Exception:  # the list of the folder's files is not available
+            return {}
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Those of the test images."""
+        if (predictions := self._load(PREDICTIONS, read_predictions)) is None:
+            raise InputError(
+                f"{self.name} has no {PREDICTIONS.as_posix()}; name a revision in which a `dvc repro` is committed"
+            )
+        return predictions.of("test")
+
+    @cached_property
+    def threshold(self) -> float | None:
+        """Of the decision; None in a commit from before there was one."""
+        return self._load(MODELS / CALIBRATION, lambda file: load_calibration(file.parent).threshold)
+
+    @cached_property
+    def images(self) -> pd.DataFrame | None:
+        """The manifest; None where it is not available."""
+        try:
+            self.read(PREPARED / MANIFEST)
+        except InputError:
+            return None
+        return self._load(PREPARED / MANIFEST, lambda file: read_csv(file, MANIFEST_COLUMNS))
+
+    @cached_property
+    def curves(self) -> dict[str, pd.DataFrame]:
+        """Those of `CURVES` that there are."""
+
+        def read(file: Path) -> pd.DataFrame:
+            table = read_csv(file, CURVES[file.stem]).filter(CURVES[file.stem])
+            try:
+                return table if file.stem == "confusion_matrix" else table.astype(float)
+            except ValueError as error:
+                raise regenerate(f"{file}: {one_line(error)}") from None
+
+        tables = {name: self._load(PLOTS / f"{name}.csv", read) for name in CURVES}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """The entries of params.yaml by dotted name."""
+        return _flat(self._yaml(PARAMS, dict[str, Any]))
+
+    @cached_property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Those of dvc.lock by name."""
+        return self._yaml(LOCK, _Lock).get("stages", {})
+
+    @cached_property
+    def outputs(self) -> dict[str, str]:
+        """The hash in dvc.lock of each output of a stage by its path."""
+        return {out["path"]: out.get("md5", "") for stage in self.stages.values() for out in stage.get("outs", [])}
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The hash in dvc.lock of all code and data that the stages depend on and do not make, by its path."""
+        deps = {dep["path"]: dep.get("md5", "") for stage in self.stages.values() for dep in stage.get("deps", [])}
+        return {dep: md5 for dep, md5 in deps.items() if not any(Path(dep).is_relative_to(out) for out in self.outputs)}
+
+    @cached_property
+    def metrics(self) -> dict[str, float | None]:
+        """metrics/evaluation.json; as all that follow, it is empty if there is no such file."""
+        return self._json(EVALUATION, dict[str, Float | None])
+
+    @cached_property
+    def details(self) -> dict[str, Any]:
+        """`classes`, `confidence` and `test.metrics` of metrics/details.json."""
+        return self._json(DETAILS, _Details)
+
+    @cached_property
+    def estimates(self) -> dict[str, dict[str, Any]]:
+        """`{"value", "interval"}` of each headline metric; without an interval in a commit that has no details."""
+        without = {name: {"value": value, "interval": None} for name, value in self.metrics.items()}
+        return self.details["test"]["metrics"] if self.details else without
+
+    @cached_property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """The counts of images and lesions in metrics/split.json, by split."""
+        return self._json(SPLIT_METRICS, _Splits)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """metrics/environment.json."""
+        return self._json(ENVIRONMENT, dict[str, str | Flag | Whole | Float | None])
+
+    def _unavailable(self, path: Path, error: Exception) -> InputError:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({one_line(error)})"
+        return InputError(
+            f"{self.name}:{path.as_posix()} is neither in DVC's cache nor on its remote{why}; "
+            "`dvc push` it from where it was made"
+        )
+
+    def _load(self, path: Path, reader: Callable[[Path], T]) -> T | None:
+        """What the reader of a stage's file makes of it; errors name the file as Git does."""
+        if (content := self.read(path)) is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.name
+            file.write_bytes(content)
+            try:
+                return reader(file)
+            except InputError as error:
+                raise InputError(str(error).replace(str(file), f"{self.name}:{path.as_posix()}")) from None
+
+    def _json(self, path: Path, kind: Any) -> Any:
+        return self._load(path, lambda file: read_json(file, kind)) or {}
+
+    def _yaml(self, path: Path, kind: Any) -> Any:
+        try:
+            return checked(parse_yaml(self.read(path) or b"") or {}, kind)
+        except ValueError as error:
+            raise regenerate(f"{self.name}:{path.as_posix()}: {error}") from None
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for key, value in content.items():
+        entries |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return entries
+
+
+def differing_parameters(revisions: Sequence[Revision]) -> list[str]:
+    """The names of the parameters that are not the same in all, in the order of params.yaml."""
+    names, none = dict.fromkeys(name for revision in revisions for name in revision.parameters), object()
+    return [name for name in names if len({repr(each.parameters.get(name, none)) for each in revisions}) > 1]
+
+
+def environment_differences(base: Revision, new: Revision) -> dict[str, tuple[Any, Any]]:
+    """Where two runs computed differently equipped: both values of each such entry of metrics/environment.json."""
+    one, other = base.environment, new.environment
+    return {
+        key: (one.get(key), other.get(key))
+        for key in sorted((one | other).keys() - OF_THE_RUN)
+        if one.get(key) != other.get(key)
+    }
+
+
+def has_remote() -> bool:
+    """Whether any DVC remote is configured."""
+    return bool(run_dvc("remote", "list").strip())
+
+
+def list_experiments() -> tuple[list[str], list[str]]:
+    """The names of HEAD's experiments, and of those in the queue that failed and were not run since."""
+    names: dict[str, set[str]] = {"success": set(), "failed": set()}
+    for commit in json.loads(run_dvc("exp", "show", "--json", "--hide-workspace", "--hide-queued")):
+        for experiment in commit["experiments"] or []:
+            # One that did not come from the queue has no executor.
+            state = (experiment["executor"] or {"state": "success"})["state"]
+            names.setdefault(state, set()).add(experiment["name"])
+    return sorted(names["success"]), sorted(names["failed"] - names["success"])
+
+
+def run_dvc(*arguments: str, **options: Any) -> str:
+    """What a command of DVC prints.
+
+    Args:
+        arguments: of `dvc`.
+        options: of `subprocess.run`.
+
+    Raises:
+        InputError: it fails; with what it says.
+    """
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # noqa: S603
+    if done.returncode:
+        reason = one_line(done.stderr.replace("ERROR: ", ""))
+        raise InputError(f"`dvc {arguments[0]}` fails ({reason}); run from the root of the repository")
+    return done.stdout

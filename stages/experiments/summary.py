@@ -1,0 +1,99 @@
+"""Mean and standard deviation of the headline metrics over folds or seeds, with intervals, as Markdown."""
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from stages.experiments.revision import Revision, differing_parameters
+from stages.reporting import METRICS, MISSING, escape_markdown, markdown_table
+
+OVER = ("split.test_fold", "training.seed")
+REMARK = (
+    "Where {} varies, the runs that share a value of it count as one, by their mean. Folds share training images and "
+    "are less independent than the formula takes them to be: the intervals are somewhat too narrow. Runs that differ "
+    "in their seed alone tell nothing of other patients."
+)
+
+
+def group_revisions(revisions: list[Revision], over: tuple[str, ...]) -> list[list[Revision]]:
+    """Part revisions into groups that have all in common, code and data included, but the parameters `over`."""
+    groups: dict[Any, list[Revision]] = {}
+    for revision in revisions:
+        kept = {key: value for key, value in revision.parameters.items() if key not in over}
+        groups.setdefault((repr(kept), repr(revision.sources)), []).append(revision)
+    return list(groups.values())
+
+
+def without_repeats(group: list[Revision], over: tuple[str, ...]) -> tuple[list[Revision], list[str]]:
+    """Those that differ in `over`, and the names of those that repeat one, which would feign precision."""
+    first = {repr([revision.parameters.get(key) for key in over]): revision for revision in reversed(group)}
+    kept = [revision for revision in group if revision in first.values()]
+    return kept, [revision.name for revision in group if revision not in kept]
+
+
+def independent_values(group: list[Revision], over: tuple[str, ...], metric: str) -> list[float]:
+    """The values of a metric, one for each value of the first parameter of `over` that varies.
+
+    Seeds on one fold share its images: their mean is one value, lest more seeds feign more patients.
+    """
+    varying = [key for key in over if len({repr(revision.parameters.get(key)) for revision in group}) > 1]
+    values: dict[Any, list[float]] = {}
+    for revision in group:
+        value = revision.metrics.get(metric)
+        if value is not None:
+            values.setdefault(repr(revision.parameters.get(varying[0])) if varying else None, []).append(value)
+    return [float(np.mean(of)) for of in values.values()]
+
+
+def render_summary(
+    revisions: list[Revision], over: tuple[str, ...], metrics: list[str] | None = None, confidence: float = 0.95
+) -> str:
+    """A column for each group of runs that differ in nothing but `over`, a row for each metric.
+
+    Args:
+        revisions: each with metrics.
+        over: the parameters that are averaged over.
+        metrics: which; None: all that there are.
+        confidence: of the intervals.
+    """
+    groups = [without_repeats(group, over) for group in group_revisions(revisions, over)]
+    kept = [group for group, _ in groups]
+    keys = [key for key in differing_parameters([group[0] for group in kept]) if key not in over]
+    heads = [", ".join(f"{key}={group[0].parameters.get(key)}" for key in keys) or "all runs" for group in kept]
+    # The same parameters in two groups: then code or data differ.
+    heads = [
+        head if heads.count(head) == 1 else f"{head}, code and data as in {group[0].name}"
+        for head, group in zip(heads, kept)
+    ]
+    there = {name for revision in revisions for name in revision.metrics}
+    rows = [
+        [METRICS[name].title, *(_cell(independent_values(group, over, name), confidence) for group in kept)]
+        for name in metrics or [name for name in METRICS if name in there]
+    ]
+    corner = f"mean ± standard deviation [{100 * confidence:g} % interval]"
+    remarks = []
+    for head, (group, repeated) in zip(heads, groups):
+        runs = ", ".join(f"{revision.name}: {_values(revision, over)}" for revision in group)
+        again = f"; not counted, as they repeat others: {', '.join(repeated)}" if repeated else ""
+        count = f"{len(group)} {'run' if len(group) == 1 else 'runs'}"
+        remarks.append(f"- {escape_markdown(f'{head}: {count} ({runs}){again}')}.")
+    remarks.append(f"- Intervals: Student's t over runs. {REMARK.format(over[0])}")
+    table = markdown_table([[corner, *map(escape_markdown, heads)], *rows])
+    return "\n".join([table, "", *remarks, ""])
+
+
+def _cell(values: list[float], confidence: float) -> str:
+    if not values:
+        return MISSING
+    mean = np.mean(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    # mean ± t(n − 1)·s/√n
+    deviation = np.std(values, ddof=1)
+    half = t.ppf((1 + confidence) / 2, len(values) - 1) * deviation / len(values) ** 0.5
+    return f"{mean:.3f} ± {deviation:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+
+
+def _values(revision: Revision, over: tuple[str, ...]) -> str:
+    return ", ".join(f"{key.split('.')[-1]} {revision.parameters.get(key)}" for key in over)

@@ -1,0 +1,76 @@
+"""How a stage or command is run: its errors as messages, one stage at a time in a folder."""
+
+import argparse
+import atexit
+import gc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stages.errors import DiskFullError, InputError, no_space
+
+# Below DVC's folder for what Git does not keep; a queued experiment has one of its own.
+LOCK = Path(".dvc/tmp/stage.lock")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage or command: an `InputError` ends it with its message and exit status 1, without a traceback.
+
+    So does a full disk; `stages.files.replacing` names the file.
+    """
+    # Python ends by searching all that is left, PyTorch's modules too, for cycles to delete: seconds, for nothing.
+    atexit.register(gc.freeze)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        full = no_space(error)
+        if full is not None and not isinstance(error, InputError):
+            error = DiskFullError(full.filename or "a file", full.strerror)
+        if not isinstance(error, InputError):
+            raise
+        hint = "; make space and run the same command again" if isinstance(error, DiskFullError) else ""
+        sys.exit(f"error: {error}{hint}")
+
+
+def run_stage(main: Callable[[], None], description: str | None) -> None:
+    """`run`, for one stage at a time in a folder: another waits, and says so. It takes no arguments but `--help`.
+
+    `dvc repro` sees to that itself; but if `dvc` is killed, the stage that it started goes on, and a second `dvc repro`
+    would start another beside it. The system takes the lock from a process that ends, however it ends.
+
+    Args:
+        main: the stage.
+        description: what it does, for `--help`.
+    """
+    argparse.ArgumentParser(
+        prog=f"python -m stages.{Path(sys.argv[0]).stem}",
+        description=description,
+        epilog="A stage of dvc.yaml, which `dvc repro` runs; its parameters are in params.yaml.",
+    ).parse_args()
+
+    def alone() -> None:
+        lock = FileLock(LOCK)
+        if is_first_process() and LOCK.parents[1].is_dir():
+            LOCK.parent.mkdir(exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                print("another stage is running in this folder; waiting until it ends", flush=True)
+                lock.acquire()
+        main()
+
+    run(alone)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of all processes of a training, on whichever machine, or the only one.
+
+    As the variables say that torchrun, SLURM's srun, Lightning, or a user who starts each machine by hand set.
+    """
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
