@@ -114,7 +114,7 @@ def read_predictions(path: Path) -> Predictions:
             raise regenerate(f"{path}: an image has no {column}")
     if len(set(table["image_id"])) < len(table):
         raise regenerate(f"{path}: an image is duplicated")
-    if not np.any(table["split"] == "test"):
+    if "test" not in set(table["split"]):
         raise regenerate(f"{path} has no image in the split test")
     predictions = Predictions(table, names)
     unknown = set(table["label"]) - set(names)
