@@ -110,7 +110,7 @@ def read_predictions(path: Path) -> Predictions:
     if names not in (class_names(2), class_names(7)):
         raise regenerate(f"{path}: probabilities are of {', '.join(names) or 'no classes'}")
     for column in ("image_id", "lesion_id"):
-        if table[column].isna().any():
+        if len(table.dropna(subset=[column])) < len(table):
             raise regenerate(f"{path}: an image has no {column}")
     if len(set(table["image_id"])) < len(table):
         raise regenerate(f"{path}: an image is duplicated")
