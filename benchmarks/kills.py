@@ -38,8 +38,8 @@ from ruamel.yaml import YAML
 
 from benchmarks.sweep import clone, set_parameters
 from stages.classifier.hardware import processor
-from stages.errors import LOCK
 from stages.files import ENVIRONMENT, write_json
+from stages.launch import LOCK
 from tests.clone import QUICK
 
 RESULT = Path("benchmarks/results/kills.json")
