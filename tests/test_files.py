@@ -192,11 +192,13 @@ def test_json_of_another_type_is_refused_with_every_value_that_is_wrong(tmp_path
     (tmp_path / "a.json").write_text('{"age": "old", "sex": null, "weight": 70}')
     with pytest.raises(InputError) as caught:
         read_json(tmp_path / "a.json", Person)
-    assert str(caught.value) == (
-        f"{tmp_path / 'a.json'}: weight is unknown; did you mean height?\n  height is missing\n"
-        "  age is 'old'; it must be a valid integer\n  sex is None; it must be a valid string; "
-        "run `dvc repro` to regenerate it"
-    )
+    start, end = f"{tmp_path / 'a.json'}: ", "; run `dvc repro` to regenerate it"
+    assert sorted(str(caught.value).removeprefix(start).removesuffix(end).split("\n  ")) == [
+        "age is 'old'; it must be a valid integer",
+        "height is missing",
+        "sex is None; it must be a valid string",
+        "weight is unknown; did you mean height?",
+    ]
     (tmp_path / "a.json").write_text('{"age": 3, "sex": "male", "height": 1}')
     assert read_json(tmp_path / "a.json", Person) == Person(3, "male", 1.0)
     (tmp_path / "a.json").write_text("[]")

@@ -114,6 +114,7 @@ def test_a_file_that_changed_after_its_download_is_named_and_left(server, folder
         (False, "table.csv", b"\n<!DOCTYPE html>", "it is a web page"),
         (False, "table.csv", b"", "it is empty"),
     ],
+    ids=["another checksum", "damaged", "cut off", "a web page", "empty"],
 )
 def test_other_bytes_than_the_published_ones_are_refused_and_removed(
     server, folder, checksums, name, content, expected
