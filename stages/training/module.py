@@ -18,7 +18,7 @@ PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
 class SkinLesionClassifier(LightningModule):
     """A network with what it is trained for.
 
-    An ordinary LightningModule: a plain `Trainer` trains it, too. The stage trains it with `stages.training.loop.fit`,
+    An ordinary LightningModule: a plain `Trainer` trains it, too. The stage trains it with `TrainingLoop`,
     which captures the step as a CUDA graph and survives being killed.
 
     Args:
