@@ -152,7 +152,7 @@ def measure(recipe: str, data_dir: Path, settings: dict[str, Any], commit: dict)
         recipe: as `lite0/7`.
         data_dir: the dataset.
         settings: that all recipes have, by dotted names.
-        commit: `commit` and `dirty` of the code: the folder that the stages run in is no repository.
+        commit: `commit` and `dirty` of the code: the folder that the stages run in is not a repository.
     """
     overrides = overrides_of(recipe, settings)
     with tempfile.TemporaryDirectory() as folder:

@@ -64,7 +64,7 @@ from stages.train import train_model
 
 RESULTS = Path("benchmarks/results/recipe")
 ENSEMBLES = "ensembles.jsonl"
-# The one override that is no parameter: the fraction of the training lesions, of which validation has no part.
+# The one override that is not a parameter: the fraction of the training lesions, of which validation has no part.
 TRAIN_LESIONS = "train_lesions"
 
 BASE = {
@@ -224,7 +224,7 @@ def plan(names: list[str], base: dict, folds: list[int], seeds: list[int]) -> li
     }
     known = {"all", *FAMILIES, *(variant for variants in FAMILIES.values() for variant in variants)}
     problems = {
-        f"{name} is no variant and no family; close are {', '.join(get_close_matches(name, known, cutoff=0.3))}": None
+        f"{name} is not a variant or family; close are {', '.join(get_close_matches(name, known, cutoff=0.3))}": None
         for name in names
         if name not in known
     }

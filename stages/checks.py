@@ -13,7 +13,7 @@ from stages.errors import printable
 MAX_PROBLEMS_SHOWN = 50
 Location = Sequence[int | str]
 
-# Strict: true is no number, "0.1" is text; but 1 is as good as 1.0. Neither infinite nor, as YAML and JSON allow, a
+# Strict: true is not a number, "0.1" is text; but 1 is as good as 1.0. Neither infinite nor, as YAML and JSON allow, a
 # whole number of a thousand digits.
 LARGEST = 2**63 - 1
 Flag = Annotated[bool, Strict()]

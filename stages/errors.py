@@ -9,7 +9,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
-    """A mistake in a parameter, a file or a table, described so that its user can mend it.
+    """A mistake in a parameter, a file or a table, described so that its user can fix it.
 
     The message names the file, key or row, the value found and what would be right.
     """

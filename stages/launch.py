@@ -40,8 +40,8 @@ def run(main: Callable[[], None]) -> None:
 def run_stage(main: Callable[[], None], description: str | None) -> None:
     """`run`, for one stage at a time in a folder: another waits, and says so. It takes no arguments but `--help`.
 
-    `dvc repro` sees to that itself; but if `dvc` is killed, the stage that it started goes on, and a second `dvc repro`
-    would start another beside it. The system takes the lock from a process that ends, however it ends.
+    `dvc repro` sees to that itself; but if `dvc` is killed, its stage continues, and a second `dvc repro` would start
+    another beside it. The system takes the lock from a process that ends, however it ends.
 
     Args:
         main: the stage.

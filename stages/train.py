@@ -1,4 +1,4 @@
-"""Train: fit a classifier, or several, on the training images; keep the epoch that the validation images like best.
+"""Train: fit a classifier, or several, on the training images; keep the epoch that is best on the validation images.
 
 Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training/`, `data/augmented.npy` and
 `metrics/environment.json`.
@@ -48,7 +48,7 @@ EXAMPLES, VERSIONS = 4, 5  # images whose augmentation is shown, and how often e
 
 
 class Training(NamedTuple):
-    """What a training gives.
+    """The result of training.
 
     Attributes:
         description: what was written to `model.json`.
@@ -77,7 +77,7 @@ def train_model(
         split: table of the splits.
         models: folder for `model.safetensors` and `model.json`.
         metrics: folder for DVCLive's curves.
-        checkpoints: folder for the checkpoints of trainings that did not end; below DVC's root, where there is one.
+        checkpoints: folder for the checkpoints of unfinished training; below DVC's root, where there is one.
 
     Returns:
         The best epochs and the speed; None in the processes that only help the first (`training.devices`).
@@ -120,7 +120,7 @@ def train_model(
     training = Training(description, time.perf_counter() - start, speed)
     best = {"best_epoch": fits[-1].epoch, f"best_{config.training.monitor}": fits[-1].val_loss}
     log_results(member.loggers, member.module, member.val, network, models, best | {"images_per_second": speed})
-    # Where `dvc` was killed, nobody takes the result: the next `dvc repro` comes to it from the last checkpoints.
+    # If `dvc` was killed, nobody takes the result: the next `dvc repro` gets it from the last checkpoints.
     if os.getppid() == parent:
         prune(root, finished=folders)
     return training

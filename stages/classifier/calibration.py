@@ -55,7 +55,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
         Shape (n, classes), rows that sum to 1.
 
     Raises:
-        ValueError: these are no probabilities.
+        ValueError: these are not probabilities.
     """
     # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
     if not ((probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
@@ -80,7 +80,7 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     """Read what `save_calibration` wrote.
 
     Raises:
-        InputError: the file is missing, damaged, holds numbers that are no calibration, or was fitted for other weights
+        InputError: the file is missing, damaged, is not a calibration, or was fitted for other weights
             than those beside it, if there are any.
     """
     path, weights = folder / CALIBRATION, folder / MODEL_WEIGHTS.name

@@ -26,7 +26,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean cross-entropy at the temperature that `fit_temperature` finds, in nats; above 0.
 
-    What is left of a loss when a temperature has mended what it can: how well the classes are told apart.
+    The loss after temperature scaling: how well the classes are separated, whatever the calibration.
 
     Args:
         logits: shape (n, classes).

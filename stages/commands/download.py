@@ -5,7 +5,7 @@
 
 A file gets its name once it is complete and has the published checksum; a run that was interrupted fetches the files
 that are missing when it runs again. The folder's SHA256SUMS, which `sha256sum -c` reads, has the checksum of each file:
-where its publisher states none, the file must stay the one of the first download.
+where its publisher states none, the file must stay what it was at the first download.
 """
 
 import argparse

@@ -151,7 +151,7 @@ def _pair(text: str) -> tuple[str, str | None]:
     """`a=b` as (a, b), `a=` as (a, None)."""
     name, sign, value = text.rpartition("=")
     if not sign:
-        raise argparse.ArgumentTypeError(f"{text!r} is no pair NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pair NAME=VALUE")
     return name, value or None
 
 

@@ -1,6 +1,6 @@
 """Verify: does a commit give its results again?
 
-Checks the commit out into a temporary clone, gets its data from DVC, runs every stage anew, and compares the hash of
+Checks the commit out into a temporary clone, gets its data from DVC, runs every stage again, and compares the hash of
 each file that the stages wrote with that of the commit's. Neither the workspace nor DVC's cache is changed.
 """
 
@@ -39,7 +39,7 @@ message then starts with "error:"); 2 for a wrong option.
 
 
 class Verification(NamedTuple):
-    """What `verify_revision` found.
+    """The result of `verify_revision`.
 
     Attributes:
         commit: that was verified.
@@ -58,7 +58,7 @@ class Verification(NamedTuple):
 
 
 def verify_revision(name: str) -> Verification:
-    """Run a revision's pipeline anew in a temporary clone and compare what it writes with what the revision holds.
+    """Run a revision's pipeline again in a temporary clone and compare what it writes with what the revision holds.
 
     Args:
         name: a commit, branch, tag or experiment.
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="python -m stages verify",
-        description="Run a commit's pipeline anew and say of every file of its outputs whether it is the same.",
+        description="Run a commit's pipeline again and say of every file of its outputs whether it is the same.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -20,8 +20,8 @@ from stages.dataset.pixels import PixelStore
 
 SIDE = 24
 HASH = f"phash, {SIDE}×{SIDE} bits"
-# Near-duplicates differ in so many bits at most, unrelated images in about half of the 576. On 8,584 images of HAM10000
-# (112 px; 64 and 224 px give nearly the same), in all eight orientations:
+# Near-duplicates differ in at most this many bits, unrelated images in about half of the 576. On 8,584 images of
+# HAM10000 (112 px; 64 and 224 px give nearly the same), in all eight orientations:
 # - all of 200 turned copies are found that were recompressed (JPEG, quality 75), brightened by 25 % or cropped by 2 %,
 #   half of those cropped by 5 %, hardly one cropped by 10 %;
 # - of the pairs of one lesion, 115 are found; the eye takes nearly 30 more, up to 168 bits, for one photograph;
@@ -82,7 +82,7 @@ def hash_images(store: PixelStore) -> np.ndarray:
 
     def hash_some(start: int) -> np.ndarray:
         pixels = store.read(np.arange(start, min(start + _HASHED_AT_ONCE, len(store.manifest))))
-        # The lowest half of what 2 · SIDE pixels a side can hold: even small prepared images have so many.
+        # The lowest half of what 2 · SIDE pixels per side can hold: even small prepared images have that many.
         side = 2 * SIDE
         grey = (Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS) for image in pixels)
         columns = np.asarray(dct(np.stack([np.asarray(image, dtype=float) for image in grey]), axis=1))[:, :SIDE]

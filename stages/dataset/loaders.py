@@ -47,7 +47,7 @@ class SplitImages:
 
     Attributes:
         table: the rows of the manifest in the split.
-        indices: where they stand in the store, shape (n,).
+        indices: their positions in the store, shape (n,).
         labels: int64, shape (n,).
         num_classes: as given.
 

@@ -100,7 +100,7 @@ class PixelStore:
         shape = (count, self.image_size, self.image_size, 3)
         if pixels.dtype != np.uint8 or pixels.shape != shape or not pixels.flags.c_contiguous:
             raise regenerate(
-                f"{path} holds {pixels.dtype} {pixels.shape}, not {count} square RGB images, one behind the other, of "
+                f"{path} holds {pixels.dtype} {pixels.shape}, not {count} square RGB images, one after the other, of "
                 "the size of those in the other shards"
             )
         return pixels.offset

@@ -1,4 +1,4 @@
-"""The diagnoses of HAM10000, which of them are malignant, and the classes a network tells apart.
+"""The diagnoses of HAM10000, which of them are malignant, and the classes of a network.
 
 Source: Tschandl et al., Scientific Data 5:180161, 2018. Actinic keratoses and Bowen's disease (akiec) are
 intraepithelial carcinoma and count as malignant.

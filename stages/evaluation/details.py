@@ -448,7 +448,7 @@ Details = Annotated[
 
 
 def read_details(path: Path) -> dict:
-    """Read what `evaluate` found.
+    """Read the results of `evaluate`.
 
     Raises:
         InputError: the file is missing, damaged, or not as docs/details.schema.json says.

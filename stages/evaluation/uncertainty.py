@@ -20,8 +20,8 @@ from stages.evaluation.calibration import LARGEST_NLL
 from stages.evaluation.weighted import is_mean_over_classes, mean_over_classes
 
 SEED = 0  # of the draws; the intervals are results, and results can be produced again
-# Weights of so many images are held at once, 16 MB of float64 however large the test set: what is computed from them
-# then fits into memory that is used again and again, which is several times as fast as fresh memory.
+# Weights of this many images are held at once, 16 MB of float64 however large the test set: what is computed from them
+# then fits into memory that is reused, which is several times as fast as fresh memory.
 _CHUNK = 2_000_000
 _LARGEST_KEPT = 16_000_000  # draws of lesions, of 2 bytes each
 
@@ -172,7 +172,7 @@ def estimate(
 
     Returns:
         By name `{"value": number, "interval": [low, high]}`, or a list of them where the statistic has k numbers of a
-        name that are no parts of one. Both are None where there is no value; replicates without a value are left out of
+        name that are not part of one. Both are None where there is no value; replicates without a value are left out of
         an interval.
     """
     values, drawn = statistic(unit_weights(lesions)), replicate(statistic, np.asarray(lesions), replicates)

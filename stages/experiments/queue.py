@@ -1,7 +1,7 @@
 """DVC's experiment queue as its users use it, by the `dvc` command line, so that all that shows it shows the truth.
 
-Its workers are those of `dvc queue start`. Done here is what DVC leaves undone: it counts an experiment as running for
-ever once its worker was killed, and does not queue again what was interrupted.
+Its workers are those of `dvc queue start`. Done here is what DVC leaves undone: it counts an experiment as running
+forever once its worker was killed, and does not queue again what was interrupted.
 """
 
 import json
@@ -58,7 +58,7 @@ class ExperimentQueue:
         stopping: set it, and the next poll raises KeyboardInterrupt.
 
     Raises:
-        InputError: this is no DVC repository, or another sweep runs in it.
+        InputError: this is not a DVC repository, or another sweep runs in it.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -216,7 +216,7 @@ def check_data(data_dir: str, revision: str) -> None:
     """Check that an experiment finds its data: DVC gives it what Git and DVC track at its revision, and nothing else.
 
     Raises:
-        InputError: it would not; with the command that mends it.
+        InputError: it would not; with the command that fixes it.
     """
     from dvc.api import DVCFileSystem  # takes a second to import
 
@@ -228,7 +228,7 @@ def check_data(data_dir: str, revision: str) -> None:
     if DVCFileSystem(rev=revision).exists(path.as_posix()):
         return
     if not path.exists():
-        raise InputError(f"{what}, and there is no such folder")
+        raise InputError(f"{what}, which does not exist")
     dvc_file = Path(f"{path}.dvc")
     fix = f"git add {dvc_file}" if dvc_file.exists() else f"dvc add {path} && git add {dvc_file}"
     raise InputError(f"{what}, which nothing tracks, so queued experiments would not have it: {fix}")

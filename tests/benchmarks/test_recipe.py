@@ -155,7 +155,7 @@ def test_every_variant_can_be_run():
 @pytest.mark.parametrize(
     ("names", "folds", "message"),
     [
-        (["warmup"], [1], "warmup is no variant and no family; close are warm-up"),
+        (["warmup"], [1], "warmup is not a variant or family; close are warm-up"),
         (["base"], [0], r"base: split\.val_fold is 0, the same as split\.test_fold"),
     ],
 )

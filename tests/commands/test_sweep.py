@@ -226,7 +226,7 @@ def test_queued_experiments_must_find_their_data(project):
     [
         (["-S", "training.learning_rat=1"], r"cannot queue training\.learning_rat=1 \(.*training\.learning_rat"),
         (["-S", "training.learning_rate=("], r"cannot queue training\.learning_rate=\("),
-        (["-S", "data.data_dir=nowhere"], "there is no such folder"),
+        (["-S", "data.data_dir=nowhere"], "which does not exist"),
         (["-S", "data.data_dir=../scan"], "outside of the repository"),
         (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["--optuna", "2", "-S", "training.learning_rat=choice(1,2)"], r"cannot queue training\.learning_rat"),
@@ -260,7 +260,7 @@ def test_ranges_are_optunas_distributions():
     "wrong", ["uniform(1)", "loguniform(0,1)", "range()", "choice(1)", "uniform(a,b)", "range(3,3)"]
 )
 def test_a_wrong_range_is_named(wrong):
-    with pytest.raises(InputError, match=r"is no range"):
+    with pytest.raises(InputError, match=r"is not a range"):
         search.parse_space([f"a={wrong}"])
 
 
