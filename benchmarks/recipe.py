@@ -1,4 +1,4 @@
-"""Which parameters make the classifier better: one changed at a time, judged on validation folds only.
+"""Which parameters make the classifier better: one changed at a time, evaluated on validation folds only.
 
     python -m benchmarks.recipe --data-dir data/ham10000
     python -m benchmarks.recipe --data-dir data/ham10000 --variants base warm-up --part 0/2 --time-limit 3000
@@ -304,7 +304,7 @@ def fuse(image: np.ndarray, metadata: np.ndarray, prior: np.ndarray) -> np.ndarr
     return softmax(image_log + metadata_log - prior_log, axis=1)
 
 
-def judge(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> dict[str, float | None]:
+def assess(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> dict[str, float | None]:
     """The metrics of uncalibrated probabilities of validation images.
 
     Ranking is that of the probabilities as they are; calibration errors, and decisions at a probability of malignancy
@@ -376,7 +376,7 @@ class Measured(NamedTuple):
 
 
 def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
-    """Train one variant on one fold and seed, and judge it on the validation images.
+    """Train one variant on one fold and seed, and evaluate it on the validation images.
 
     Raises:
         InputError: a parameter does not fit, or training diverged.
@@ -391,7 +391,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
         split = scratch / "split.csv"
         write_csv(split, keep_lesions(_split_of(folder, config.split), store.manifest, fraction))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
-        with contextlib.redirect_stdout(io.StringIO()):  # a line an epoch
+        with contextlib.redirect_stdout(io.StringIO()):  # one line per epoch
             training = train_model(config, folder, split, *outputs)
         epochs = len(read_history(outputs[1]))
         train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
@@ -413,7 +413,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
     record = planned | {
         "data": {"images": len(store.manifest), "lesions": int(store.manifest["lesion_id"].nunique())},
         "images": {"train": len(train), "val": len(val)},
-        "metrics": {name: judge(probabilities, labels, half) for name, probabilities in readings.items()},
+        "metrics": {name: assess(probabilities, labels, half) for name, probabilities in readings.items()},
         "best_epoch": training.description.epochs[0] + 1,
         "epochs": epochs,
         "training_seconds": round(training.seconds, 1),
@@ -501,7 +501,7 @@ def average_seeds(records: list[dict], arrays: dict[str, np.ndarray]) -> list[di
             averaged.append(
                 {name: members[0][name] for name in ("variant", "overrides", "fold", "data")}
                 | {"seed": [member["seed"] for member in members]}
-                | {"metrics": {name: judge(mean, labels, half) for name, mean in means.items()}}
+                | {"metrics": {name: assess(mean, labels, half) for name, mean in means.items()}}
             )
     return averaged
 
@@ -699,7 +699,7 @@ def parse_value(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Change one parameter at a time, and judge on validation folds.")
+    parser = argparse.ArgumentParser(description="Change one parameter at a time, and evaluate on validation folds.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/ham10000"), help="the dataset")
     parser.add_argument("--variants", nargs="+", default=["all"], metavar="NAME", help="or families; default: all")
     parser.add_argument("--val-folds", type=int, nargs="+", default=[1, 2, 3], help="the test fold is 0")

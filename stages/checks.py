@@ -39,8 +39,8 @@ def checked(content: Any, kind: Any) -> Any:
     """`content`, as parsed from a file, as an instance of a pydantic type.
 
     Raises:
-        ValueError: it is none; a line for each value that is wrong, which names it, says what it is and what it must
-            be, the second and later lines indented.
+        ValueError: it is not; one line per wrong value says its name, what it is and what it must be, the second and
+            later lines indented.
     """
     try:
         return TypeAdapter(kind).validate_python(content)

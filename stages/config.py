@@ -21,7 +21,7 @@ MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it can be a name of something: line breaks and other control characters can only harm."""
+    """Whether it can be a name: line breaks and other control characters cannot be part of one."""
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
@@ -179,7 +179,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, config=PARAMETERS)
 class RuntimeConfig:
-    """What the machine gives to every stage."""
+    """What every stage may use of the machine."""
 
     cpu_threads: Annotated[int, Strict(), Field(ge=1, le=1024)]
     num_workers: Annotated[int, Strict(), Field(ge=1, le=256)] | None

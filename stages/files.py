@@ -50,7 +50,7 @@ JSON_DECIMALS = 6  # of metrics
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write a file or fill a folder at; it takes the place of `path` only if the block succeeds.
+    """Give a path to write a file or fill a folder at; it replaces `path` only if the block succeeds.
 
     If the block raises, nothing is left of it and `path` is as it was. The next call clears what a killed process left.
 

@@ -44,7 +44,7 @@ class _CalibrationFile(Calibration):
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Temperature scaling (Guo et al., On Calibration of Modern Neural Networks, ICML 2017) of probabilities.
 
-    Logarithms of probabilities are logits but for a constant of each image, which the softmax takes out again; so means
+    Logarithms of probabilities are logits up to a constant per image, which the softmax cancels; so means
     over several views of an image can be scaled like the output of one.
 
     Args:

@@ -88,13 +88,13 @@ class Ensemble(nn.Module):
 
 
 def pad_batch(images: Tensor, count: int) -> Tensor:
-    """A batch of `count` images, the last of them black; the batch itself if it has no fewer.
+    """The batch padded with black images to `count`; the batch itself if it has as many.
 
     For a different number of images a GPU plans all convolutions again, which takes EfficientNet-Lite0 two seconds.
 
     Args:
         images: shape (n, height, width, channels).
-        count: of the images that the process has mapped before.
+        count: batch size that this process has used before.
     """
     return pad(images, (0, 0, 0, 0, 0, 0, 0, max(0, count - len(images))))
 

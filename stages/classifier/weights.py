@@ -37,7 +37,7 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
     """Read the model that `save_model` wrote, ready to predict.
 
     Raises:
-        InputError: a file is missing, damaged, or not of the other.
+        InputError: a file is missing or damaged, or the two do not belong together.
     """
     description = read_description(folder / DESCRIPTION)
     if not is_network(description.architecture):

@@ -35,7 +35,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published dataset: its files, and what whoever uses it must know."""
+    """A published dataset: its files, and what its users must know."""
 
     title: str
     page: str
@@ -82,7 +82,7 @@ def download_dataset(dataset: Dataset, folder: Path, url: str | None = None) -> 
 
     Args:
         dataset: what to fetch.
-        folder: where to; made if need be.
+        folder: where to; created if missing.
         url: a mirror, below which the files have the names that they have here.
 
     Raises:
@@ -147,7 +147,7 @@ def _fetch(url: str, path: Path, known_hash: str | None, advice: str) -> None:
 
 
 def _problem_of(path: Path) -> str | None:
-    """What is wrong with a file that has no published checksum: archives have checksums of their own."""
+    """What is wrong with a file that has no published checksum: archives contain checksums."""
     if path.suffix != ".zip":
         with path.open("rb") as content:
             start = content.read(100).lstrip()

@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     from stages.experiments.queue import QUEUED, ExperimentQueue, check_data, run_dvc, workspace_revision
     from stages.experiments.revision import Revision
 
-    config = load_config()  # a mistake in params.yaml is told before anything is queued
+    config = load_config()  # a mistake in params.yaml is reported before anything is queued
     devices = _values(args.set_param, "training.devices", config.training.devices)
     each = max([1, *(int(value) for value in devices if value.isdecimal())])
     with ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each)) as queue:

@@ -128,7 +128,7 @@ def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
     lesion_of = dict(zip(seen["image_id"], seen["lesion_id"]))
     images["lesion_id"] = [lesion_of.get(*pair) for pair in zip(images["image_id"], images["lesion_id"])]
     pairs = near_duplicates_between(store, PixelStore(PREPARED))
-    # An image that has the id of one that was seen is counted above, and no news as its copy.
+    # An image that has the id of one that was seen is counted above, and not again as its copy.
     pairs = pairs.loc[pairs["image_id_2"].isin(seen["image_id"]) & (pairs["image_id_1"] != pairs["image_id_2"])]
     split_of_image = dict(zip(seen["image_id"], seen["split"]))
     pairs = pairs.assign(split_1="test", split_2=[split_of_image[name] for name in pairs["image_id_2"]])

@@ -47,7 +47,7 @@ class Verification(NamedTuple):
             one of them.
         largest: difference of two numbers in metrics/evaluation.json; None where their names are not the same.
         environment: both values of what differs in metrics/environment.json; None if the commit has none.
-        stale: what dvc.lock was not made from: as "train: stages/train.py".
+        stale: inputs that differ from those in dvc.lock, such as "train: stages/train.py".
     """
 
     commit: str
@@ -149,7 +149,7 @@ def _largest_difference(then: dict[str, float | None], now: dict[str, float | No
 
 
 def _stale(committed: "Revision", made: "Revision") -> list[str]:
-    """What of its commit a dvc.lock was not made from: code and data that no stage makes, parameters and commands."""
+    """Inputs that differ from those in dvc.lock: code and data that no stage makes, parameters and commands."""
 
     def inputs(revision: "Revision") -> dict[str, Any]:
         found: dict[str, Any] = {}

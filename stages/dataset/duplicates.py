@@ -2,7 +2,7 @@
 
 A bit of the hash says whether one of the lowest frequencies of an image's cosine transform lies above their median.
 Mirroring an image changes only the sign of its odd frequencies, and the median is nearly 0: their bits flip. A quarter
-turn is a mirror and a transposition, and transposing an image transposes its hash. So one hash an image does for all
+turn is a mirror and a transposition, and transposing an image transposes its hash. So one hash per image serves all
 eight orientations: measured on HAM10000, it differs from the hash of the turned image in 10 of 576 bits (median).
 """
 
@@ -28,7 +28,7 @@ HASH = f"phash, {SIDE}×{SIDE} bits"
 # - of 12 known duplicates, one is a copy and found, one is a cropped copy (128 bits), and ten are new photographs of a
 #   lesion (above 200 bits), which no hash of a whole image recognises;
 # - of 36.8 million pairs of other lesions none is found. The first has 124 bits; up to 144 there are 12, up to 168 142,
-#   none of them a copy: there is little to tell small moles on bare skin by.
+#   none of them a copy: small moles on bare skin have little to distinguish them.
 # To find as many pairs of one lesion, phash of 16×16 bits takes 5 wrong ones, other hashes of 16×16 bits over 10,000,
 # those of 8×8 bits thousands.
 LARGEST_DISTANCE = 120

@@ -85,7 +85,7 @@ def read_metadata(
 
     A table with the columns of HAM10000 must have all of them and no others. One with column names of the ISIC
     challenges, or with `columns`, needs an image id and a diagnosis; what else it lacks is unknown, and what is not
-    known in it is passed over. Its diagnoses may lie beside it, in `…_GroundTruth.csv`.
+    known in it is ignored. Its diagnoses may lie beside it, in `…_GroundTruth.csv`.
 
     Args:
         path: the table.

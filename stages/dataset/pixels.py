@@ -49,10 +49,10 @@ def write_shard(path: Path, pixels: np.ndarray) -> None:
 
 
 class PixelStore:
-    """The prepared images of a folder: nothing is read before it is asked for.
+    """The prepared images of a folder: pixels are read when they are asked for.
 
     Read, not mapped into memory: pages of a map count as the process's memory until the system needs them, and then
-    nobody can tell whether a training on a large dataset stays within its own.
+    nobody can tell whether training on a large dataset stays within its own.
 
     Attributes:
         manifest: one row per image, columns `MANIFEST_COLUMNS`.

@@ -47,7 +47,7 @@ def class_names(num_classes: int) -> tuple[str, ...]:
 
 
 def class_of(dx: str, num_classes: int) -> str:
-    """The class that a diagnosis belongs to where a network tells `num_classes` classes apart."""
+    """The class that a diagnosis belongs to for a network of `num_classes` classes."""
     return dx if num_classes == 7 else class_names(2)[DIAGNOSES[dx].malignant]
 
 

@@ -2,7 +2,7 @@
 
 Both models are weighted by the same draws of lesions, so that what makes a draw easy or hard for both cancels out of
 their difference. Every headline metric is compared, and every verdict allows for all of them (Holm, Scandinavian
-Journal of Statistics 6:65, 1979): with thirteen metrics and no care, two equal models would differ in one of them in
+Journal of Statistics 6:65, 1979): with thirteen metrics uncorrected, two equal models would differ in one of them in
 every third comparison. There is no primary metric that is tested first: a sensitivity that got worse is to be seen
 whether the AUROC moved or not.
 """
@@ -66,7 +66,7 @@ def compare_predictions(
 ) -> dict:
     """Compare two models on one test set.
 
-    Where one tells 2 classes apart and the other 7, both are compared as models of malignancy.
+    Where one has 2 classes and the other 7, both are compared as models of malignancy.
 
     Args:
         base: predictions of the first model for the test images, in any order.

@@ -16,7 +16,7 @@ PREFIX = "probability_"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of images of one or more splits, which `of` parts.
+    """Predictions of images of one or more splits, which `of` selects by split.
 
     Attributes:
         table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class.

@@ -1,6 +1,6 @@
-"""DVC's experiment queue as its users use it, by the `dvc` command line, so that all that shows it shows the truth.
+"""DVC's experiment queue, used through the `dvc` command line, so that whatever displays the queue is right.
 
-Its workers are those of `dvc queue start`. Done here is what DVC leaves undone: it counts an experiment as running
+Its workers are those of `dvc queue start`. This module does what DVC does not: it counts an experiment as running
 forever once its worker was killed, and does not queue again what was interrupted.
 """
 
@@ -27,7 +27,7 @@ QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 # A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
 TASK = re.compile(rf"^([0-9a-f]{{7}}) +(\S+) .*({QUEUED}|{RUNNING}|{SUCCESS}|{FAILED}) *$", re.MULTILINE)
 POLL_SECONDS = 3  # each poll takes a second of processor time
-LOST_POLLS = 3  # an experiment without a process so often is neither being set up nor collected
+LOST_POLLS = 3  # an experiment without a process for this many polls is neither being set up nor collected
 START_SECONDS, MAX_STARTS = 20, 3  # until new workers surely answer; how often, if none does
 RUN_INFO = Path(".dvc/tmp/exps/run")  # private to DVC: where it notes the number of an experiment's process
 

@@ -1,4 +1,4 @@
-"""The picture of how far the probabilities can be taken at their word."""
+"""The reliability diagram."""
 
 import numpy as np
 import pandas as pd

@@ -23,7 +23,7 @@ def draw_decision_curve(predictions: Predictions, details: dict, curve: pd.DataF
     axes.plot(curve["threshold"], curve["model"], color=BLUE, label="model")
     axes.fill_between(curve["threshold"], curve["lower"], curve["upper"], color=BLUE, **BAND)
     axes.axvline(threshold, color=BLACK, linestyle=":", linewidth=1.5, label=f"decision threshold {threshold:.3g}")
-    # Treating all falls without end; below here nothing is worth a look.
+    # Treating all falls without bound; below here there is nothing to see.
     highest = max(curve["upper"].max(), curve["treat_all"].max(), 0.05)
     axes.set(xlim=(0, curve["threshold"].max()), ylim=(-0.25 * highest, 1.05 * highest))
     axes.set(xlabel="threshold probability", ylabel="net benefit [true positives per image]")

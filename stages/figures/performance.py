@@ -1,4 +1,4 @@
-"""Pictures of how well the predictions tell classes apart."""
+"""Pictures of how well the predictions separate the classes."""
 
 from collections.abc import Iterator
 

@@ -124,6 +124,6 @@ def _key() -> tuple[list[Line2D], list[str]]:
     meanings = {
         "all images": _OVERALL,
         "group": _JUDGED,
-        f"too few to judge: fewer than {MIN_LESIONS} lesions": _TOO_FEW,
+        f"too few to assess: fewer than {MIN_LESIONS} lesions": _TOO_FEW,
     }
     return [Line2D([], [], **style) for style in meanings.values()], list(meanings)

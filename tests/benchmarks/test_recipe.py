@@ -231,7 +231,7 @@ def test_seven_classes_are_judged_as_two_as_well():
     probabilities = np.zeros((8, 7))
     probabilities[:4, 0], probabilities[4:, 5], probabilities[:, 4] = 0.6, 0.6, 0.4
     labels = np.array([0, 0, 4, 4, 5, 5, 5, 0])
-    numbers = recipe.judge(probabilities, labels, np.arange(8) % 2 == 0)
+    numbers = recipe.assess(probabilities, labels, np.arange(8) % 2 == 0)
     assert numbers["accuracy"] == 5 / 8
     # A melanoma taken for an akiec is malignant nevertheless; the akiec taken for a naevus is missed.
     assert numbers["malignant_accuracy"] == 7 / 8
@@ -241,7 +241,7 @@ def test_seven_classes_are_judged_as_two_as_well():
     assert numbers["nll_uncalibrated"] == pytest.approx(
         (-5 * np.log(0.6) - 2 * np.log(0.4) + 8 * np.log(10)) / 8, abs=1e-5
     )
-    two = recipe.judge(np.array([[0.8, 0.2], [0.3, 0.7]] * 4), np.array([0, 1] * 4), np.arange(8) < 4)
+    two = recipe.assess(np.array([[0.8, 0.2], [0.3, 0.7]] * 4), np.array([0, 1] * 4), np.arange(8) < 4)
     assert two["malignant_accuracy"] == two["malignant_auroc"] == 1
     assert "accuracy" not in two
 
