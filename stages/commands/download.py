@@ -143,7 +143,7 @@ def _fetch(url: str, path: Path, known_hash: str | None, advice: str) -> None:
             f"{url} is not available ({error}); check the connection and run this again, or {advice}"
         ) from None
     if known_hash is None and (problem := _problem_of(path)):
-        raise InputError(f"{url} is not the file: {problem}; {advice}")
+        raise InputError(f"{url} is not the published file: {problem}; {advice}")
 
 
 def _problem_of(path: Path) -> str | None:

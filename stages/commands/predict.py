@@ -138,7 +138,7 @@ def predict_images(
                 heatmaps = gradcam_heatmaps(network, images, classes, device)
                 if heatmaps is None:
                     raise InputError(
-                        f"--gradcam: {description.architecture} ends in no feature maps, which Grad-CAM explains; "
+                        f"--gradcam: {description.architecture} has no final feature maps, which Grad-CAM needs; "
                         "leave the option out"
                     )
                 paths = [overlays[file] for file, _ in readable]
@@ -262,9 +262,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     help_images = "JPEG or PNG file, folder or zip archive of them"
     add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help=help_images)
     add("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
-    add("--gradcam", type=Path, metavar="DIR", help="folder for pictures of what speaks for malignancy")
+    add("--gradcam", type=Path, metavar="DIR", help="folder for pictures with Grad-CAM heatmaps of malignancy")
     add("--models", type=Path, metavar="DIR", default=Path("models"), help="folder of the model (default: models)")
-    add("--batch-size", type=_count, metavar="N", default=64, help="images of one step (default: 64)")
+    add("--batch-size", type=_count, metavar="N", default=64, help="images per prediction step (default: 64)")
     add("--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one per core)")
     return parser.parse_args(argv)
 

@@ -59,17 +59,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     override = "queue experiments first: each combination of comma lists, range() and choice()"
     add("-S", "--set-param", action="append", default=[], metavar="KEY=VALUES", help=override)
-    add("--name", help="of these experiments: NAME-1, NAME-2 …; if some are queued already, continues with them")
+    add("--name", help="name of these experiments: NAME-1, NAME-2 …; if some are queued already, continues with them")
     jobs = "experiments at once (default: GPUs / training.devices, at least 1)"
     add("-j", "--jobs", type=int, metavar="N", help=jobs)
     add = parser.add_argument_group("search").add_argument
     add("--optuna", type=int, metavar="TRIALS", help="search -S ranges until the study has this many trials")
-    add("--study", default="search", metavar="NAME", help="of the study (default: %(default)s)")
-    metric = "of the validation images: loss (default), that of training.monitor, or one of `val` in"
-    add("--metric", default="loss", help=f"{metric} metrics/details.json, as auroc")
-    storage = "of the study: a file, or a database as postgresql://… (default: %(default)s)"
+    add("--study", default="search", metavar="NAME", help="name of the study (default: %(default)s)")
+    metric = "metric of the validation images: loss (default), that of training.monitor, or one of `val` in"
+    add("--metric", default="loss", help=f"{metric} metrics/details.json, such as auroc")
+    storage = "where the study is: a file, or a database such as postgresql://… (default: %(default)s)"
     add("--storage", default="optuna.journal", metavar="FILE|URL", help=storage)
-    add("--seed", type=int, default=0, help="of the search (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the search (default: %(default)s)")
     args = parser.parse_args(argv)
     for option, value in (("--optuna", args.optuna), ("--jobs", args.jobs)):
         if value is not None and value < 1:
@@ -122,7 +122,7 @@ def _search(queue: Any, args: argparse.Namespace) -> int:
     print(f"\nTrials on the validation images:\n{table.to_string(index=False, na_rep='–')}")
     if any(table["state"] == "COMPLETE"):
         best = search.experiment_name(study, study.best_trial)
-        print(f"\nbest: {best}; take it over with `dvc exp apply {best}`")
+        print(f"\nbest: {best}; apply it with `dvc exp apply {best}`")
     return sum(table["state"] == "FAIL")
 
 

@@ -165,7 +165,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
     add("--models", type=Path, default=Path("models"), help="folder of the model (default: %(default)s)")
     pairs = {"type": _pair, "nargs": "+", "default": []}
-    named = "your table's name of each of our columns, as dx=label; nothing after =: it has none"
+    named = "your table's name of each of our columns, as dx=label; nothing after =: not there"
     add("--columns", metavar="OURS=YOURS", help=named, **pairs)
     meant = "diagnosis of each of your labels, as naevus=nv; nothing after =: leave it out"
     add("--classes", metavar="LABEL=DIAGNOSIS", help=meant, **pairs)

@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         "--tolerance",
         type=_tolerance,
         metavar="T",
-        help=f"of two numbers in {EVALUATION}, at least 0: other bytes are then no failure",
+        help=f"of numbers in {EVALUATION}, at least 0; differing bytes then are not a failure",
     )
     args = parser.parse_args(argv)
     result = verify_revision(args.revision)

@@ -141,7 +141,7 @@ class ExperimentQueue:
         if queued and max(active, running) + idle < self.jobs and waited:
             self._started, self._starts = time.monotonic(), 0 if active + idle else self._starts + 1
             if self._starts > MAX_STARTS:
-                raise InputError("the queue's workers end at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
+                raise InputError("the queue's workers exit at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
             # The workers hold open what it writes to.
             run_dvc("queue", "start", "--jobs", str(self.jobs), output=subprocess.DEVNULL)
         return tasks
@@ -266,7 +266,7 @@ def run_dvc(*arguments: str, output: int = subprocess.PIPE) -> str:
         stderr=output,
         text=True,
         check=False,
-        start_new_session=True,  # Ctrl-C is for the sweep, which then ends all in order
+        start_new_session=True,  # Ctrl-C is for the sweep, which then stops everything cleanly
     )
     if done.returncode:
         _, _, message = (done.stderr or "").partition("ERROR: ")

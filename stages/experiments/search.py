@@ -60,7 +60,7 @@ def parse_space(overrides: list[str]) -> tuple[dict[str, BaseDistribution], list
         else:
             fixed.append(override)
     if not space:
-        raise InputError("there is nothing to search; give a range, as -S 'model.dropout_rate=uniform(0,0.5)'")
+        raise InputError("there is nothing to search; give a range, such as -S 'model.dropout_rate=uniform(0,0.5)'")
     return space, fixed
 
 
@@ -88,7 +88,7 @@ def open_study(
             ranges, fixed parameters or commit, so that its trials could not be compared.
     """
     if metric not in METRICS:
-        raise InputError(f"--metric {metric} is none of the validation images; known are {', '.join(METRICS)}")
+        raise InputError(f"--metric {metric} is not a metric of the validation images; known are {', '.join(METRICS)}")
     ranges = {key: str(distribution) for key, distribution in space.items()}
     settings = {"metric": metric, "ranges": ranges, "fixed": fixed, "commit": run_git("rev-parse", "HEAD")}
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -232,7 +232,7 @@ def test_queued_experiments_must_find_their_data(project):
         (["--optuna", "2", "-S", "training.learning_rat=choice(1,2)"], r"cannot queue training\.learning_rat"),
         (["--optuna", "2"], "nothing to search"),
         (["--optuna", "0", "-S", "a=choice(1,2)"], "at least 1"),
-        (["--optuna", "2", "-S", "a=choice(1,2)", "--metric", "sensitivity_at_threshold"], "none of the validation"),
+        (["--optuna", "2", "-S", "a=choice(1,2)", "--metric", "sensitivity_at_threshold"], "is not a metric of"),
         (["--optuna", "2", "-S", "a=1,2"], r"written a=choice\(1,2\)"),
         (["--optuna", "2", "-S", "a=choice(1,2)", "--storage", "no/where.journal"], "no/where.*cannot be used"),
         (["--optuna", "2", "-S", "a=choice(1,2)", "--storage", "nodb://x"], "--storage nodb://x cannot be used"),
