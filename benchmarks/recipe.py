@@ -55,6 +55,7 @@ from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.history import read_history
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import malignant_probability
+from stages.evaluation.uncertainty import combine
 from stages.evaluation.weighted import weighted_sensitivity_at
 from stages.files import JSON_DECIMALS, replacing, write_csv
 from stages.launch import run
@@ -326,7 +327,7 @@ def assess(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> d
         "malignant_accuracy": two["accuracy"],
         "malignant_balanced_accuracy": two["balanced_accuracy"],
         "malignant_specificity_at_90": specificity[0, 0],
-        "malignant_ece": weighted_calibration(decided, is_malignant.astype(int), once)["ece"][0],
+        "malignant_ece": combine("ece", weighted_calibration(decided, is_malignant.astype(int), once)["ece"])[0],
     }
     if len(classes) == 7:
         seven, errors = (
@@ -334,7 +335,7 @@ def assess(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> d
             weighted_calibration(calibrated, labels, once),
         )
         numbers |= {name: seven[name] for name in ("accuracy", "balanced_accuracy", "macro_auroc")}
-        numbers |= {"nll": errors["nll"][0], "ece": errors["ece"][0]}
+        numbers |= {"nll": errors["nll"][0], "ece": combine("ece", errors["ece"])[0]}
         numbers["nll_uncalibrated"] = weighted_calibration(probabilities, labels, once)["nll"][0]
     return {name: _rounded(value) for name, value in numbers.items()}
 
