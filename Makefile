@@ -55,7 +55,7 @@ lock: $(VENV)/installed-dev  ## compile requirements*.in into requirements*.txt,
 COMPILE := --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-clean:  ## remove the virtual environment and what runs left behind
+clean:  ## remove the virtual environment and what runs have left
 	rm -rf $(VENV) checkpoints dvc_plots site report.md report_pictures
 
 $(BIN)/python:

@@ -80,7 +80,7 @@ SCENARIOS = {
 
 
 def draw(scenario: Scenario, lesions: int, random: np.random.Generator) -> Predictions:
-    """Draw the images of so many lesions, and what the simulated model says of them."""
+    """Draw the images of this many lesions, and what the simulated model says of them."""
     mix, separation = MIX[scenario.classes], SEPARATION[scenario.classes]
     lesion_of = np.repeat(np.arange(lesions), random.choice(4, lesions, p=IMAGES[scenario.classes]) + 1)
     labels = random.choice(scenario.classes, lesions, p=mix)[lesion_of]
@@ -222,7 +222,9 @@ def main() -> None:
     parser.add_argument("--scenario", default="", help="start of the names of those to simulate (default: all)")
     parser.add_argument("--datasets", type=int, default=1000, help="simulated test sets a scenario (default: 1000)")
     parser.add_argument("--replicates", type=int, default=1000, help="of each simulated bootstrap (default: 1000)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the simulation (default: one a core)")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="of the simulation (default: one per core)"
+    )
     parser.add_argument("--time-one", type=int, nargs=2, metavar=("IMAGES", "CLASSES"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.time_one:

@@ -8,7 +8,7 @@ in the clone must then be as after a run that nobody killed, to the byte: output
 and not one file more. What differs by itself is left out: Git's folder, compiled Python, DVC's own notes, and
 `metrics/environment.json`, which holds times.
 
-Imports are no work: a stage that is killed before its first line has touched nothing. Training writes a checkpoint
+Imports do not count: a stage that is killed before its first line has touched nothing. Training writes a checkpoint
 every third of a second, so that kills meet the writing of one. Two clones are at work at a time.
 
 Writes benchmarks/results/kills.json.
@@ -68,7 +68,7 @@ class Kill:
         stage: that was at work.
         killed: the stage, or dvc.
         after: seconds of the stage's work.
-        resumed: whether the next training went on from a checkpoint.
+        resumed: whether the next training resumed from a checkpoint.
         waited: whether the next stage waited for the one that was left behind.
         partial: files that were left half-written, before the next run.
         wrong: files that differ, are missing or are too many after the next run.
@@ -136,7 +136,7 @@ def forget(folder: Path, stage: str) -> None:
 
 
 def kill(folder: Path, stage: str, killed: str, after: float) -> int | None:
-    """Run a stage and kill it, or `dvc`, so many seconds after it began to work.
+    """Run a stage and kill it, or `dvc`, a number of seconds after it began to work.
 
     Returns:
         How many partial files are left; None if the stage ended before.
@@ -195,7 +195,7 @@ def lane(folder: Path, stages: tuple[str, ...], kills: int, seed: int) -> Iterat
 
 
 def table(results: dict[str, tuple[float, list[Kill]]]) -> str:
-    """Markdown: a row a stage."""
+    """Markdown: one row per stage."""
     lines = [
         "| stage | its work, s | kills of the stage | kills of `dvc` | left half-written files, cleared | resumed "
         "| waited | all identical, nothing left |",

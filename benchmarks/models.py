@@ -8,7 +8,7 @@
 Each recipe, with seven and with two classes, goes through the whole pipeline as its users run it: the five stages one
 after another, each a process of its own, with this repository's params.yaml and the recipe's values, in an empty
 folder. The seconds are those of the processes, from their start to their end. What seven classes say of malignancy is
-judged from their predictions as two classes are.
+evaluated from their predictions as two classes are.
 
 Writes benchmarks/results/models.json, a recipe as soon as it has ended; the others in the file stay.
 """
@@ -152,7 +152,7 @@ def measure(recipe: str, data_dir: Path, settings: dict[str, Any], commit: dict)
         recipe: as `lite0/7`.
         data_dir: the dataset.
         settings: that all recipes have, by dotted names.
-        commit: `commit` and `dirty` of the code: the folder that the stages run in is no repository.
+        commit: `commit` and `dirty` of the code: the folder that the stages run in is not a repository.
     """
     overrides = overrides_of(recipe, settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -276,7 +276,9 @@ def read_recipes(path: Path) -> dict[str, dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run recipes through the whole pipeline, and judge on the test fold.")
+    parser = argparse.ArgumentParser(
+        description="Run recipes through the whole pipeline, and evaluate on the test fold."
+    )
     parser.add_argument("--data-dir", type=Path, default=Path("data/ham10000"), help="the dataset")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="as lite0 or lite0/7; default: all")
     parser.add_argument(

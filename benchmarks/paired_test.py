@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the false positives and the power of the paired test.")
     parser.add_argument("--datasets", type=int, default=2000, help="simulated test sets of a scenario (default: 2000)")
     parser.add_argument("--replicates", type=int, default=500, help="of each bootstrap (default: 500)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: one a core)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: one per core)")
     args = parser.parse_args()
 
     results = {}

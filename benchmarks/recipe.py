@@ -1,4 +1,4 @@
-"""Which parameters make the classifier better: one changed at a time, judged on validation folds only.
+"""Which parameters make the classifier better: one changed at a time, evaluated on validation folds only.
 
     python -m benchmarks.recipe --data-dir data/ham10000
     python -m benchmarks.recipe --data-dir data/ham10000 --variants base warm-up --part 0/2 --time-limit 3000
@@ -55,6 +55,7 @@ from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.history import read_history
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import malignant_probability
+from stages.evaluation.uncertainty import combine
 from stages.evaluation.weighted import weighted_sensitivity_at
 from stages.files import JSON_DECIMALS, replacing, write_csv
 from stages.launch import run
@@ -64,7 +65,7 @@ from stages.train import train_model
 
 RESULTS = Path("benchmarks/results/recipe")
 ENSEMBLES = "ensembles.jsonl"
-# The one override that is no parameter: the fraction of the training lesions, of which validation has no part.
+# The one override that is not a parameter: the fraction of the training lesions, of which validation has no part.
 TRAIN_LESIONS = "train_lesions"
 
 BASE = {
@@ -224,7 +225,7 @@ def plan(names: list[str], base: dict, folds: list[int], seeds: list[int]) -> li
     }
     known = {"all", *FAMILIES, *(variant for variants in FAMILIES.values() for variant in variants)}
     problems = {
-        f"{name} is no variant and no family; close are {', '.join(get_close_matches(name, known, cutoff=0.3))}": None
+        f"{name} is not a variant or family; close are {', '.join(get_close_matches(name, known, cutoff=0.3))}": None
         for name in names
         if name not in known
     }
@@ -304,7 +305,7 @@ def fuse(image: np.ndarray, metadata: np.ndarray, prior: np.ndarray) -> np.ndarr
     return softmax(image_log + metadata_log - prior_log, axis=1)
 
 
-def judge(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> dict[str, float | None]:
+def assess(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> dict[str, float | None]:
     """The metrics of uncalibrated probabilities of validation images.
 
     Ranking is that of the probabilities as they are; calibration errors, and decisions at a probability of malignancy
@@ -326,7 +327,7 @@ def judge(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> di
         "malignant_accuracy": two["accuracy"],
         "malignant_balanced_accuracy": two["balanced_accuracy"],
         "malignant_specificity_at_90": specificity[0, 0],
-        "malignant_ece": weighted_calibration(decided, is_malignant.astype(int), once)["ece"][0],
+        "malignant_ece": combine("ece", weighted_calibration(decided, is_malignant.astype(int), once)["ece"])[0],
     }
     if len(classes) == 7:
         seven, errors = (
@@ -334,7 +335,7 @@ def judge(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> di
             weighted_calibration(calibrated, labels, once),
         )
         numbers |= {name: seven[name] for name in ("accuracy", "balanced_accuracy", "macro_auroc")}
-        numbers |= {"nll": errors["nll"][0], "ece": errors["ece"][0]}
+        numbers |= {"nll": errors["nll"][0], "ece": combine("ece", errors["ece"])[0]}
         numbers["nll_uncalibrated"] = weighted_calibration(probabilities, labels, once)["nll"][0]
     return {name: _rounded(value) for name, value in numbers.items()}
 
@@ -376,7 +377,7 @@ class Measured(NamedTuple):
 
 
 def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
-    """Train one variant on one fold and seed, and judge it on the validation images.
+    """Train one variant on one fold and seed, and evaluate it on the validation images.
 
     Raises:
         InputError: a parameter does not fit, or training diverged.
@@ -391,7 +392,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
         split = scratch / "split.csv"
         write_csv(split, keep_lesions(_split_of(folder, config.split), store.manifest, fraction))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
-        with contextlib.redirect_stdout(io.StringIO()):  # a line an epoch
+        with contextlib.redirect_stdout(io.StringIO()):  # one line per epoch
             training = train_model(config, folder, split, *outputs)
         epochs = len(read_history(outputs[1]))
         train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
@@ -413,7 +414,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
     record = planned | {
         "data": {"images": len(store.manifest), "lesions": int(store.manifest["lesion_id"].nunique())},
         "images": {"train": len(train), "val": len(val)},
-        "metrics": {name: judge(probabilities, labels, half) for name, probabilities in readings.items()},
+        "metrics": {name: assess(probabilities, labels, half) for name, probabilities in readings.items()},
         "best_epoch": training.description.epochs[0] + 1,
         "epochs": epochs,
         "training_seconds": round(training.seconds, 1),
@@ -501,7 +502,7 @@ def average_seeds(records: list[dict], arrays: dict[str, np.ndarray]) -> list[di
             averaged.append(
                 {name: members[0][name] for name in ("variant", "overrides", "fold", "data")}
                 | {"seed": [member["seed"] for member in members]}
-                | {"metrics": {name: judge(mean, labels, half) for name, mean in means.items()}}
+                | {"metrics": {name: assess(mean, labels, half) for name, mean in means.items()}}
             )
     return averaged
 
@@ -699,7 +700,7 @@ def parse_value(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Change one parameter at a time, and judge on validation folds.")
+    parser = argparse.ArgumentParser(description="Change one parameter at a time, and evaluate on validation folds.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/ham10000"), help="the dataset")
     parser.add_argument("--variants", nargs="+", default=["all"], metavar="NAME", help="or families; default: all")
     parser.add_argument("--val-folds", type=int, nargs="+", default=[1, 2, 3], help="the test fold is 0")

@@ -38,7 +38,7 @@ READINGS = 64  # of memory, over an epoch
 
 
 def write_sparse_dataset(folder: Path, images: int, size: int) -> None:
-    """A prepared folder and a split of `images` images of `size` pixels a side, one in a hundred for validation."""
+    """A prepared folder and a split of `images` images of `size` pixels per side, one in a hundred for validation."""
     numbers = np.arange(images)
     ids = [f"I{number:07d}" for number in numbers]
     table = pd.DataFrame({"image_id": ids, "lesion_id": ids, "dx": np.array(tuple(DIAGNOSES))[numbers % 7]}).assign(

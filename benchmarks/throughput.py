@@ -5,11 +5,11 @@
 
 Of each row, in one run on this machine:
 
-- limit: the same step again and again on one batch that is in place, without augmentation, Lightning and logging;
+- limit: the same step repeated on one batch that is in place, without augmentation, Lightning and logging;
 - bare: a plain loop over the pipeline's batches and its step, augmentation included;
 - pipeline: `stages.train.train_model` as the stage calls it, with Lightning, DVCLive, checkpoints and validation; the
   median epoch after the first, validation left out;
-- usual: a DataLoader whose worker processes, one a core, decode JPEG files and augment them with torchvision,
+- usual: a DataLoader whose worker processes, one per core, decode JPEG files and augment them with torchvision,
   automatic mixed precision, every kernel launched from Python.
 
 A row is network/variant/image size/batch size/precision and, if not the defaults, options: nondeterministic, and a

@@ -13,7 +13,7 @@ from stages.errors import printable
 MAX_PROBLEMS_SHOWN = 50
 Location = Sequence[int | str]
 
-# Strict: true is no number, "0.1" is text; but 1 is as good as 1.0. Neither infinite nor, as YAML and JSON allow, a
+# Strict: true is not a number, "0.1" is text; but 1 is as good as 1.0. Neither infinite nor, as YAML and JSON allow, a
 # whole number of a thousand digits.
 LARGEST = 2**63 - 1
 Flag = Annotated[bool, Strict()]
@@ -39,8 +39,8 @@ def checked(content: Any, kind: Any) -> Any:
     """`content`, as parsed from a file, as an instance of a pydantic type.
 
     Raises:
-        ValueError: it is none; a line for each value that is wrong, which names it, says what it is and what it must
-            be, the second and later lines indented.
+        ValueError: it is not; one line per wrong value says its name, what it is and what it must be, the second and
+            later lines indented.
     """
     try:
         return TypeAdapter(kind).validate_python(content)

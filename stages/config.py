@@ -1,6 +1,6 @@
 """params.yaml as typed, checked dataclasses: no stage runs on a value that is not allowed here.
 
-What each parameter means stands beside it in params.yaml, which holds all of them: there are no defaults here.
+The meaning of each parameter is beside it in params.yaml, which holds all of them: there are no defaults here.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it can be a name of something: line breaks and other control characters can only harm."""
+    """Whether it can be a name: line breaks and other control characters cannot be part of one."""
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
@@ -108,7 +108,7 @@ class ModelConfig:
 
     @property
     def is_over_folds(self) -> bool:
-        """Whether there are several networks, each validated on a fold of its own."""
+        """Whether there are several networks, each validated on its own fold."""
         return self.ensemble > 1 and self.ensemble_over == "folds"
 
 
@@ -179,7 +179,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, config=PARAMETERS)
 class RuntimeConfig:
-    """What the machine gives to every stage."""
+    """What every stage may use of the machine."""
 
     cpu_threads: Annotated[int, Strict(), Field(ge=1, le=1024)]
     num_workers: Annotated[int, Strict(), Field(ge=1, le=256)] | None
@@ -203,7 +203,7 @@ def load_config(path: Path = PARAMS) -> Config:
     Every key must be present: a default that a file does not show is one that nobody can compare between two commits.
 
     Raises:
-        InputError: the file is missing, is no YAML, or has unknown, missing or disallowed entries, each of them named.
+        InputError: the file is missing, is not YAML, or has unknown, missing or disallowed entries, each of them named.
     """
     try:
         content = parse_yaml(path.read_bytes())
@@ -220,7 +220,7 @@ def load_config(path: Path = PARAMS) -> Config:
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with other values, by their dotted names, as "training.seed".
+    """`config` with other values, by their dotted names, such as "training.seed".
 
     Raises:
         InputError: there is no such parameter, or it cannot have this value.
@@ -239,7 +239,7 @@ def parse_yaml(content: bytes) -> Any:
     """What a YAML file holds: text, numbers, truth values, null, lists and mappings, whatever tags it has.
 
     Raises:
-        ValueError: it is no YAML; the message is one line.
+        ValueError: it is not YAML; the message is one line.
     """
     try:
         # YAML 1.2: DVC writes 3e-05, which YAML 1.1 readers take for a string.

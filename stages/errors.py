@@ -9,7 +9,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
-    """A mistake in a parameter, a file or a table, described so that its user can mend it.
+    """A mistake in a parameter, a file or a table, described so that its user can fix it.
 
     The message names the file, key or row, the value found and what would be right.
     """
@@ -21,7 +21,7 @@ def regenerate(problem: str) -> InputError:
 
 
 class TerminatedError(InputError):
-    """The process was asked to end (SIGTERM), and what it had done so far is kept."""
+    """The process was asked to end (SIGTERM), and its progress is saved."""
 
 
 class DiskFullError(InputError):
@@ -39,7 +39,7 @@ class DiskFullError(InputError):
 def no_space(error: BaseException | None) -> OSError | None:
     """The system's complaint that there is no space left, if that is what an error comes from."""
     while error is not None and not (isinstance(error, OSError) and error.errno in _FULL):
-        # PyTorch raises errors of its own over those of the file that it writes to.
+        # PyTorch raises its own errors from those of the file that it writes to.
         error = error.__cause__ or error.__context__
     return error
 

@@ -44,7 +44,7 @@ from stages.launch import run_stage
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate_model` gives.
+    """The result of `evaluate_model`.
 
     Attributes:
         predictions: calibrated, of the validation and test images.
@@ -161,7 +161,7 @@ def explain(
 
 
 def read_leakage(path: Path) -> dict:
-    """Read what `split` found to be shared by its splits.
+    """Read which lesions and images `split` found in more than one split.
 
     Raises:
         InputError: the file is missing or damaged.

@@ -44,15 +44,15 @@ WANDB = Path("wandb")
 
 # They stay text: the lesion "007" is not 7, and a dataset may be called "2018".
 TEXT_COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "sex", "localization", "dataset", "split", "label", "case")
-DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ far behind the point
+DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ in late decimals only
 JSON_DECIMALS = 6  # of metrics
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write a file or fill a folder at; it takes the place of `path` only if the block succeeds.
+    """Give a path to write a file or fill a folder at; it replaces `path` only if the block succeeds.
 
-    A block that raises leaves nothing behind and `path` as it was. What a killed process left is cleared by the next.
+    If the block raises, nothing is left of it and `path` is as it was. The next call clears what a killed process left.
 
     Raises:
         DiskFullError: there is no space for it.
@@ -136,7 +136,7 @@ def read_csv(path: Path, columns: list[str], separator: str = ",") -> pd.DataFra
     """Read a table that an earlier stage wrote.
 
     Raises:
-        InputError: the file is missing, is no table, or lacks one of `columns`.
+        InputError: the file is missing, is not a table, or lacks one of `columns`.
     """
     with _made_by_the_pipeline(path, "not a table this pipeline wrote"):
         # Only empty fields are missing values: a lesion may well be called "NA".
@@ -169,7 +169,7 @@ def parse_json(content: bytes) -> Any:
     """What a JSON file holds, as Python takes it: NaN and infinite numbers too.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return json.loads(content.decode("utf-8"), parse_int=_whole_number)

@@ -21,7 +21,7 @@ def run(main: Callable[[], None]) -> None:
 
     So does a full disk; `stages.files.replacing` names the file.
     """
-    # Python ends by searching all that is left, PyTorch's modules too, for cycles to delete: seconds, for nothing.
+    # At exit, Python searches all objects, PyTorch's modules too, for cycles to delete: seconds, for nothing.
     atexit.register(gc.freeze)
     try:
         main()
@@ -40,8 +40,8 @@ def run(main: Callable[[], None]) -> None:
 def run_stage(main: Callable[[], None], description: str | None) -> None:
     """`run`, for one stage at a time in a folder: another waits, and says so. It takes no arguments but `--help`.
 
-    `dvc repro` sees to that itself; but if `dvc` is killed, the stage that it started goes on, and a second `dvc repro`
-    would start another beside it. The system takes the lock from a process that ends, however it ends.
+    `dvc repro` sees to that itself; but if `dvc` is killed, its stage continues, and a second `dvc repro` would start
+    another beside it. The system takes the lock from a process that ends, however it ends.
 
     Args:
         main: the stage.
@@ -68,9 +68,9 @@ def run_stage(main: Callable[[], None], description: str | None) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of all processes of a training, on whichever machine, or the only one.
+    """Whether this is the first of all training processes, on whichever machine, or the only one.
 
-    As the variables say that torchrun, SLURM's srun, Lightning, or a user who starts each machine by hand set.
+    It is told by the variables that torchrun, SLURM's srun, Lightning, or a user who starts each machine by hand sets.
     """
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)

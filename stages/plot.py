@@ -1,4 +1,4 @@
-"""Plot: draw what training and evaluation found, as tables for `dvc plots`, pictures, a report page and a model card.
+"""Plot: turn the results into tables for `dvc plots`, pictures, a report page and a model card.
 
 Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/augmented.npy`, `data/gradcam/`, `models/`,
 `metrics/details.json` and `metrics/training/`, writes `plots/` and `models/README.md`.
@@ -61,7 +61,7 @@ MOST_EXAMPLES = 100  # pictures of what augmentation makes
 
 
 def confusion_table(predictions: Predictions) -> pd.DataFrame:
-    """One row an image: columns actual and predicted, which DVC's confusion template counts."""
+    """One row per image: columns actual and predicted, which DVC's confusion template counts."""
     predicted = [predictions.classes[number] for number in predictions.predicted]
     return pd.DataFrame({"actual": predictions.table["label"], "predicted": predicted})
 
@@ -70,7 +70,7 @@ def draw_tables(predictions: Predictions, details: dict) -> dict[str, pd.DataFra
     """What the pictures show, as tables by the name of their file.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them: confidence, bootstrap_replicates, and test.
     """
     settings = details["bootstrap_replicates"], details["confidence"]
@@ -96,7 +96,7 @@ def draw_pictures(
     """The pictures of predictions, by the name of their file.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them: confidence, bootstrap_replicates, calibration and test.
         tables: what `draw_tables` gives.
         store: that holds their pixels.
@@ -154,7 +154,7 @@ def read_examples(path: Path) -> np.ndarray:
 
 def main() -> None:
     config = load_config()
-    # NumPy's matrix products, by which replicates are summed, would take a thread a core.
+    # NumPy's matrix products, by which replicates are summed, would use one thread per core.
     threadpool_limits(config.runtime.cpu_threads)
     test = read_predictions(PREDICTIONS).of("test")
     details = read_details(DETAILS)

@@ -62,7 +62,7 @@ def _write_shards(
     folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
 ) -> list[str]:
     problems = []
-    # Threads, not processes: Pillow lets go of the interpreter while it decodes and resizes.
+    # Threads, not processes: Pillow releases the interpreter's lock while it decodes and resizes.
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool, ImageReader() as reader, Progress() as progress:
         task = progress.add_task("decoding", total=len(manifest))
 

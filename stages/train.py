@@ -1,4 +1,4 @@
-"""Train: fit a classifier, or several, on the training images; keep the epoch that the validation images like best.
+"""Train: fit a classifier, or several, on the training images; keep the epoch that is best on the validation images.
 
 Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training/`, `data/augmented.npy` and
 `metrics/environment.json`.
@@ -47,7 +47,7 @@ EXAMPLES, VERSIONS = 4, 5  # images whose augmentation is shown, and how often e
 
 
 class Training(NamedTuple):
-    """What a training gives.
+    """The result of training.
 
     Attributes:
         description: what was written to `model.json`.
@@ -76,7 +76,7 @@ def train_model(
         split: table of the splits.
         models: folder for `model.safetensors` and `model.json`.
         metrics: folder for DVCLive's curves.
-        checkpoints: folder for the checkpoints of trainings that did not end; below DVC's root, where there is one.
+        checkpoints: folder for the checkpoints of unfinished training; below DVC's root, where there is one.
 
     Returns:
         The best epochs and the speed; None in the processes that only help the first (`training.devices`).

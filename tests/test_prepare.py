@@ -280,7 +280,7 @@ def break_the_dataset(dataset, mistake):
         ("header alone", "HAM10000_metadata.csv: no rows"),
         ("no table", "must hold one CSV table, or HAM10000_metadata.csv among several; found no CSV file"),
         ("two tables", "must hold one CSV table, or HAM10000_metadata.csv among several; found one.csv, two.csv"),
-        ("no folder", "there is no such folder"),
+        ("no folder", "there is no such directory"),
     ],
 )
 def test_a_dataset_without_a_usable_table_is_refused_and_the_old_output_stays(
@@ -354,7 +354,7 @@ def test_a_dataset_with_columns_and_labels_of_its_own_is_prepared(dataset, outpu
         (output / "manifest.csv").read_text().startswith("image_id,lesion_id,dx,dx_type,age,sex,localization,dataset,")
     )
     printed = capsys.readouterr().out
-    assert "table.csv: 12 of 12 images have no lesion_id; each counts as a lesion of its own" in printed
+    assert "table.csv: 12 of 12 images have no lesion_id; each counts as a separate lesion" in printed
     assert "table.csv: left out 2 images that data.classes maps to null: 'scar' 2" in printed
 
 

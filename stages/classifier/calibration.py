@@ -44,7 +44,7 @@ class _CalibrationFile(Calibration):
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Temperature scaling (Guo et al., On Calibration of Modern Neural Networks, ICML 2017) of probabilities.
 
-    Logarithms of probabilities are logits but for a constant of each image, which the softmax takes out again; so means
+    Logarithms of probabilities are logits up to a constant per image, which the softmax cancels; so means
     over several views of an image can be scaled like the output of one.
 
     Args:
@@ -55,7 +55,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
         Shape (n, classes), rows that sum to 1.
 
     Raises:
-        ValueError: these are no probabilities.
+        ValueError: these are not probabilities.
     """
     # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
     if not ((probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
@@ -80,7 +80,7 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     """Read what `save_calibration` wrote.
 
     Raises:
-        InputError: the file is missing, damaged, holds numbers that are no calibration, or was fitted for other weights
+        InputError: the file is missing, damaged, is not a calibration, or was fitted for other weights
             than those beside it, if there are any.
     """
     path, weights = folder / CALIBRATION, folder / MODEL_WEIGHTS.name

@@ -32,13 +32,13 @@ class ModelDescription:
         image_size: pixels of a side of the square input.
         mean: of each colour, in [0, 1], subtracted from the input.
         std: of each colour, in [0, 1], that the input is divided by.
-        epochs: of each network that was trained the epoch, from 0, whose weights were kept.
+        epochs: for each network, the epoch, from 0, whose weights were kept.
         val_losses: the loss of each in that epoch on its validation images, in nats: that of `training.monitor`.
-        validation_folds: of an ensemble over folds, the fold that each network was not trained but validated on; empty
-            where all have the split's validation images.
+        validation_folds: of an ensemble over folds, the fold that each network was validated on; empty where
+            all have the split's validation images.
         batch_size: images of one device that went through the network at a time, in the end: fewer than
             `training.batch_size` where the GPU's memory was too small.
-        accumulate_grad_batches: how many of such batches made one step of the optimizer.
+        accumulate_grad_batches: how many such batches made one step of the optimizer.
     """
 
     architecture: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$")]

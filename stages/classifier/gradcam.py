@@ -31,7 +31,7 @@ def gradcam_heatmaps(
     coarse as the feature maps, 5 × 5 for EfficientNet-Lite0 at 144 pixels.
 
     Args:
-        network: what `load_model` gives; it stays as it is, its mode included.
+        network: what `load_model` gives; it is not changed, its mode included.
         images: uint8, shape (n, size, size, 3), n at least 1; all computed at once.
         classes: of the outputs, in their order.
         device: where to compute, in float32.

@@ -50,7 +50,7 @@ def lease_gpus(count: int, wait: bool = True) -> None:
 
     Args:
         count: how many; more than there are: all.
-        wait: until so many are free; else this process sees those of others, too.
+        wait: until that many are free; else this process shares those of others.
     """
     if _LEASES or "LOCAL_RANK" in os.environ or "SLURM_JOB_ID" in os.environ:
         return
@@ -96,7 +96,7 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
     """
     lease_gpus(1, wait=False)
     torch.set_num_threads(cpu_threads)
-    # And NumPy's and SciPy's matrix products, which would take a thread a core.
+    # And NumPy's and SciPy's matrix products, which would use one thread per core.
     threadpool_limits(cpu_threads)
     if deterministic:
         # Must be set before cuBLAS starts: its default workspaces are shared between streams.

@@ -57,7 +57,7 @@ class BaselineCNN(nn.Module):
 class NormalizedNetwork(nn.Module):
     """A backbone that takes RGB in [0, 1]: images are normalised as its weights expect them.
 
-    The statistics are no part of the state, whose names stay those that timm loads.
+    The statistics are not part of the state, whose names stay those that timm loads.
     """
 
     def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -94,13 +94,13 @@ class Ensemble(nn.Module):
 
 
 def pad_batch(images: Tensor, count: int) -> Tensor:
-    """A batch of `count` images, the last of them black; the batch itself if it has no fewer.
+    """The batch padded with black images to `count`; the batch itself if it has as many.
 
-    For another number of images a GPU plans all convolutions anew, which takes EfficientNet-Lite0 two seconds.
+    For a different number of images a GPU plans all convolutions again, which takes EfficientNet-Lite0 two seconds.
 
     Args:
         images: shape (n, height, width, channels).
-        count: of the images that the process has mapped before.
+        count: batch size that this process has used before.
     """
     return pad(images, (0, 0, 0, 0, 0, 0, 0, max(0, count - len(images))))
 
@@ -243,7 +243,7 @@ def _published_weights(name: str, image_size: int) -> dict[str, Tensor]:
     try:
         # Where the size is fixed, timm resamples the parameters of the patches to it.
         return timm.create_model(name, pretrained=True, **_size_options(name, image_size)).state_dict()
-    except Exception as error:  # whatever the hub's client raises: there is no list of it
+    except Exception as error:  # whatever the hub's client raises: there is no list
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"the published weights of {name} are not available ({reason}); with a network connection run again, "
@@ -285,7 +285,7 @@ def _packaged_name(names: Iterable[str]) -> Callable[[str], str]:
 
 
 def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load all but the last layer, which is new where it tells other classes apart."""
+    """Load all but the last layer, which is new if the classes differ."""
     expected = backbone.state_dict()
     last_layer = tuple(f"{name}." for name in last_layers(backbone))
     usable = {
@@ -305,6 +305,6 @@ def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str)
 
 
 def last_layers(backbone: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that tell the classes apart."""
+    """The names of the layers that give the logits."""
     names = getattr(backbone, "default_cfg", {}).get("classifier", "classifier")
     return (names,) if isinstance(names, str) else tuple(names)

@@ -1,4 +1,4 @@
-"""The temperature that a network's logits ask for, and the loss that it leaves of them."""
+"""The temperature that fits a network's logits, and the loss at that temperature."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -10,7 +10,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature of the lowest penalised negative log-likelihood.
 
     Temperature scaling (Guo et al., ICML 2017) is a logistic regression with one coefficient, the inverse temperature
-    b. Its likelihood has no maximum where all images are predicted rightly: b would grow without end, and so would the
+    b. Its likelihood has no maximum where all predictions are correct: b would grow without bound, and so would the
     confidence in all other images. As is usual there (Gelman et al., Annals of Applied Statistics 2:1360, 2008), a weak
     prior gives it one: b has a gamma distribution with shape 2 and rate 1, whose mode 1 leaves the probabilities as
     they are. Its −log, b − log b, is added once however many images there are: among n images its weight is 1/n, and
@@ -26,7 +26,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean cross-entropy at the temperature that `fit_temperature` finds, in nats; above 0.
 
-    What is left of a loss when a temperature has mended what it can: how well the classes are told apart.
+    The loss after temperature scaling: how well the classes are separated, whatever the calibration.
 
     Args:
         logits: shape (n, classes).
@@ -39,7 +39,7 @@ def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _scale(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The temperature, and the mean cross-entropy that it leaves."""
+    """The temperature, and the mean cross-entropy at it."""
     # log Σ exp z − z of the own class = (the highest z − it) + log(1 + Σ exp(the others − the highest)), also scaled.
     ordered = np.sort(logits, axis=1)
     highest = ordered[:, -1] - logits[np.arange(len(labels)), labels]

@@ -20,7 +20,7 @@ def save_model(network: NormalizedNetwork | Ensemble, description: ModelDescript
     """Write the weights and the description to `folder`."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(network).items()}
     with replacing(folder / WEIGHTS) as partial:
-        # Not `save_file`: a full disk would be an error of its own kind, whatever the cause.
+        # Not `save_file`: its error does not say that the disk is full.
         partial.write_bytes(save(state, metadata={"format": "pt"}))
     write_json(folder / DESCRIPTION, asdict(description))
 
@@ -37,7 +37,7 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
     """Read the model that `save_model` wrote, ready to predict.
 
     Raises:
-        InputError: a file is missing, damaged, or not of the other.
+        InputError: a file is missing or damaged, or the two do not belong together.
     """
     description = read_description(folder / DESCRIPTION)
     if not is_network(description.architecture):
@@ -55,7 +55,7 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
     except FileNotFoundError:
         raise regenerate(f"{path} does not exist") from None
     except (OSError, SafetensorError, KeyError) as error:  # the last of numbers that PyTorch does not know
-        raise regenerate(f"{path} is no safetensors file ({printable(error)})") from None
+        raise regenerate(f"{path} is not a safetensors file ({printable(error)})") from None
     # Names, shapes and types: loading would turn whole numbers into fractions without a word.
     places = _tensors(network)
     if _outline(state) != _outline(places):

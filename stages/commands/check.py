@@ -25,7 +25,7 @@ def find_problems() -> list[str]:
         for name in re.findall(r"^Running stage '(.+)':", dry_run, flags=re.MULTILINE)
     ]
     if not has_remote():
-        print("no DVC remote is configured (`dvc remote add -d storage s3://…`): outputs were not looked for")
+        print("no DVC remote is configured (`dvc remote add -d storage s3://…`): outputs were not checked")
         return problems
     status = json.loads(run_dvc("data", "status", "--not-in-remote", "--json"))
     if not status.get("not_in_remote"):
@@ -46,4 +46,4 @@ def main(argv: list[str] | None = None) -> None:
     parser.parse_args(argv)
     if problems := find_problems():
         sys.exit("\n".join(problems))
-    print("dvc.lock is of this code")
+    print("dvc.lock matches the code")

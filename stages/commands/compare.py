@@ -41,8 +41,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="METRIC",
         help="exit with status 1 if this metric of metrics/evaluation.json is worse; may be repeated",
     )
-    parser.add_argument("--replicates", type=int, metavar="N", help="of the bootstrap (default: as params.yaml says)")
-    parser.add_argument("--confidence", type=float, metavar="C", help="of the intervals (default: as params.yaml says)")
+    parser.add_argument("--replicates", type=int, metavar="N", help="bootstrap replicates (default: as in params.yaml)")
+    parser.add_argument("--confidence", type=float, metavar="C", help="of the intervals (default: as in params.yaml)")
     return parser.parse_args(argv)
 
 

@@ -5,7 +5,7 @@
 
 A file gets its name once it is complete and has the published checksum; a run that was interrupted fetches the files
 that are missing when it runs again. The folder's SHA256SUMS, which `sha256sum -c` reads, has the checksum of each file:
-where its publisher states none, the file must stay the one of the first download.
+where its publisher states none, the file must stay what it was at the first download.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published dataset: its files, and what whoever uses it must know."""
+    """A published dataset: its files, and what its users must know."""
 
     title: str
     page: str
@@ -82,7 +82,7 @@ def download_dataset(dataset: Dataset, folder: Path, url: str | None = None) -> 
 
     Args:
         dataset: what to fetch.
-        folder: where to; made if need be.
+        folder: where to; created if missing.
         url: a mirror, below which the files have the names that they have here.
 
     Raises:
@@ -143,11 +143,11 @@ def _fetch(url: str, path: Path, known_hash: str | None, advice: str) -> None:
             f"{url} is not available ({error}); check the connection and run this again, or {advice}"
         ) from None
     if known_hash is None and (problem := _problem_of(path)):
-        raise InputError(f"{url} is not the file: {problem}; {advice}")
+        raise InputError(f"{url} is not the published file: {problem}; {advice}")
 
 
 def _problem_of(path: Path) -> str | None:
-    """What is wrong with a file that has no published checksum: archives have checksums of their own."""
+    """What is wrong with a file that has no published checksum: archives contain checksums."""
     if path.suffix != ".zip":
         with path.open("rb") as content:
             start = content.read(100).lstrip()

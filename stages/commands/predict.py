@@ -93,7 +93,7 @@ def predict_images(
         device: where to compute.
         batch_size: images of one prediction step.
         threads: threads that decode, ahead of the network.
-        overlays: where to draw each image with what speaks for malignancy in it; nowhere by default.
+        overlays: folder for each image with its Grad-CAM heatmap over it; none by default.
 
     Returns:
         One row for each image that can be read, in the order of `files`: file, `probability_` of each class,
@@ -114,7 +114,7 @@ def predict_images(
 
     classes = tuple(description.classes)
     tables, problems = [], []
-    # Only where somebody watches: a log needs no bar.
+    # Only on a terminal: a log needs no bar.
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("predicting", total=len(files))
         decoded = _decode_ahead(files, description.image_size, threads, ahead=max(batch_size, 2 * threads))
@@ -138,7 +138,7 @@ def predict_images(
                 heatmaps = gradcam_heatmaps(network, images, classes, device)
                 if heatmaps is None:
                     raise InputError(
-                        f"--gradcam: {description.architecture} ends in no feature maps, which Grad-CAM explains; "
+                        f"--gradcam: {description.architecture} has no final feature maps, which Grad-CAM needs; "
                         "leave the option out"
                     )
                 paths = [overlays[file] for file, _ in readable]
@@ -207,7 +207,7 @@ def _cell(path: object) -> str:
 
 
 def _problem_of_targets(output: Path | None, gradcam: Path | None, files: list["ImageFile"]) -> str | None:
-    """What would fail, or destroy something, after the work."""
+    """Check for what would fail, or destroy something, after the work."""
     if output is not None:
         if not output.parent.is_dir():
             return f"--output {output}: the folder {output.parent} does not exist; make it first"
@@ -262,9 +262,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     help_images = "JPEG or PNG file, folder or zip archive of them"
     add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help=help_images)
     add("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
-    add("--gradcam", type=Path, metavar="DIR", help="folder for pictures of what speaks for malignancy")
+    add("--gradcam", type=Path, metavar="DIR", help="folder for pictures with Grad-CAM heatmaps of malignancy")
     add("--models", type=Path, metavar="DIR", default=Path("models"), help="folder of the model (default: models)")
-    add("--batch-size", type=_count, metavar="N", default=64, help="images of one step (default: 64)")
+    add("--batch-size", type=_count, metavar="N", default=64, help="images per prediction step (default: 64)")
     add("--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one per core)")
     return parser.parse_args(argv)
 
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(problem)
     if not args.models.is_dir():
         raise InputError(f"--models {args.models} is not a folder; name the one that holds model.json")
-    # Take seconds to import: a mistake above is told at once.
+    # These take seconds to import: a mistake above is reported at once.
     from stages.classifier.calibration import load_calibration
     from stages.classifier.hardware import set_up_device
     from stages.classifier.weights import load_model

@@ -31,7 +31,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "training.seed)",
     )
     parser.add_argument("--metric", action="append", metavar="METRIC", help="only this one; may be repeated")
-    parser.add_argument("--confidence", type=float, default=0.95, metavar="C", help="of the intervals (default: 0.95)")
+    parser.add_argument("--confidence", type=float, default=0.95, metavar="C", help="interval level (default: 0.95)")
     return parser.parse_args(argv)
 
 

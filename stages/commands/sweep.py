@@ -10,8 +10,8 @@ from stages.errors import InputError
 
 DESCRIPTION = """\
 Run the experiments of DVC's queue to its end, as many at once as there are GPUs for, and print their parameters and
-headline metrics. Ctrl-C ends those that run, and queues them again for the next sweep. What killed workers left is run
-again, too.
+headline metrics. Ctrl-C ends those that run, and queues them again for the next sweep. What killed workers left
+unfinished is run again, too.
 """
 EXAMPLES = """\
 examples:
@@ -23,7 +23,7 @@ examples:
 
 In a search, uniform(low,high) and loguniform(low,high) draw numbers, range(start,stop[,step]) whole numbers below stop,
 choice(a,b,…) one of a list; what names one value holds for all trials. The experiment of trial 7 is STUDY-0007. The
-same command again goes on with a study up to TRIALS, here or on other machines that share its storage. Each trial takes
+same command again continues a study up to TRIALS, here or on other machines that share its storage. Each trial takes
 the workspace as it is: leave the code alone while a search runs.
 
 Exit status: 0; 1 if an experiment failed, or after a mistake (the message then starts with "error:"); 2 for a wrong
@@ -59,17 +59,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     override = "queue experiments first: each combination of comma lists, range() and choice()"
     add("-S", "--set-param", action="append", default=[], metavar="KEY=VALUES", help=override)
-    add("--name", help="of these experiments: NAME-1, NAME-2 …; if some are queued already, goes on with them")
+    add("--name", help="name of these experiments: NAME-1, NAME-2 …; if some are queued already, continues with them")
     jobs = "experiments at once (default: GPUs / training.devices, at least 1)"
     add("-j", "--jobs", type=int, metavar="N", help=jobs)
     add = parser.add_argument_group("search").add_argument
-    add("--optuna", type=int, metavar="TRIALS", help="search -S ranges until the study has so many trials")
-    add("--study", default="search", metavar="NAME", help="of the study (default: %(default)s)")
-    metric = "of the validation images: loss (default), that of training.monitor, or one of `val` in"
-    add("--metric", default="loss", help=f"{metric} metrics/details.json, as auroc")
-    storage = "of the study: a file, or a database as postgresql://… (default: %(default)s)"
+    add("--optuna", type=int, metavar="TRIALS", help="search -S ranges until the study has this many trials")
+    add("--study", default="search", metavar="NAME", help="name of the study (default: %(default)s)")
+    metric = "metric of the validation images: loss (default), that of training.monitor, or one of `val` in"
+    add("--metric", default="loss", help=f"{metric} metrics/details.json, such as auroc")
+    storage = "where the study is: a file, or a database such as postgresql://… (default: %(default)s)"
     add("--storage", default="optuna.journal", metavar="FILE|URL", help=storage)
-    add("--seed", type=int, default=0, help="of the search (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the search (default: %(default)s)")
     args = parser.parse_args(argv)
     for option, value in (("--optuna", args.optuna), ("--jobs", args.jobs)):
         if value is not None and value < 1:
@@ -122,7 +122,7 @@ def _search(queue: Any, args: argparse.Namespace) -> int:
     print(f"\nTrials on the validation images:\n{table.to_string(index=False, na_rep='–')}")
     if any(table["state"] == "COMPLETE"):
         best = search.experiment_name(study, study.best_trial)
-        print(f"\nbest: {best}; take it over with `dvc exp apply {best}`")
+        print(f"\nbest: {best}; apply it with `dvc exp apply {best}`")
     return sum(table["state"] == "FAIL")
 
 
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     from stages.experiments.queue import QUEUED, ExperimentQueue, check_data, run_dvc, workspace_revision
     from stages.experiments.revision import Revision
 
-    config = load_config()  # a mistake in params.yaml is told before anything is queued
+    config = load_config()  # a mistake in params.yaml is reported before anything is queued
     devices = _values(args.set_param, "training.devices", config.training.devices)
     each = max([1, *(int(value) for value in devices if value.isdecimal())])
     with ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each)) as queue:
@@ -148,8 +148,8 @@ def main(argv: list[str] | None = None) -> None:
                 try:
                     check_data(Revision(task.revision).parameters["data.data_dir"], task.revision)
                 except InputError as error:
-                    mend = f"then dvc queue remove {task.name}, and queue it again"
-                    raise InputError(f"{task.name}: {error}; {mend}") from None
+                    fix = f"then dvc queue remove {task.name}, and queue it again"
+                    raise InputError(f"{task.name}: {error}; {fix}") from None
         for data_dir in _values(args.set_param, "data.data_dir", config.data.data_dir) if args.set_param else []:
             check_data(data_dir, workspace_revision())
         # Between two polls, not anywhere: an exception out of a signal could end `dvc` halfway.
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             failed = (_search if args.optuna else _run_queue)(queue, args)
         except KeyboardInterrupt:
-            print("ending what runs; it stays queued, and `python -m stages sweep` goes on", flush=True)
+            print("stopping what runs; it stays queued, and `python -m stages sweep` continues it", flush=True)
             queue.stop()
             raise
         finally:

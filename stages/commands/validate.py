@@ -128,7 +128,7 @@ def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
     lesion_of = dict(zip(seen["image_id"], seen["lesion_id"]))
     images["lesion_id"] = [lesion_of.get(*pair) for pair in zip(images["image_id"], images["lesion_id"])]
     pairs = near_duplicates_between(store, PixelStore(PREPARED))
-    # An image that has the id of one that was seen is counted above, and no news as its copy.
+    # An image that has the id of one that was seen is counted above, and not again as its copy.
     pairs = pairs.loc[pairs["image_id_2"].isin(seen["image_id"]) & (pairs["image_id_1"] != pairs["image_id_2"])]
     split_of_image = dict(zip(seen["image_id"], seen["split"]))
     pairs = pairs.assign(split_1="test", split_2=[split_of_image[name] for name in pairs["image_id_2"]])
@@ -151,7 +151,7 @@ def _pair(text: str) -> tuple[str, str | None]:
     """`a=b` as (a, b), `a=` as (a, None)."""
     name, sign, value = text.rpartition("=")
     if not sign:
-        raise argparse.ArgumentTypeError(f"{text!r} is no pair NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pair NAME=VALUE")
     return name, value or None
 
 
@@ -165,7 +165,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
     add("--models", type=Path, default=Path("models"), help="folder of the model (default: %(default)s)")
     pairs = {"type": _pair, "nargs": "+", "default": []}
-    named = "your table's name of each of our columns, as dx=label; nothing after =: it has none"
+    named = "your table's name of each of our columns, as dx=label; nothing after =: not there"
     add("--columns", metavar="OURS=YOURS", help=named, **pairs)
     meant = "diagnosis of each of your labels, as naevus=nv; nothing after =: leave it out"
     add("--classes", metavar="LABEL=DIAGNOSIS", help=meant, **pairs)

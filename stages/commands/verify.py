@@ -1,6 +1,6 @@
 """Verify: does a commit give its results again?
 
-Checks the commit out into a temporary clone, gets its data from DVC, runs every stage anew, and compares the hash of
+Checks the commit out into a temporary clone, gets its data from DVC, runs every stage again, and compares the hash of
 each file that the stages wrote with that of the commit's. Neither the workspace nor DVC's cache is changed.
 """
 
@@ -39,7 +39,7 @@ message then starts with "error:"); 2 for a wrong option.
 
 
 class Verification(NamedTuple):
-    """What `verify_revision` found.
+    """The result of `verify_revision`.
 
     Attributes:
         commit: that was verified.
@@ -47,7 +47,7 @@ class Verification(NamedTuple):
             one of them.
         largest: difference of two numbers in metrics/evaluation.json; None where their names are not the same.
         environment: both values of what differs in metrics/environment.json; None if the commit has none.
-        stale: what dvc.lock was not made from: as "train: stages/train.py".
+        stale: inputs that differ from those in dvc.lock, such as "train: stages/train.py".
     """
 
     commit: str
@@ -58,7 +58,7 @@ class Verification(NamedTuple):
 
 
 def verify_revision(name: str) -> Verification:
-    """Run a revision's pipeline anew in a temporary clone and compare what it writes with what the revision holds.
+    """Run a revision's pipeline again in a temporary clone and compare what it writes with what the revision holds.
 
     Args:
         name: a commit, branch, tag or experiment.
@@ -149,7 +149,7 @@ def _largest_difference(then: dict[str, float | None], now: dict[str, float | No
 
 
 def _stale(committed: "Revision", made: "Revision") -> list[str]:
-    """What of its commit a dvc.lock was not made from: code and data that no stage makes, parameters and commands."""
+    """Inputs that differ from those in dvc.lock: code and data that no stage makes, parameters and commands."""
 
     def inputs(revision: "Revision") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="python -m stages verify",
-        description="Run a commit's pipeline anew and say of every file of its outputs whether it is the same.",
+        description="Run a commit's pipeline again and say of every file of its outputs whether it is the same.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         "--tolerance",
         type=_tolerance,
         metavar="T",
-        help=f"of two numbers in {EVALUATION}, at least 0: other bytes are then no failure",
+        help=f"of numbers in {EVALUATION}, at least 0; differing bytes then are not a failure",
     )
     args = parser.parse_args(argv)
     result = verify_revision(args.revision)

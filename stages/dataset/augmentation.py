@@ -19,7 +19,7 @@ _WITH_STRENGTH = [2, 3, 4, 5, 7, 8, 9, 10]  # of them; those of flip, turn and t
 
 # A dermatoscope has no upright: every rotation and flip of a lesion is as likely as the picture taken.
 # The others stay inside what differs between two users of a dermatoscope (zoom, centring) and two devices (light and
-# white balance). Colour is a diagnostic sign: a hue turned by 20 degrees makes another diagnosis of a lesion.
+# white balance). Colour is a diagnostic sign: a hue rotated by 20 degrees can change the diagnosis of a lesion.
 LOG_SCALE = math.log(1.2)
 LOG_ASPECT = math.log(1.1)
 TRANSLATION = 0.08  # of the side, to each of four directions

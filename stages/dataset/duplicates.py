@@ -2,7 +2,7 @@
 
 A bit of the hash says whether one of the lowest frequencies of an image's cosine transform lies above their median.
 Mirroring an image changes only the sign of its odd frequencies, and the median is nearly 0: their bits flip. A quarter
-turn is a mirror and a transposition, and transposing an image transposes its hash. So one hash an image does for all
+turn is a mirror and a transposition, and transposing an image transposes its hash. So one hash per image serves all
 eight orientations: measured on HAM10000, it differs from the hash of the turned image in 10 of 576 bits (median).
 """
 
@@ -20,15 +20,15 @@ from stages.dataset.pixels import PixelStore
 
 SIDE = 24
 HASH = f"phash, {SIDE}×{SIDE} bits"
-# Near-duplicates differ in so many bits at most, unrelated images in about half of the 576. On 8,584 images of HAM10000
-# (112 px; 64 and 224 px give nearly the same), in all eight orientations:
+# Near-duplicates differ in at most this many bits, unrelated images in about half of the 576. On 8,584 images of
+# HAM10000 (112 px; 64 and 224 px give nearly the same), in all eight orientations:
 # - all of 200 turned copies are found that were recompressed (JPEG, quality 75), brightened by 25 % or cropped by 2 %,
 #   half of those cropped by 5 %, hardly one cropped by 10 %;
 # - of the pairs of one lesion, 115 are found; the eye takes nearly 30 more, up to 168 bits, for one photograph;
 # - of 12 known duplicates, one is a copy and found, one is a cropped copy (128 bits), and ten are new photographs of a
 #   lesion (above 200 bits), which no hash of a whole image recognises;
 # - of 36.8 million pairs of other lesions none is found. The first has 124 bits; up to 144 there are 12, up to 168 142,
-#   none of them a copy: there is little to tell small moles on bare skin by.
+#   none of them a copy: small moles on bare skin have little to distinguish them.
 # To find as many pairs of one lesion, phash of 16×16 bits takes 5 wrong ones, other hashes of 16×16 bits over 10,000,
 # those of 8×8 bits thousands.
 LARGEST_DISTANCE = 120
@@ -82,7 +82,7 @@ def hash_images(store: PixelStore) -> np.ndarray:
 
     def hash_some(start: int) -> np.ndarray:
         pixels = store.read(np.arange(start, min(start + _HASHED_AT_ONCE, len(store.manifest))))
-        # The lowest half of what 2 · SIDE pixels a side can hold: even small prepared images have so many.
+        # The lowest half of what 2 · SIDE pixels per side can hold: even small prepared images have that many.
         side = 2 * SIDE
         grey = (Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS) for image in pixels)
         columns = np.asarray(dct(np.stack([np.asarray(image, dtype=float) for image in grey]), axis=1))[:, :SIDE]

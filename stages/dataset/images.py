@@ -20,7 +20,7 @@ MAX_PIXELS = 50_000_000  # a dermatoscope's camera has fewer; a decompression bo
 MAX_BYTES = 100_000_000
 MAX_SCANS = 500  # of a progressive JPEG, which have about 10; each goes over all pixels and may take 75 bytes
 
-# Pillow warns of small faults that it mends, from every thread and without the file's name.
+# Pillow warns about small faults that it repairs, from every thread and without the file's name.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -112,7 +112,7 @@ def _members(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as content:
             members = sorted(content.namelist())
-    except Exception as error:  # whatever Python has for bytes that are no archive, or one that is encrypted
+    except Exception as error:  # whatever Python has for bytes that are not an archive, or one that is encrypted
         raise ImageProblem(f"not a readable zip archive ({error})") from None
     paths = ((member, PurePosixPath(member)) for member in members if not member.endswith("/"))
     return [member for member, path in paths if _is_image(path.name) and "__MACOSX" not in path.parts]

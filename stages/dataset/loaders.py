@@ -47,7 +47,7 @@ class SplitImages:
 
     Attributes:
         table: the rows of the manifest in the split.
-        indices: where they stand in the store, shape (n,).
+        indices: their positions in the store, shape (n,).
         labels: int64, shape (n,).
         num_classes: as given.
 
@@ -132,7 +132,7 @@ class Batches:
         self._prefetched: tuple[int, Future] | None = None
 
     def _upload(self) -> Tensor | None:
-        """All pixels of the split on the GPU, or None where they would crowd the network out."""
+        """All pixels of the split on the GPU, or None where they would leave too little memory for the network."""
         free, _ = torch.cuda.mem_get_info(self.device)
         if len(self.images) * self.images.store.image_size**2 * 3 > LARGEST_SHARE_OF_GPU_MEMORY * free:
             return None
@@ -148,7 +148,7 @@ class Batches:
         return self.of_epoch(0)
 
     def of_epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 0; from batch `start` on, where a training is resumed."""
+        """The batches of an epoch, counted from 0; from batch `start` on, where training is resumed."""
         rows, params = self._get_order(epoch)
         on_device = rows.to(self.device, non_blocking=True)
         params = None if params is None else params.to(self.device, non_blocking=True)
@@ -175,7 +175,7 @@ class Batches:
     def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """The rows of the split that this process sees in an epoch, and the parameters of their augmentation.
 
-        On the CPU, where a GPU takes them from without anybody waiting.
+        On the CPU, in pinned memory, from which a GPU copies them without blocking.
         """
         count = len(self.images)
         if self.sampling is None:

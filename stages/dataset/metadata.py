@@ -63,7 +63,7 @@ def find_metadata(data_dir: Path) -> Path:
         InputError: `data_dir` is not a directory, or it is not clear which file is the table.
     """
     if not data_dir.is_dir():
-        raise InputError(f"data.data_dir is {str(data_dir)!r}; there is no such folder")
+        raise InputError(f"data.data_dir is {str(data_dir)!r}; there is no such directory")
     # The repository that publishes HAM10000 names the file without an ending.
     for name in ("HAM10000_metadata.csv", "HAM10000_metadata"):
         if (data_dir / name).is_file():
@@ -85,7 +85,7 @@ def read_metadata(
 
     A table with the columns of HAM10000 must have all of them and no others. One with column names of the ISIC
     challenges, or with `columns`, needs an image id and a diagnosis; what else it lacks is unknown, and what is not
-    known in it is passed over. Its diagnoses may lie beside it, in `…_GroundTruth.csv`.
+    known in it is ignored. Its diagnoses may lie beside it, in `…_GroundTruth.csv`.
 
     Args:
         path: the table.
@@ -149,7 +149,9 @@ def read_metadata(
 
 def _check_mappings(columns: Mapping[str, str | None], classes: Mapping[str, str | None]) -> None:
     problems = [
-        f"data.columns.{name} is no column of ours; those are {', '.join(OURS)}" for name in columns if name not in OURS
+        f"data.columns.{name} is not a column of ours; those are {', '.join(OURS)}"
+        for name in columns
+        if name not in OURS
     ]
     problems += [
         f"data.classes maps {label!r} to {dx!r}; it must be one of {', '.join(DIAGNOSES)}, or null to leave it out"
@@ -199,7 +201,7 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _column_names(path: Path, header: list[str], columns: Mapping[str, str | None]) -> dict[str, str]:
     """The table's own name of each of our columns that it has."""
     problems = [
-        f"data.columns.{ours} is {name!r}, which is no column of it"
+        f"data.columns.{ours} is {name!r}, which is not one of its columns"
         for ours, name in columns.items()
         if name is not None and name not in header
     ]
@@ -280,7 +282,7 @@ def _labels_beside(truth: Path, path: Path, rows: Rows, image_column: str) -> tu
 
 
 def _translate(row: dict[str, str], names: dict[str, str], label: str) -> dict[str, str]:
-    """The cells of a row by our names; those that are missing are `UNKNOWN`, or empty where it is no text."""
+    """The cells of a row by our names; those that are missing are `UNKNOWN`, or empty where it is not text."""
     cells = {name: row.get(names.get(name, ""), "") for name in OURS}
     for name in set(OURS) - {"image_id", "lesion_id"}:
         if cells[name].lower() in MISSING:
@@ -311,7 +313,7 @@ def _fill_lesion_ids(path: Path, rows: Rows) -> tuple[bool, list[str]]:
     for _, row in rows:
         lesion = row["lesion_id"]
         row["lesion_id"] = patient_of.get(lesion) or row[PATIENT] or lesion or row["image_id"]
-    consequence = "; each counts as a lesion of its own"
+    consequence = "; each counts as a separate lesion"
     if by_patient:
         consequence = f", so all are grouped by {PATIENT}: a patient counts as a lesion"
     return by_patient, [f"{path.name}: {missing} of {len(rows)} images have no lesion_id{consequence}"]

@@ -49,10 +49,10 @@ def write_shard(path: Path, pixels: np.ndarray) -> None:
 
 
 class PixelStore:
-    """The prepared images of a folder: nothing is read before it is asked for.
+    """The prepared images of a folder: pixels are read when they are asked for.
 
     Read, not mapped into memory: pages of a map count as the process's memory until the system needs them, and then
-    nobody can tell whether a training on a large dataset stays within its own.
+    nobody can tell whether training on a large dataset stays within its own.
 
     Attributes:
         manifest: one row per image, columns `MANIFEST_COLUMNS`.
@@ -100,7 +100,7 @@ class PixelStore:
         shape = (count, self.image_size, self.image_size, 3)
         if pixels.dtype != np.uint8 or pixels.shape != shape or not pixels.flags.c_contiguous:
             raise regenerate(
-                f"{path} holds {pixels.dtype} {pixels.shape}, not {count} square RGB images, one behind the other, of "
+                f"{path} holds {pixels.dtype} {pixels.shape}, not {count} square RGB images, one after the other, of "
                 "the size of those in the other shards"
             )
         return pixels.offset

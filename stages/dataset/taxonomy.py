@@ -1,4 +1,4 @@
-"""The diagnoses of HAM10000, which of them are malignant, and the classes a network tells apart.
+"""The diagnoses of HAM10000, which of them are malignant, and the classes of a network.
 
 Source: Tschandl et al., Scientific Data 5:180161, 2018. Actinic keratoses and Bowen's disease (akiec) are
 intraepithelial carcinoma and count as malignant.
@@ -47,7 +47,7 @@ def class_names(num_classes: int) -> tuple[str, ...]:
 
 
 def class_of(dx: str, num_classes: int) -> str:
-    """The class that a diagnosis belongs to where a network tells `num_classes` classes apart."""
+    """The class that a diagnosis belongs to for a network of `num_classes` classes."""
     return dx if num_classes == 7 else class_names(2)[DIAGNOSES[dx].malignant]
 
 

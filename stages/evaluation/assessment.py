@@ -32,7 +32,7 @@ def fit_calibration(probabilities: np.ndarray, labels: np.ndarray, config: Evalu
 
     Raises:
         InputError: the images are all benign or all malignant.
-        ValueError: these are no probabilities.
+        ValueError: these are not probabilities.
     """
     classes = probabilities.shape[1]
     temperature = as_written(fit_temperature(probabilities, labels))
@@ -65,7 +65,7 @@ def assess(
         config: replicates, confidence and prevalences.
 
     Raises:
-        ValueError: no images, or numbers that are no probabilities.
+        ValueError: no images, or numbers that are not probabilities.
     """
     if not np.isfinite(uncalibrated).all():
         raise ValueError("the probabilities before temperature scaling must be finite")

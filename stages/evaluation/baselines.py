@@ -58,7 +58,7 @@ def assess_baselines(
 
 
 def predict_from_metadata(train_images: pd.DataFrame, images: pd.DataFrame, num_classes: int) -> np.ndarray:
-    """Probabilities of images that nobody looks at: a logistic regression on age band, sex and localization.
+    """Probabilities without the image: a logistic regression on age band, sex and localization.
 
     Args:
         train_images: what it is fitted on: columns dx, age, sex, localization, dataset and dx_type.

@@ -1,4 +1,4 @@
-"""How far a probability can be taken at its word: calibration errors, reliability."""
+"""Calibration errors and the bins of a reliability diagram."""
 
 import numpy as np
 

@@ -20,7 +20,7 @@ def choose_cases(predictions: Predictions, threshold: float, count: int) -> pd.D
     Args:
         predictions: of n images.
         threshold: an image is called malignant at or above this probability of malignancy.
-        count: at most so many of a kind.
+        count: maximum of each kind.
 
     Returns:
         Columns case and image_id. First true positives, the highest probability first; then false negatives, the lowest
@@ -47,7 +47,7 @@ def most_confident_mistakes(predictions: Predictions, count: int) -> np.ndarray:
 
     Args:
         predictions: of n images.
-        count: at most so many.
+        count: maximum.
 
     Returns:
         Rows of `predictions`, shape (at most count,); images of the same confidence keep their order.

@@ -2,7 +2,7 @@
 
 Both models are weighted by the same draws of lesions, so that what makes a draw easy or hard for both cancels out of
 their difference. Every headline metric is compared, and every verdict allows for all of them (Holm, Scandinavian
-Journal of Statistics 6:65, 1979): with thirteen metrics and no care, two equal models would differ in one of them in
+Journal of Statistics 6:65, 1979): with thirteen metrics uncorrected, two equal models would differ in one of them in
 every third comparison. There is no primary metric that is tested first: a sensitivity that got worse is to be seen
 whether the AUROC moved or not.
 """
@@ -66,7 +66,7 @@ def compare_predictions(
 ) -> dict:
     """Compare two models on one test set.
 
-    Where one tells 2 classes apart and the other 7, both are compared as models of malignancy.
+    Where one has 2 classes and the other 7, both are compared as models of malignancy.
 
     Args:
         base: predictions of the first model for the test images, in any order.
@@ -235,11 +235,11 @@ def paired_test(pair: Pair, confidence: float) -> dict:
 
     The replicates give the standard error s of the difference d. Under the null hypothesis what the lesions contribute
     scatters about 0 and not about d, so its variance is s² + d²/n for n lesions, and p is that of d over its root in a
-    normal distribution. With one image a lesion and the metric accuracy this is McNemar's test (Psychometrika 12:153,
+    normal distribution. With one image per lesion and the metric accuracy this is McNemar's test (Psychometrika 12:153,
     1947). The interval holds the differences that the same test would not reject at 1 − confidence:
     d ± z s / √(1 − z²/n).
 
-    The percentiles of the replicates are no substitute. Where m lesions changed, all to one side, chance does that in 1
+    The percentiles of the replicates cannot replace it. Where m lesions changed, all to one side, chance does that in 1
     of 2ᵐ⁻¹ cases, but their p is 2e⁻ᵐ: they are overconfident just where Holm's method looks. And 2000 replicates know
     no p below 0.001, where sixty numbers are compared. benchmarks/README.md has the false positives of both.
 

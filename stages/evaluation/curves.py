@@ -87,7 +87,7 @@ def precision_recall_with_band(test: Predictions, replicates: int, confidence: f
 
     def precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
         true_positives, predicted_positive = np.cumsum(positives), np.cumsum(positives + negatives)
-        # The first step with so many of the positives, and at least one image.
+        # The first step with that many of the positives, and at least one image.
         reached = np.searchsorted(true_positives, np.maximum(_GRID * true_positives[-1], 1) - 1e-6, side="left")
         return true_positives[reached] / predicted_positive[reached]
 

@@ -8,7 +8,7 @@ from stages.evaluation.weighted import weighted_rates
 
 
 def threshold_for_sensitivity(score: np.ndarray, is_positive: np.ndarray, sensitivity: float) -> float:
-    """The highest score from which on at least `sensitivity` of the positives lie.
+    """The highest score at or above which at least `sensitivity` of the positives lie.
 
     Args:
         score: shape (n,).
@@ -53,7 +53,7 @@ def youden_threshold(score: np.ndarray, is_positive: np.ndarray) -> float:
 def predictive_values(
     sensitivity: np.ndarray, specificity: np.ndarray, prevalence: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PPV and NPV where `prevalence` of the images are malignant, by Bayes' theorem; NaN where nothing is called so.
+    """PPV and NPV where `prevalence` of the images are malignant, by Bayes' theorem; NaN where no image is called so.
 
     Arguments of shapes that numpy broadcasts.
     """

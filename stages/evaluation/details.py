@@ -32,7 +32,7 @@ class _Model(BaseModel):
 class Estimate(_Model):
     """A number of the test images with its score interval, whose standard error is that of a bootstrap over lesions.
 
-    Both are null where the number does not exist, as the sensitivity where nothing is malignant.
+    Both are null where the number does not exist, such as the sensitivity where nothing is malignant.
     """
 
     value: Float | None
@@ -218,7 +218,7 @@ class Reliability(_Model):
 
 
 class CalibrationQuality(_Model):
-    """How far the probabilities can be taken at their word."""
+    """Calibration of the probabilities."""
 
     before: CalibrationErrors
     """Before temperature scaling."""
@@ -294,7 +294,7 @@ class Assessment(_Model, Generic[Headline]):
     specificity_at_sensitivity: list[SpecificityAt]
     """The highest specificity of any threshold of the test images with at least a given sensitivity."""
     calibration: CalibrationQuality
-    """How far the probabilities can be taken at their word, before and after temperature scaling."""
+    """Calibration of the probabilities before and after temperature scaling."""
     subgroups: Annotated[dict[Attribute, Subgroups], Field(min_length=5)]
     """Sensitivity, specificity and AUROC of malignancy in groups of images: by age in years, in bands; by sex; by
     localization; by the source that the column dataset names; by reference standard, histopathology against the
@@ -401,7 +401,7 @@ class Leakage(_Model):
 
 class _Details(_Model):
     confidence: Share
-    """Confidence level of every interval, as 0.95."""
+    """Confidence level of every interval, such as 0.95."""
     bootstrap_replicates: Count
     """How often lesions were drawn for the intervals."""
     calibration: Calibration
@@ -448,7 +448,7 @@ Details = Annotated[
 
 
 def read_details(path: Path) -> dict:
-    """Read what `evaluate` found.
+    """Read the results of `evaluate`.
 
     Raises:
         InputError: the file is missing, damaged, or not as docs/details.schema.json says.
@@ -467,8 +467,8 @@ def details_schema() -> JsonSchemaValue:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "metrics/details.json",
         "description": (
-            "What `evaluate` found, and, with null for val, baselines and leakage, what `python -m stages validate` "
-            "found on another dataset. Numbers have 6 decimals; shares are from 0 to 1."
+            "The results of `evaluate` and, with null for val, baselines and leakage, of `python -m stages validate` "
+            "on another dataset. Numbers have 6 decimals; shares are from 0 to 1."
         ),
         **TypeAdapter(Details).json_schema(schema_generator=_Untitled),
     }

@@ -17,7 +17,7 @@ CURVES = {
 
 
 def read_history(training_metrics: Path) -> pd.DataFrame:
-    """One row an epoch: epoch (from 1), the losses (nats), val_acc (fraction) and learning_rate, as in `CURVES`.
+    """One row per epoch: epoch (from 1), the losses (nats), val_acc (fraction) and learning_rate, as in `CURVES`.
 
     Of an epoch with several validations, the last counts.
 
@@ -42,7 +42,7 @@ def _curve(path: Path) -> pd.DataFrame:
     """Columns step, of the training, and value."""
     table = read_csv(path, ["step"], separator="\t")
     try:
-        values = table.iloc[:, -1].map(float)  # a value that is no number is logged as nan, which stays text
+        values = table.iloc[:, -1].map(float)  # a value that is not a number is logged as nan, which stays text
         steps = table["step"].astype(int)
     except (ValueError, OverflowError) as error:
         raise regenerate(f"{path} is not a curve of numbers ({error})") from None

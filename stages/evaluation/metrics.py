@@ -36,7 +36,7 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
         `confusion_matrix`: counts, a row for each true class and a column for each predicted one.
 
     Raises:
-        ValueError: no images, or numbers that are no probabilities or no classes.
+        ValueError: no images, or numbers that are not probabilities or classes.
     """
     probabilities, labels = _checked(probabilities, labels)
     names = class_names(probabilities.shape[1])

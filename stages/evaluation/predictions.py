@@ -16,7 +16,7 @@ PREFIX = "probability_"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of images of one or more splits, which `of` parts.
+    """Predictions of images of one or more splits, which `of` selects by split.
 
     Attributes:
         table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class.
@@ -123,7 +123,7 @@ def read_predictions(path: Path) -> Predictions:
     try:
         probabilities = predictions.probabilities
     except ValueError as error:
-        raise InputError(f"{path}: a probability is no number ({error})") from None
+        raise InputError(f"{path}: a probability is not a number ({error})") from None
     if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-6) or (probabilities < 0).any():
         raise InputError(f"{path}: the probabilities of an image are not at least 0 with the sum 1")
     return predictions

@@ -15,7 +15,8 @@ from stages.evaluation.uncertainty import (
 )
 from stages.evaluation.weighted import weighted_areas, weighted_rates
 
-# Fewer lesions say nothing: of 10 that are all found, 3 in 10 others might still be missed (95 %, the rule of three).
+# Fewer lesions say nothing: after 10 true positives of 10, 3 in 10 others might still be false negatives (95 %, the
+# rule of three).
 MIN_LESIONS = 10
 AGE_BANDS = (0, 30, 45, 60, 75, 121)  # years
 UNKNOWN = "unknown"

@@ -20,8 +20,8 @@ from stages.evaluation.calibration import LARGEST_NLL
 from stages.evaluation.weighted import is_mean_over_classes, mean_over_classes
 
 SEED = 0  # of the draws; the intervals are results, and results can be produced again
-# Weights of so many images are held at once, 16 MB of float64 however large the test set: what is computed from them
-# then fits into memory that is used again and again, which is several times as fast as fresh memory.
+# Weights of this many images are held at once, 16 MB of float64 however large the test set: what is computed from them
+# then fits into memory that is reused, which is several times as fast as fresh memory.
 _CHUNK = 2_000_000
 _LARGEST_KEPT = 16_000_000  # draws of lesions, of 2 bytes each
 
@@ -112,7 +112,7 @@ def effective_lesions(metric: str, total: Lesions, positive: Lesions, negative: 
 def combine_classes(drawn: np.ndarray, lesions: Lesions) -> tuple[np.ndarray, float]:
     """The replicates of a mean over classes, and the lesions that it rests on, for `score_interval`.
 
-    The sum of a few variances, most of it often of the rarest classes, is known as badly as they are: its degrees of
+    The sum of a few variances, most of it often of the rarest classes, is known no better than theirs: its degrees of
     freedom are (Σ v)² / Σ (v² / (m − 1)) for classes with the variances v and m lesions (Welch, Biometrika 34:28, 1947;
     Satterthwaite, Biometrics Bulletin 2:110, 1946). Each v is m / (m − 1) times the variance of the replicates, as in
     `score_interval`, so what they draw of a rare class is spread by so much.
@@ -133,7 +133,7 @@ def combine_classes(drawn: np.ndarray, lesions: Lesions) -> tuple[np.ndarray, fl
     if not variance.round(DIGITS).any():  # none shows an error: as if it were the same of every lesion
         variance = known.any(axis=0) / others
     degrees = float(variance.sum() ** 2 / (variance**2 / others).sum())
-    # What `score_interval` adds for the lesions of the mean is taken off again.
+    # What `score_interval` adds for the lesions of the mean is removed again.
     factor = np.sqrt((others + 1) / others * degrees / (degrees + 1))
     return mean_over_classes(drawn + spread * (factor - 1)), 1 + degrees
 
@@ -172,7 +172,7 @@ def estimate(
 
     Returns:
         By name `{"value": number, "interval": [low, high]}`, or a list of them where the statistic has k numbers of a
-        name that are no parts of one. Both are None where there is no value; replicates without a value are left out of
+        name that are not part of one. Both are None where there is no value; replicates without a value are left out of
         an interval.
     """
     values, drawn = statistic(unit_weights(lesions)), replicate(statistic, np.asarray(lesions), replicates)

@@ -1,7 +1,7 @@
-"""DVC's experiment queue as its users use it, by the `dvc` command line, so that all that shows it shows the truth.
+"""DVC's experiment queue, used through the `dvc` command line, so that whatever displays the queue is right.
 
-Its workers are those of `dvc queue start`. Done here is what DVC leaves undone: it counts an experiment as running for
-ever once its worker was killed, and does not queue again what was interrupted.
+Its workers are those of `dvc queue start`. This module does what DVC does not: it counts an experiment as running
+forever once its worker was killed, and does not queue again what was interrupted.
 """
 
 import json
@@ -27,7 +27,7 @@ QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 # A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
 TASK = re.compile(rf"^([0-9a-f]{{7}}) +(\S+) .*({QUEUED}|{RUNNING}|{SUCCESS}|{FAILED}) *$", re.MULTILINE)
 POLL_SECONDS = 3  # each poll takes a second of processor time
-LOST_POLLS = 3  # an experiment without a process so often is neither being set up nor collected
+LOST_POLLS = 3  # an experiment without a process for this many polls is neither being set up nor collected
 START_SECONDS, MAX_STARTS = 20, 3  # until new workers surely answer; how often, if none does
 RUN_INFO = Path(".dvc/tmp/exps/run")  # private to DVC: where it notes the number of an experiment's process
 
@@ -58,7 +58,7 @@ class ExperimentQueue:
         stopping: set it, and the next poll raises KeyboardInterrupt.
 
     Raises:
-        InputError: this is no DVC repository, or another sweep runs in it.
+        InputError: this is not a DVC repository, or another sweep runs in it.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -141,7 +141,7 @@ class ExperimentQueue:
         if queued and max(active, running) + idle < self.jobs and waited:
             self._started, self._starts = time.monotonic(), 0 if active + idle else self._starts + 1
             if self._starts > MAX_STARTS:
-                raise InputError("the queue's workers end at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
+                raise InputError("the queue's workers exit at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
             # The workers hold open what it writes to.
             run_dvc("queue", "start", "--jobs", str(self.jobs), output=subprocess.DEVNULL)
         return tasks
@@ -216,7 +216,7 @@ def check_data(data_dir: str, revision: str) -> None:
     """Check that an experiment finds its data: DVC gives it what Git and DVC track at its revision, and nothing else.
 
     Raises:
-        InputError: it would not; with the command that mends it.
+        InputError: it would not; with the command that fixes it.
     """
     from dvc.api import DVCFileSystem  # takes a second to import
 
@@ -228,7 +228,7 @@ def check_data(data_dir: str, revision: str) -> None:
     if DVCFileSystem(rev=revision).exists(path.as_posix()):
         return
     if not path.exists():
-        raise InputError(f"{what}, and there is no such folder")
+        raise InputError(f"{what}, which does not exist")
     dvc_file = Path(f"{path}.dvc")
     fix = f"git add {dvc_file}" if dvc_file.exists() else f"dvc add {path} && git add {dvc_file}"
     raise InputError(f"{what}, which nothing tracks, so queued experiments would not have it: {fix}")
@@ -266,7 +266,7 @@ def run_dvc(*arguments: str, output: int = subprocess.PIPE) -> str:
         stderr=output,
         text=True,
         check=False,
-        start_new_session=True,  # Ctrl-C is for the sweep, which then ends all in order
+        start_new_session=True,  # Ctrl-C is for the sweep, which then stops everything cleanly
     )
     if done.returncode:
         _, _, message = (done.stderr or "").partition("ERROR: ")

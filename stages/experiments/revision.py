@@ -279,7 +279,7 @@ def differing_parameters(revisions: Sequence[Revision]) -> list[str]:
 
 
 def environment_differences(base: Revision, new: Revision) -> dict[str, tuple[Any, Any]]:
-    """Where two runs computed differently equipped: both values of each such entry of metrics/environment.json."""
+    """Where the environments of two runs differ: both values of each such entry of metrics/environment.json."""
     one, other = base.environment, new.environment
     return {
         key: (one.get(key), other.get(key))

@@ -52,7 +52,7 @@ def parse_space(overrides: list[str]) -> tuple[dict[str, BaseDistribution], list
                 space[key] = _distribution(match[1], YAML(typ="safe", pure=True).load(f"[{match[2]}]"))
             except (TypeError, ValueError, YAMLError) as error:
                 raise InputError(
-                    f"-S {override} is no range ({' '.join(str(error).split())}); ranges are uniform(low,high), "
+                    f"-S {override} is not a range ({' '.join(str(error).split())}); ranges are uniform(low,high), "
                     "loguniform(low,high), range(start,stop[,step]) and choice(a,b,…)"
                 ) from None
         elif re.search(r",(?![^\[{]*[\]}])", value):
@@ -60,14 +60,14 @@ def parse_space(overrides: list[str]) -> tuple[dict[str, BaseDistribution], list
         else:
             fixed.append(override)
     if not space:
-        raise InputError("there is nothing to search; give a range, as -S 'model.dropout_rate=uniform(0,0.5)'")
+        raise InputError("there is nothing to search; give a range, such as -S 'model.dropout_rate=uniform(0,0.5)'")
     return space, fixed
 
 
 def _distribution(kind: str, values: list[Any]) -> BaseDistribution:
     if kind == "choice":
         if len(values) < 2:
-            raise ValueError("one value is no choice")
+            raise ValueError("one value is not a choice")
         return CategoricalDistribution(values)
     if kind == "range":
         bounds = range(*values)
@@ -81,14 +81,14 @@ def _distribution(kind: str, values: list[Any]) -> BaseDistribution:
 def open_study(
     name: str, storage: str, metric: str, space: dict[str, BaseDistribution], fixed: list[str]
 ) -> optuna.Study:
-    """Create a study in a file or database, or open it to go on with it.
+    """Create a study in a file or database, or open it to continue it.
 
     Raises:
         InputError: there is no such metric, the storage cannot be used, or the study was started with another metric,
             ranges, fixed parameters or commit, so that its trials could not be compared.
     """
     if metric not in METRICS:
-        raise InputError(f"--metric {metric} is none of the validation images; known are {', '.join(METRICS)}")
+        raise InputError(f"--metric {metric} is not a metric of the validation images; known are {', '.join(METRICS)}")
     ranges = {key: str(distribution) for key, distribution in space.items()}
     settings = {"metric": metric, "ranges": ranges, "fixed": fixed, "commit": run_git("rev-parse", "HEAD")}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -103,7 +103,7 @@ def open_study(
         begun = any(trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False))
         if started is None or (not begun and started["metric"] == metric):
             study.set_user_attr("settings", started := settings)
-    # ValueError: a file that is no journal, or another study's direction; ImportError: a database's driver.
+    # ValueError: a file that is not a journal, or another study's direction; ImportError: a database's driver.
     except (OSError, ImportError, ValueError, OptunaError, SQLAlchemyError) as error:
         raise InputError(f"--storage {storage} cannot be used ({' '.join(str(error).split())})") from None
     changed = [f"{key} ({started[key]}, now {value})" for key, value in settings.items() if started[key] != value]

@@ -17,7 +17,7 @@ REMARK = (
 
 
 def group_revisions(revisions: list[Revision], over: tuple[str, ...]) -> list[list[Revision]]:
-    """Part revisions into groups that have all in common, code and data included, but the parameters `over`."""
+    """Group revisions that have everything in common, code and data included, except the parameters `over`."""
     groups: dict[Any, list[Revision]] = {}
     for revision in revisions:
         kept = {key: value for key, value in revision.parameters.items() if key not in over}
@@ -26,7 +26,7 @@ def group_revisions(revisions: list[Revision], over: tuple[str, ...]) -> list[li
 
 
 def without_repeats(group: list[Revision], over: tuple[str, ...]) -> tuple[list[Revision], list[str]]:
-    """Those that differ in `over`, and the names of those that repeat one, which would feign precision."""
+    """Those that differ in `over`, and the names of those that repeat one, which would suggest too much precision."""
     first = {repr([revision.parameters.get(key) for key in over]): revision for revision in reversed(group)}
     kept = [revision for revision in group if revision in first.values()]
     return kept, [revision.name for revision in group if revision not in kept]
@@ -35,7 +35,7 @@ def without_repeats(group: list[Revision], over: tuple[str, ...]) -> tuple[list[
 def independent_values(group: list[Revision], over: tuple[str, ...], metric: str) -> list[float]:
     """The values of a metric, one for each value of the first parameter of `over` that varies.
 
-    Seeds on one fold share its images: their mean is one value, lest more seeds feign more patients.
+    Seeds on one fold share its images: their mean is one value: more seeds are not more patients.
     """
     varying = [key for key in over if len({repr(revision.parameters.get(key)) for revision in group}) > 1]
     values: dict[Any, list[float]] = {}

@@ -29,7 +29,7 @@ def draw_gradcam(
     """Each case as it is, and below with its heatmap over it.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them.
         cases: columns case and image_id, as `choose_cases` gives them.
         heatmaps: uint8, shape (cases, size, size), of the store's image size.

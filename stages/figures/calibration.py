@@ -1,4 +1,4 @@
-"""The picture of how far the probabilities can be taken at their word."""
+"""The reliability diagram."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ _HISTOGRAM = np.linspace(0, 1, 21)
 
 
 def reliability_table(details: dict) -> pd.DataFrame:
-    """The reliability diagram, one row a bin of the probability of malignancy.
+    """The reliability diagram, one row per bin of the probability of malignancy.
 
     Args:
         details: what metrics/details.json holds.
@@ -44,7 +44,7 @@ def draw_reliability(predictions: Predictions, details: dict, bins: pd.DataFrame
     """Observed against predicted probability of malignancy, before and after temperature scaling, and a histogram.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them.
         bins: what `reliability_table` gives.
     """

@@ -12,7 +12,7 @@ def draw_decision_curve(predictions: Predictions, details: dict, curve: pd.DataF
     """Net benefit of deciding by the model, of treating all and of treating none, against the threshold.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them.
         curve: what `decision_curve_table` gives for them.
     """
@@ -23,10 +23,10 @@ def draw_decision_curve(predictions: Predictions, details: dict, curve: pd.DataF
     axes.plot(curve["threshold"], curve["model"], color=BLUE, label="model")
     axes.fill_between(curve["threshold"], curve["lower"], curve["upper"], color=BLUE, **BAND)
     axes.axvline(threshold, color=BLACK, linestyle=":", linewidth=1.5, label=f"decision threshold {threshold:.3g}")
-    # Treating all falls without end; below here nothing is worth a look.
+    # Treating all falls without bound; below here there is nothing to see.
     highest = max(curve["upper"].max(), curve["treat_all"].max(), 0.05)
     axes.set(xlim=(0, curve["threshold"].max()), ylim=(-0.25 * highest, 1.05 * highest))
-    axes.set(xlabel="threshold probability", ylabel="net benefit [true positives an image]")
+    axes.set(xlabel="threshold probability", ylabel="net benefit [true positives per image]")
     figure.legend(loc="outside lower left", ncols=2, alignment="left")
     describe(
         figure, "Decision curve", sample_size_text(predictions),
@@ -40,7 +40,7 @@ def draw_thresholds(predictions: Predictions, details: dict, curves: pd.DataFram
     """Sensitivity and specificity against the threshold, with the two thresholds that the validation images gave.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them.
         curves: what `threshold_table` gives for them.
     """

@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
 SYNTHETIC = Source("synthetic sample", "synthetic", "apache-2.0")
 HAM10000 = Source("HAM10000", "ham10000", "cc-by-nc-4.0")
-OWN = Source("a dataset of its user", "custom", "unknown")
+OWN = Source("a user-provided dataset", "custom", "unknown")
 
 
 def write_model_card(
@@ -73,7 +73,7 @@ def write_model_card(
         description: the content of model.json.
         weights: the file of the weights.
         config: the parameters of the run.
-        manifest: what `PixelStore` holds: one row an image.
+        manifest: what `PixelStore` holds: one row per image.
         split: columns image_id and split.
     """
     images = manifest.merge(split[["image_id", "split"]], on="image_id", validate="one_to_one")

@@ -1,4 +1,4 @@
-"""Pictures of how well the predictions tell classes apart."""
+"""Pictures of how well the predictions separate the classes."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Fi
     """ROC curves of malignancy, with its band and the decision threshold, and of each of seven diagnoses.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them, as in all pictures.
         curve: what `roc_with_band` gives for them.
     """
@@ -53,7 +53,7 @@ def draw_precision_recall(predictions: Predictions, details: dict, curve: pd.Dat
     """Precision–recall curves of malignancy, with its band, and of each of seven diagnoses.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: see `draw_roc`.
         curve: what `precision_recall_with_band` gives for them.
     """

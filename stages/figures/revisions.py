@@ -46,7 +46,7 @@ def _draw_precision_recall(axes: Axes, curve: pd.DataFrame, style: dict) -> None
 
 
 def _draw_reliability(axes: Axes, bins: pd.DataFrame, style: dict) -> None:
-    bins = bins.dropna(subset=["predicted", "observed", "lower", "upper"])  # bins only of before the scaling
+    bins = bins.dropna(subset=["predicted", "observed", "lower", "upper"])  # bins only of uncalibrated ones
     reach = (bins["observed"] - bins["lower"], bins["upper"] - bins["observed"])
     axes.errorbar(bins["predicted"], bins["observed"], reach, marker="o", capsize=3, **style)
 

@@ -31,7 +31,7 @@ def draw_samples(predictions: Predictions, store: PixelStore) -> Figure:
     """Images spread evenly over the order of confidence, with prediction and truth.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         store: that holds their pixels.
     """
     order = np.argsort(-predictions.probabilities.max(axis=1), kind="stable")

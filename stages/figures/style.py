@@ -75,7 +75,7 @@ def new_canvas(height: float) -> tuple[Figure, Axes]:
 
 
 def side_of(columns: int) -> float:
-    """The side in inches of so many images in a line of a canvas, with `GAP` around them."""
+    """The side in inches of this many images in a row of a canvas, with `GAP` around them."""
     return (WIDTH - GAP) / columns - GAP
 
 

@@ -19,7 +19,7 @@ _TOO_FEW = {"color": GREY, "marker": "o", "linestyle": "none", "markersize": 6, 
 
 
 def flat_subgroups(details: dict) -> pd.DataFrame:
-    """The subgroups of metrics/details.json as a table, one row a group of an attribute.
+    """The subgroups of metrics/details.json as a table, one row per group of an attribute.
 
     Returns:
         Columns attribute, group, subgroup (both, as "sex: male"), images, lesions, malignant_lesions, benign_lesions,
@@ -49,7 +49,7 @@ def draw_subgroups(predictions: Predictions, details: dict, groups: pd.DataFrame
     """Sensitivity and specificity at the decision threshold, and AUROC, of each group and of all images.
 
     Args:
-        predictions: of the images that are judged.
+        predictions: of the evaluated images.
         details: what metrics/details.json holds of them.
         groups: what `flat_subgroups` gives.
     """
@@ -124,6 +124,6 @@ def _key() -> tuple[list[Line2D], list[str]]:
     meanings = {
         "all images": _OVERALL,
         "group": _JUDGED,
-        f"too few to judge: fewer than {MIN_LESIONS} lesions": _TOO_FEW,
+        f"too few to assess: fewer than {MIN_LESIONS} lesions": _TOO_FEW,
     }
     return [Line2D([], [], **style) for style in meanings.values()], list(meanings)

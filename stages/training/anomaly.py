@@ -1,4 +1,4 @@
-"""Which layer a training breaks in."""
+"""Which layer produces the first number that is not finite."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from stages.errors import InputError
 def add_nonfinite_hooks(network: nn.Module, gradients: bool = True) -> None:
     """From now on, raise an InputError at the first layer whose output, or a gradient of it, is not finite.
 
-    PyTorch's own anomaly mode would come first, with an error that knows no layer. Every layer waits for the GPU: only
+    PyTorch's own anomaly mode would raise first, with an error that names no layer. Every layer waits for the GPU: only
     for `training.detect_anomaly`.
 
     Args:

@@ -1,4 +1,4 @@
-"""A training step as fast as the GPU can take it: captured once, then replayed without Python in between.
+"""A training step as fast as the GPU allows: captured once, then replayed without Python in between.
 
 Small kernels starve a GPU: launched one by one, EfficientNet-B0 at batch 32 leaves an H100 idle three quarters of the
 time. Captured as CUDA graphs, the whole step is two launches.
@@ -31,7 +31,7 @@ def why_not_captured(step: TrainingStep) -> str | None:
 class CapturedStep:
     """Takes the steps of a `TrainingStep` by replaying them as CUDA graphs.
 
-    Its backward pass and its update are a graph each. What several processes tell each other lies between the two: NCCL
+    Its backward pass and its update are a graph each. Communication between processes takes place between the two: NCCL
     need not be captured, and its messages keep their order.
 
     Args:
@@ -44,7 +44,7 @@ class CapturedStep:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was captured: other parameters learn from now on."""
+        """Discard what was captured: other parameters are trained from now on."""
         self._eager_steps = 0
         self._backward_graph: torch.cuda.CUDAGraph | None = None
         self._update_graph: torch.cuda.CUDAGraph | None = None

@@ -1,7 +1,7 @@
-"""Checkpoints from which a training that was killed goes on to the same bits.
+"""Checkpoints from which killed training resumes, to the same bits.
 
 They lie in a folder that Git ignores and DVC does not know: DVC deletes a stage's outputs before it runs. The folder's
-name is a fingerprint of all that the result depends on, so that a training never goes on from another one's.
+name is a fingerprint of all that the result depends on, so that training never resumes from another run's.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from stages.files import replacing, sha256_of
 
 CHECKPOINT = "last.ckpt"
 KEYS = {"module", "optimizer", "scaler", "schedule", "progress", "best"}
-# Of trainings that did not end: there may be a queue of them.
+# Of unfinished training runs: there may be a queue of them.
 MAX_UNFINISHED = 10
-# Besides these, all that were written to within so many seconds: their trainings may be running, and a network of an
-# ensemble that has ended waits for the others.
+# Besides these, all that were written to within this time: their runs may still be going on, and a finished network of
+# an ensemble waits for the others.
 STALE_AFTER_SECONDS = 24 * 60 * 60
-# What changes nothing in the result.
+# These have no effect on the result.
 _WITHOUT_EFFECT = ("resume", "checkpoint_minutes", "profiler")
 _AUGMENTATION = ("augment", "augment_strength", "cutout", "mixup", "cutmix")
 
@@ -72,9 +72,9 @@ def loaded_code() -> list[Path]:
 class Checkpoints:
     """The checkpoint of one training, replaced by each later one.
 
-    It is written aside by a thread, while training goes on, and put in its place when it is whole. Where the disk is
-    full, training goes on: no result depends on a checkpoint, the one before stays, and there may be space for the
-    next.
+    A thread writes it to a temporary file while training goes on, and moves it into place once it is complete. If the
+    disk is full, training goes on: no result depends on a checkpoint, the previous one stays, and there may be space
+    for the next.
 
     Args:
         folder: of this training's fingerprint.
@@ -109,7 +109,7 @@ class Checkpoints:
             if isinstance(state, dict) and state.keys() == KEYS:
                 return state
             reason = "it holds something else"
-        raise InputError(f"{self.path} is no checkpoint ({reason}); delete it, or set training.resume=false")
+        raise InputError(f"{self.path} is not a checkpoint ({reason}); delete it, or set training.resume=false")
 
     def is_due(self) -> bool:
         """Whether the last one is old enough for the next."""
@@ -152,7 +152,7 @@ def _write(state: dict[str, Any], path: Path) -> bool:
 
 
 def prune(root: Path, finished: Iterable[Path] = ()) -> None:
-    """Delete the checkpoints of trainings that ended, and of those that did not all but the latest."""
+    """Delete the checkpoints of finished training runs, and all but the latest of unfinished ones."""
     for folder in finished:
         shutil.rmtree(folder, ignore_errors=True)
     if root.is_dir():

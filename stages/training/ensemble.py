@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
     Attributes:
         module: with the weights of its best epoch.
-        fit: what was found.
+        fit: the outcome.
         config: with which it was trained: its seed, its precision, and how many images at a time.
         val: its validation images.
         loggers: of its training.
@@ -75,9 +75,9 @@ def train_member(
 ) -> Member:  # fmt: skip
     """Train a network of `model.ensemble`.
 
-    Its weights, order, augmentation and dropout come from training.seed + number. A batch for which the GPU's memory is
-    too small is divided: training starts anew with a smaller batch_size and so many more accumulate_grad_batches, just
-    as if the parameters had said so.
+    Its weights, order, augmentation and dropout come from training.seed + number. A batch that does not fit into the
+    GPU's memory is divided: training starts anew with a smaller batch_size and more accumulate_grad_batches, just as if
+    the parameters had said so.
 
     Args:
         config: the parameters.
@@ -85,7 +85,7 @@ def train_member(
         train: the training images.
         val: the validation images.
         fabric: the processes that train together.
-        checkpoints: folder of the checkpoints of all trainings.
+        checkpoints: folder of the checkpoints of all training runs.
         metrics: folder for DVCLive.
         inputs: the files that the images come from.
 

@@ -1,4 +1,4 @@
-"""Where the course of a training and its results are written."""
+"""Where the curves and the results of training are written."""
 
 import importlib.util
 import os
@@ -29,20 +29,20 @@ SAMPLES = 16  # validation images that Weights & Biases shows
 
 
 class MetricLogger(Protocol):
-    """What the training loop asks of a logger; Lightning's loggers have it."""
+    """What the training loop needs of a logger; Lightning's loggers have it."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Take numbers by name, and the step of the training, from 0, after which they were true."""
+        """Log numbers by name, with the training step, from 0, after which they hold."""
 
 
 class DVCLiveLogger:
-    """Appends each number to its curve in DVCLive's folder, and sums up the last ones behind each epoch.
+    """Appends each number to its curve in DVCLive's folder, and writes a summary of the last ones after each epoch.
 
     Lightning's logger of DVCLive looks up the source of every function that has called it to find out whether an epoch
-    ended: 50 ms an entry, in which a GPU has nothing to do.
+    ended: 50 ms per entry, during which a GPU is idle.
 
     Args:
-        folder: of DVCLive; what it holds is replaced.
+        folder: of DVCLive; its content is replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +90,7 @@ def _weights_and_biases(config: Config) -> WandbLogger:
     # Python takes the folder of earlier runs for a package of that name, one without an origin.
     if package is None or package.origin is None:
         raise InputError(
-            "training.loggers lists wandb, which is not installed: `pip install wandb`, or take it off the list"
+            "training.loggers lists wandb, which is not installed: `pip install wandb`, or remove it from the list"
         )
     import wandb
 
@@ -103,8 +103,8 @@ def _weights_and_biases(config: Config) -> WandbLogger:
         logger.experiment  # noqa: B018  # starts the run, in the first process
     except wandb.Error as error:
         raise InputError(
-            f"Weights & Biases cannot start a run ({error}); `wandb login`, or WANDB_MODE=offline, or take wandb off "
-            "training.loggers"
+            f"Weights & Biases cannot start a run ({error}); `wandb login`, or WANDB_MODE=offline, or remove wandb "
+            "from training.loggers"
         ) from None
     return logger
 

@@ -35,17 +35,17 @@ from stages.training.optimization import FUSED, LearningRate, is_capturable
 from stages.training.processes import any_process, gather_rows
 from stages.training.step import TrainingStep
 
-# Batches after which several processes ask each other whether to save or to stop: they wait for the answer.
+# Every so many batches several processes ask each other whether to save or to stop, and wait for the answer.
 AGREE_EVERY = 50
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 class Fit(NamedTuple):
-    """What a training found.
+    """The outcome of training.
 
     Attributes:
         epoch: the best epoch, from 0.
-        val_loss: the validation loss of it that `training.monitor` names.
+        val_loss: the its validation loss, the one that `training.monitor` names.
         images_per_second: of the median epoch, validation excluded, all devices together.
     """
 
@@ -56,7 +56,7 @@ class Fit(NamedTuple):
 
 @dataclass
 class Progress:
-    """Where a training is: beside its tensors, all that its next step depends on.
+    """Where training is: beside its tensors, all that its next step depends on.
 
     Attributes:
         epoch: that is trained on next, from 0.
@@ -67,7 +67,7 @@ class Progress:
         best_epoch: the epoch with the lowest validation loss so far, from 0; None before the first validation.
         best_loss: that loss.
         validations_since_best: how many there were.
-        images_per_second: of the epochs that ended, validation excluded, all devices together.
+        images_per_second: of the finished epochs, validation excluded, all devices together.
         history: all that was logged: steps and metrics.
     """
 
@@ -87,7 +87,7 @@ class TrainingLoop:
     """Trains a classifier, and leaves the weights of its best epoch in it.
 
     Random numbers depend on the seed, the step and the process alone, and a checkpoint is taken between two batches
-    only: a training that goes on from one comes to the bits of a training that was never stopped.
+    only: training that resumes from one comes to the same bits as training that was never stopped.
 
     Args:
         module: on the device of `fabric`.
@@ -95,7 +95,7 @@ class TrainingLoop:
         val: validation batches.
         config: how to fit; its precision is none of `auto`.
         fabric: the processes that train together.
-        checkpoints: where to go on from, and to save to.
+        checkpoints: where to resume from, and to save to.
         loggers: that get what is logged.
 
     Raises:
@@ -235,7 +235,7 @@ class TrainingLoop:
 
     def _validate(self) -> dict[str, float]:
         """Validate, and keep the weights if they are the best so far; the metrics."""
-        self._note(self._losses.drain())  # weights that are not finite are not worth it
+        self._note(self._losses.drain())  # no validation of weights that are not finite
         self._throughput.pause()
         logits, labels = self._predict_validation_images()
         classes = logits.shape[1]
@@ -336,9 +336,9 @@ class TrainingLoop:
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
-        kept = f"{self.checkpoints.path} holds everything: the same command goes on from there"
+        kept = f"{self.checkpoints.path} holds everything: the same command resumes from there"
         if not self.checkpoints.last_save_ok:
-            kept = "there was no space for a checkpoint: the same command goes on from the one before, if there is one"
+            kept = "there was no space for a checkpoint: the same command resumes from the previous one, if any"
         if self._signal == signal.SIGINT:
             self.fabric.print(f"interrupted; {kept}", flush=True)
             raise KeyboardInterrupt

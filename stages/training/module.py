@@ -18,8 +18,8 @@ PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
 class SkinLesionClassifier(LightningModule):
     """A network with what it is trained for.
 
-    An ordinary LightningModule: a plain `Trainer` trains it, too. The stage trains it with `stages.training.loop.fit`,
-    which captures the step as a CUDA graph and survives being killed.
+    An ordinary LightningModule: a plain `Trainer` trains it, too. The stage trains it with `TrainingLoop`, which
+    captures the step as a CUDA graph and resumes after being killed.
 
     Args:
         config: which network, and how to fit it; its precision is none of `auto`.
@@ -28,7 +28,7 @@ class SkinLesionClassifier(LightningModule):
 
     Attributes:
         network: what is trained.
-        average: the moving average of its weights; None without `training.ema_decay`.
+        average: of its weights over the steps; None without `training.ema_decay`.
 
     Raises:
         InputError: timm has no such network or optimizer, or the weights are not available.

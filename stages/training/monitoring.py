@@ -1,4 +1,4 @@
-"""What is seen of a training while it runs: losses that nobody waits for, its speed, and a line or a bar an epoch."""
+"""What is shown of training while it runs: losses that nobody waits for, its speed, and one line per epoch or a bar."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-# How far Python may run ahead of the GPU: what it does meanwhile costs no time as long as it takes less than these.
+# How far Python may run ahead of the GPU: what it does meanwhile costs no time if it takes less than these steps.
 MAX_IN_FLIGHT = 16
 
 
@@ -35,7 +35,7 @@ class AsyncLossQueue:
     """The losses of the steps, read a few steps late, so that nobody waits for the GPU and it never waits for Python.
 
     Args:
-        max_pending: how many steps the GPU may lie behind.
+        max_pending: how many steps the GPU may lag behind.
     """
 
     def __init__(self, max_pending: int = MAX_IN_FLIGHT) -> None:
@@ -79,7 +79,7 @@ class Throughput:
         self._start: float | None = None
 
     def count(self, images: int) -> None:
-        """Note that a step over so many images is about to be launched."""
+        """Note that a step over this many images is about to be launched."""
         if self._start is None:
             self._start = time.perf_counter()
         self._images += images
@@ -93,7 +93,7 @@ class Throughput:
             self._start = None
 
     def of_epoch(self) -> float:
-        """That of the epoch which ends now."""
+        """That of the epoch that ends now."""
         self.pause()
         speed = self._images / max(self._seconds, 1e-9)
         self._images, self._seconds = 0, 0.0
@@ -120,12 +120,12 @@ class Display:
             self._bar.start()
 
     def advance(self, epoch: int, step: int) -> None:
-        """Show that so many steps are taken, and the epoch, counted from 0."""
+        """Show the number of steps taken, and the epoch, counted from 0."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}")
 
     def end_epoch(self, epoch: int, metrics: dict[str, float], images_per_second: float, seconds: float) -> None:
-        """Print what an epoch, counted from 0, has come to."""
+        """Print the metrics of an epoch, counted from 0."""
         if self._shown:
             numbers = " ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
             line = f"epoch {epoch + 1}/{self._epochs} {numbers} ({images_per_second:.0f} images/s, {seconds:.1f} s)"

@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate over the course of a training, and the average of the weights."""
+"""The optimizer, its learning rate over the course of training, and the average of the weights."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from stages.classifier.networks import NormalizedNetwork
 from stages.config import TrainingConfig
 from stages.errors import InputError
 
-# Those whose step PyTorch does in one kernel that reads the learning rate and the step's number on the GPU.
+# Those whose step PyTorch takes in one kernel that reads the learning rate and the step's number on the GPU.
 FUSED = ("adam", "adamw", "sgd", "momentum")
 
 
@@ -63,7 +63,7 @@ def create_optimizer(backbone: nn.Module, training: TrainingConfig, device: torc
 
 
 def is_capturable(optimizer: Optimizer) -> bool:
-    """Whether a step of it does the same again when a CUDA graph replays it."""
+    """Whether its step can be captured in a CUDA graph and replayed."""
     return type(optimizer) in (Adam, AdamW, SGD) and all(group["fused"] for group in optimizer.param_groups)
 
 
@@ -93,7 +93,7 @@ class LearningRate:
 
     def before_step(self, step: int) -> None:
         """Set the rate of a step, counted from 0."""
-        # Behind its warm-up, reduce_on_plateau knows no steps.
+        # After its warm-up, reduce_on_plateau does not depend on the step.
         if self._plateau is None or step <= self._warmup_steps:
             self._set(self._training.learning_rate * self._factor(step))
 
@@ -146,9 +146,10 @@ def learning_rate_factor(training: TrainingConfig, steps_per_epoch: float) -> Ca
 
 
 class WeightAverage(nn.Module):
-    """An exponential moving average of a network's weights (Polyak & Juditsky, 1992), as a network of its own.
+    """An average of a network's weights over the steps (Polyak & Juditsky, 1992), as a separate network.
 
-    Of the first 1 / (1 − decay) steps it is the plain mean: the weights before training do not count.
+    For the first 1 / (1 − decay) steps it is the plain mean of the weights after each step: those before training do
+    not count. From then on it is an exponential moving average with this decay.
     """
 
     def __init__(self, network: NormalizedNetwork, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""The processes that train one network together: how they start, and what they tell each other."""
+"""The processes that train one network together: how they start, and what they exchange."""
 
 import logging
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ def start_processes(training: TrainingConfig) -> Fabric:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     wanted = training.devices * training.num_nodes
-    # With one device Lightning would ask nobody: each process would train alone, and write to the same files.
+    # With one device Lightning would not check: each process would train alone, and write to the same files.
     if TorchElasticEnvironment.detect() and (started := TorchElasticEnvironment().world_size()) != wanted:
         raise InputError(
             f"torchrun started {started} processes, but training.devices × training.num_nodes is "

@@ -101,7 +101,7 @@ def test_a_missing_file_is_named(folder, name):
 def test_cut_off_weights_are_refused_with_the_file_s_name(folder, length):
     path = folder / WEIGHTS
     path.write_bytes(path.read_bytes()[:length])
-    assert refusal(folder).startswith(f"{path} is no safetensors file")
+    assert refusal(folder).startswith(f"{path} is not a safetensors file")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"\xff\xfe"])
@@ -128,7 +128,7 @@ def test_a_pickle_is_refused_and_does_not_run(folder, tmp_path):
     ):
         with (folder / WEIGHTS).open("wb") as file:
             dump(file)
-        assert refusal(folder).startswith(f"{folder / WEIGHTS} is no safetensors file")
+        assert refusal(folder).startswith(f"{folder / WEIGHTS} is not a safetensors file")
         assert not victim.exists()
 
 

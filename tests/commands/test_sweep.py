@@ -226,13 +226,13 @@ def test_queued_experiments_must_find_their_data(project):
     [
         (["-S", "training.learning_rat=1"], r"cannot queue training\.learning_rat=1 \(.*training\.learning_rat"),
         (["-S", "training.learning_rate=("], r"cannot queue training\.learning_rate=\("),
-        (["-S", "data.data_dir=nowhere"], "there is no such folder"),
+        (["-S", "data.data_dir=nowhere"], "which does not exist"),
         (["-S", "data.data_dir=../scan"], "outside of the repository"),
         (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["--optuna", "2", "-S", "training.learning_rat=choice(1,2)"], r"cannot queue training\.learning_rat"),
         (["--optuna", "2"], "nothing to search"),
         (["--optuna", "0", "-S", "a=choice(1,2)"], "at least 1"),
-        (["--optuna", "2", "-S", "a=choice(1,2)", "--metric", "sensitivity_at_threshold"], "none of the validation"),
+        (["--optuna", "2", "-S", "a=choice(1,2)", "--metric", "sensitivity_at_threshold"], "is not a metric of"),
         (["--optuna", "2", "-S", "a=1,2"], r"written a=choice\(1,2\)"),
         (["--optuna", "2", "-S", "a=choice(1,2)", "--storage", "no/where.journal"], "no/where.*cannot be used"),
         (["--optuna", "2", "-S", "a=choice(1,2)", "--storage", "nodb://x"], "--storage nodb://x cannot be used"),
@@ -260,7 +260,7 @@ def test_ranges_are_optunas_distributions():
     "wrong", ["uniform(1)", "loguniform(0,1)", "range()", "choice(1)", "uniform(a,b)", "range(3,3)"]
 )
 def test_a_wrong_range_is_named(wrong):
-    with pytest.raises(InputError, match=r"is no range"):
+    with pytest.raises(InputError, match=r"is not a range"):
         search.parse_space([f"a={wrong}"])
 
 

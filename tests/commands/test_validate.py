@@ -131,7 +131,7 @@ def test_columns_and_labels_of_another_table_are_named_by_options(external, para
 def test_an_option_without_a_value_is_refused(external, capsys):
     with pytest.raises(SystemExit):
         validated(external, "--classes", "scar")
-    assert "'scar' is no pair NAME=VALUE" in capsys.readouterr().err
+    assert "'scar' is not a pair NAME=VALUE" in capsys.readouterr().err
 
 
 def test_a_result_is_never_overwritten(external, workspace):

@@ -196,7 +196,7 @@ def test_isic_2019_is_read_from_its_two_tables(isic2019, encoding):
     assert math.isnan(table["age"][1])
     assert set(table["dx_type"]) == set(table["dataset"]) == {"unknown"}
     assert notes == [
-        "ISIC_2019_Training_Metadata.csv: 1 of 3 images have no lesion_id; each counts as a lesion of its own"
+        "ISIC_2019_Training_Metadata.csv: 1 of 3 images have no lesion_id; each counts as a separate lesion"
     ]
 
 
@@ -261,7 +261,7 @@ def test_a_mapping_names_the_columns_and_the_diagnoses_of_any_table(tmp_path):
     assert table["age"][0] == 40
     assert set(table["localization"]) == {"unknown"}, "where is not mapped"
     assert notes == [
-        "own.csv: 3 of 3 images have no lesion_id; each counts as a lesion of its own",
+        "own.csv: 3 of 3 images have no lesion_id; each counts as a separate lesion",
         "own.csv: left out 1 image that data.classes maps to null: '1' 1",
     ]
 
@@ -348,8 +348,8 @@ def test_a_bad_row_of_isic_s_tables_is_named_with_its_file_and_value(isic2019, m
         (OWN, {}, "column lesion_id is missing"),
         (OWN, {"dx": "label"}, "no column is known to hold image_id; name it in data.columns, as {image_id: file}"),
         (OWN, {"image_id": "file"}, "no column is known to hold the diagnosis; name it in data.columns"),
-        (OWN, OWN_COLUMNS | {"age": "alter"}, "data.columns.age is 'alter', which is no column of it"),
-        (OWN, OWN_COLUMNS | {"diagnosis": "label"}, "data.columns.diagnosis is no column of ours; those are lesion_id"),
+        (OWN, OWN_COLUMNS | {"age": "alter"}, "data.columns.age is 'alter', which is not one of its columns"),
+        (OWN, OWN_COLUMNS | {"diagnosis": "label"}, "data.columns.diagnosis is not a column of ours; those are"),
         (OWN, OWN_COLUMNS | {"image_id": None}, "no column is known to hold image_id"),
         (OWN.replace("where", "label"), OWN_COLUMNS, "column label is duplicated"),
         (OWN.replace(",", ";"), OWN_COLUMNS, "its header is 'file;label;years;where;remarks', where commas"),

@@ -100,7 +100,7 @@ def test_a_folder_that_was_not_prepared_is_refused_with_how_to_do_it(tmp_path):
 def test_a_shard_in_another_order_is_refused_for_its_bytes_would_show_other_images(folder):
     path = shard_path(folder, 1)
     np.save(path, np.asfortranarray(np.load(path)))
-    with pytest.raises(InputError, match=r"pixels-00001.npy holds uint8 .*one behind the other"):
+    with pytest.raises(InputError, match=r"pixels-00001.npy holds uint8 .*one after the other"):
         PixelStore(folder)
 
 

@@ -1,4 +1,4 @@
-"""Which training goes on from which checkpoint. That it ends in the same bytes is in test_resume.py."""
+"""Which training resumes from which checkpoint. That it ends in the same bytes is in test_resume.py."""
 
 import os
 import shutil
@@ -165,10 +165,10 @@ def test_a_checkpoint_holds_no_code_and_a_damaged_one_is_named(train, tmp_path):
     assert torch.load(path, weights_only=True)["progress"]["epoch"] == 2
     for content in (b"no archive", path.read_bytes()[:-1000]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"{CHECKPOINT} is no checkpoint .*; delete it, or set training\.resume"):
+        with pytest.raises(InputError, match=rf"{CHECKPOINT} is not a checkpoint .*; delete it, or set training"):
             train("killed")
     torch.save({"other": 1}, path)
-    with pytest.raises(InputError, match=r"is no checkpoint \(it holds something else\)"):
+    with pytest.raises(InputError, match=r"is not a checkpoint \(it holds something else\)"):
         train("killed")
 
 

@@ -235,7 +235,7 @@ def test_dvc_outputs_are_the_same_bytes_with_and_without_weights_and_biases(run,
 def test_a_missing_package_is_named_with_what_to_do(found, workspace, quick, monkeypatch, bytes_below):
     before = bytes_below(workspace)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    with pytest.raises(InputError, match="lists wandb, which is not installed: `pip install wandb`, or take it off"):
+    with pytest.raises(InputError, match="lists wandb, which is not installed: `pip install wandb`, or remove it"):
         train_model(quick(**LOGGED))
     assert bytes_below(workspace) == before
 
