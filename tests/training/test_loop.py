@@ -10,6 +10,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from stages.classifier.hardware import set_up_device
 from stages.classifier.networks import NormalizedNetwork
 from stages.classifier.temperature import calibrated_loss
 from stages.dataset.augmentation import as_float
@@ -74,7 +75,7 @@ def train(tiny, quick, tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)  # else it would go on from the one before
         fabric = Fabric(accelerator="cpu", devices=1)
         places = tmp_path / "checkpoints", tmp_path / "metrics"
-        member = train_member(config, 0, (images, val), fabric, *places, tuple(tiny))
+        member = train_member(config, 0, images, val, fabric, *places, tuple(tiny))
         return Fitted(member.module, val, member.fit, tmp_path, member.config)
 
     return run
@@ -83,6 +84,7 @@ def train(tiny, quick, tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    set_up_device(cpu_threads=1)
 
 
 def mislead(module, val):
