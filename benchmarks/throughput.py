@@ -175,7 +175,9 @@ def _bare(config: Config, images: SplitImages, device: torch.device) -> float:
 
 def _pipeline(config: Config, folder: Path) -> float:
     outputs = (folder / name for name in ("models", "metrics", "checkpoints"))
-    return train_model(config, folder / "prepared", folder / "split.csv", *outputs).images_per_second
+    training = train_model(config, folder / "prepared", folder / "split.csv", *outputs)
+    assert training is not None  # noqa: S101  # this is the only process
+    return training.images_per_second
 
 
 class Photos(Dataset):
@@ -187,7 +189,7 @@ class Photos(Dataset):
             [
                 v2.RandomResizedCrop(size, scale=(0.7, 1.0), antialias=True),
                 v2.RandomHorizontalFlip(),
-                v2.RandomRotation(180),
+                v2.RandomRotation((-180, 180)),
                 v2.ColorJitter(0.1, 0.2, 0.2, 0.02),
                 v2.ToImage(),
                 v2.ToDtype(torch.float32, scale=True),
@@ -206,7 +208,7 @@ def _usual(config: Config, files: list[Path], images: int, device: torch.device)
         Photos(files, images, config.data.image_size),
         config.training.batch_size,
         shuffle=True,
-        num_workers=os.cpu_count(),
+        num_workers=os.cpu_count() or 1,
         pin_memory=device.type == "cuda",
         persistent_workers=True,
         drop_last=True,

@@ -4,7 +4,6 @@ Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training
 `metrics/environment.json`.
 """
 
-import gc
 import os
 import shutil
 import statistics
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from stages.classifier.description import ModelDescription
 from stages.classifier.hardware import describe_environment, lease_gpus, set_up_device
-from stages.classifier.networks import NormalizedNetwork, architecture, pixel_statistics
+from stages.classifier.networks import architecture, pixel_statistics
 from stages.classifier.weights import save_model
 from stages.config import Config, load_config
 from stages.dataset.augmentation import augment_batch, sample_params
@@ -39,7 +38,7 @@ from stages.files import (
 )
 from stages.launch import run_stage
 from stages.training.checkpoints import checkpoint_folder, prune
-from stages.training.ensemble import choose_val_folds, combine, member_metrics, train_member
+from stages.training.ensemble import Member, choose_val_folds, combine, member_metrics, train_member
 from stages.training.loggers import end_logging, log_results
 from stages.training.loop import Fit
 from stages.training.processes import start_processes
@@ -96,33 +95,29 @@ def train_model(
         prune(root)
         for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
             shutil.rmtree(other)
-    networks: list[NormalizedNetwork] = []
-    fits: list[Fit] = []
-    folders: list[Path] = []
-    member = None
+    members: list[Member] = []
     for number, val_fold in enumerate(val_folds):
-        if member is not None:
-            end_logging(member.loggers)
-            del member
-            gc.collect()  # its loop and the captured step hold each other, and the GPU's memory
-        images = tuple(SplitImages(store, name, split, config.model.num_classes, val_fold) for name in ("train", "val"))
+        if members:
+            end_logging(members[-1].loggers)
+        train, val = (SplitImages(store, name, split, config.model.num_classes, val_fold) for name in ("train", "val"))
         folder = member_metrics(metrics, number)
-        member = train_member(config, number, images, fabric, root, folder, (prepared, split))
-        networks.append(member.module.eval_network)
-        fits.append(member.fit)
-        folders.append(member.folder)
+        members.append(train_member(config, number, train, val, fabric, root, folder, (prepared, split)))
     if not fabric.is_global_zero:
         return None
-    network = combine(networks)
-    description = _describe(member.config, fits, store.image_size, val_folds)
+    network, fits, last = (
+        combine([member.module.eval_network for member in members]),
+        [m.fit for m in members],
+        members[-1],
+    )
+    description = _describe(last.config, fits, store.image_size, val_folds)
     save_model(network, description, models)
     speed = statistics.median(fit.images_per_second for fit in fits)
     training = Training(description, time.perf_counter() - start, speed)
-    best = {"best_epoch": fits[-1].epoch, f"best_{config.training.monitor}": fits[-1].val_loss}
-    log_results(member.loggers, member.module, member.val, network, models, best | {"images_per_second": speed})
+    best = {"best_epoch": last.fit.epoch, f"best_{config.training.monitor}": last.fit.val_loss}
+    log_results(last.loggers, last.module, last.val, network, models, best | {"images_per_second": speed})
     # If `dvc` was killed, nobody takes the result: the next `dvc repro` gets it from the last checkpoints.
     if os.getppid() == parent:
-        prune(root, finished=folders)
+        prune(root, finished=[member.folder for member in members])
     return training
 
 

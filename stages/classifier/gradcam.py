@@ -1,6 +1,7 @@
 """Where in an image a network sees evidence of malignancy."""
 
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,11 +60,12 @@ def gradcam_heatmaps(
             logits = member(batch)
             return logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
 
-        evidence = LayerGradCam(log_odds, layer).attribute(inputs, relu_attributions=True).detach()
-        return _scaled(interpolate(evidence, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0])
+        evidence: Any = LayerGradCam(log_odds, layer).attribute(inputs, relu_attributions=True)
+        return _scaled(interpolate(evidence.detach(), images.shape[1:3], mode="bilinear", align_corners=False)[:, 0])
 
-    each = [heatmaps_of(member) for member in (network.members if isinstance(network, Ensemble) else [network])]
-    if each[0] is None:
+    members = network.members if isinstance(network, Ensemble) else [network]
+    each = [heatmaps for member in members if (heatmaps := heatmaps_of(member)) is not None]
+    if not each:
         return None
     heatmaps = (each[0] if len(each) == 1 else _scaled(torch.stack(each).mean(dim=0)))[:count]
     return (heatmaps * 255).round().byte().cpu().numpy()

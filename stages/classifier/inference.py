@@ -43,9 +43,10 @@ def predict_probabilities(
             batch = pad_batch(batch, full)
         upright = as_float(batch.to(device))
         views = dihedral_views(upright) if test_time_augmentation else [upright]
-        total = sum(
-            network(view.contiguous(memory_format=torch.channels_last)).double().softmax(dim=1) for view in views
-        )
+        # Added up one after another, as a mean over stacked views would not be: the last bits are published.
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for view in views:
+            total = total + network(view.contiguous(memory_format=torch.channels_last)).double().softmax(dim=1)
         probabilities.append(total[:size] / len(views))
     result = torch.cat(probabilities).cpu().numpy()
     if not np.isfinite(result).all():

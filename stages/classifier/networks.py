@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -59,6 +63,8 @@ class NormalizedNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -79,7 +85,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Iterable[NormalizedNetwork]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members: Any = nn.ModuleList(members)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes): logs of the mean probabilities."""
@@ -132,9 +138,13 @@ def is_network(name: str) -> bool:
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, in [0, 1] for each colour, that the network `name` normalises its images with."""
     if name == BASELINE:
-        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-    published = timm.get_pretrained_cfg(name)
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    published = _published(name)
     return published.mean, published.std
+
+
+def _published(name: str) -> PretrainedCfg:
+    return timm.get_pretrained_cfg(name) or PretrainedCfg()
 
 
 def build_network(
@@ -153,7 +163,7 @@ def build_network(
         if drop_path_rate:
             options["drop_path_rate"] = drop_path_rate
         try:
-            backbone = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
+            backbone: Any = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
         except Exception as error:  # each architecture has its own complaints of a size
             if "drop_path_rate" in str(error):
                 _check_drop_path(name, drop_path_rate)
@@ -161,7 +171,7 @@ def build_network(
         # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features,
         # training starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
         backbone.reset_classifier(num_classes)
-        if not any(isinstance(layer, timm.layers.DropPath) for layer in backbone.modules()):
+        if not any(isinstance(layer, DropPath) for layer in backbone.modules()):
             _check_drop_path(name, drop_path_rate)
     return NormalizedNetwork(backbone, *pixel_statistics(name)).to(memory_format=torch.channels_last)
 
@@ -171,9 +181,9 @@ def _check_drop_path(name: str, rate: float) -> None:
         raise InputError(f"model.drop_path_rate is {rate}, but {name} cannot skip branches: set it to 0")
 
 
-def _size_options(name: str, image_size: int) -> dict[str, int]:
+def _size_options(name: str, image_size: int) -> dict[str, Any]:
     """Transformers have one parameter for each patch of the image: they are built for its size."""
-    return {"img_size": image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    return {"img_size": image_size} if _published(name).fixed_input_size else {}
 
 
 def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:

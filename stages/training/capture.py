@@ -53,12 +53,11 @@ class CapturedStep:
         """Take one step; the mean loss of the batch, on the device, which the next step overwrites."""
         if self._eager_steps < WARM_UP_STEPS:
             return self._warm_up(batch)
-        if self._backward_graph is None:
-            self._capture(batch)
+        backward_graph = self._backward_graph or self._capture(batch)
         for static, new in zip(self._static, batch):
-            if static is not None:
+            if static is not None and new is not None:
                 static.copy_(new)
-        self._backward_graph.replay()
+        backward_graph.replay()
         self._step.synchronize(self._loss)
         if self._update_graph is None:
             self._step.update()
@@ -75,8 +74,9 @@ class CapturedStep:
         self._eager_steps += 1
         return loss
 
-    def _capture(self, batch: Batch) -> None:
-        self._static = Batch(*(None if tensor is None else tensor.clone() for tensor in batch))
+    def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
+        params = None if batch.augment_params is None else batch.augment_params.clone()
+        self._static = Batch(batch.images.clone(), batch.labels.clone(), params)
         self._step.optimizer.zero_grad(set_to_none=True)
         # Threads that read images ahead and, with several GPUs, NCCL's watchdog go on meanwhile: hence thread_local.
         options = {"stream": self._stream, "capture_error_mode": "thread_local", "pool": torch.cuda.graph_pool_handle()}
@@ -88,3 +88,4 @@ class CapturedStep:
             with torch.cuda.graph(self._update_graph, **options):
                 self._step.update()
         self._backward_graph = backward
+        return backward

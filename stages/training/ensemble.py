@@ -32,7 +32,7 @@ class Member(NamedTuple):
         module: with the weights of its best epoch.
         fit: the outcome.
         config: with which it was trained: its seed, its precision, and how many images at a time.
-        val: its validation batches.
+        val: its validation images.
         loggers: of its training.
         folder: of its checkpoint.
     """
@@ -40,7 +40,7 @@ class Member(NamedTuple):
     module: SkinLesionClassifier
     fit: Fit
     config: Config
-    val: Batches
+    val: SplitImages
     loggers: list[MetricLogger]
     folder: Path
 
@@ -66,12 +66,12 @@ def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> 
             f"model.ensemble is {config.ensemble} and model.ensemble_over 'folds', but {split} has only {len(folds)} "
             "folds besides those for calibration and test; lower it, or raise split.folds"
         )
-    return folds[: config.ensemble]
+    return [*folds[: config.ensemble]]
 
 
 def train_member(
-    config: Config, number: int, images: tuple[SplitImages, SplitImages], fabric: Fabric, checkpoints: Path,
-    metrics: Path, inputs: tuple[Path, Path],
+    config: Config, number: int, train: SplitImages, val: SplitImages, fabric: Fabric, checkpoints: Path, metrics: Path,
+    inputs: tuple[Path, Path],
 ) -> Member:  # fmt: skip
     """Train a network of `model.ensemble`.
 
@@ -82,11 +82,12 @@ def train_member(
     Args:
         config: the parameters.
         number: of the network, from 0.
-        images: the training and the validation images.
+        train: the training images.
+        val: the validation images.
         fabric: the processes that train together.
         checkpoints: folder of the checkpoints of all training runs.
         metrics: folder for DVCLive.
-        inputs: the files that `images` come from.
+        inputs: the files that the images come from.
 
     Raises:
         InputError: a parameter does not fit this machine, or timm has no such network.
@@ -96,10 +97,11 @@ def train_member(
     config = replace(config, training=training)
     while True:
         try:
-            return _train(config, images, fabric, checkpoints / fingerprint(config, inputs), metrics)
+            return _train(config, train, val, fabric, checkpoints / fingerprint(config, inputs), metrics)
         except torch.OutOfMemoryError:
             pass  # handled outside: the exception holds on to the tensors of the training
-        gc.collect()
+        finally:
+            gc.collect()  # the loop and the captured step hold each other, and the GPU's memory
         torch.cuda.empty_cache()
         config = replace(config, training=divided(config, fabric.world_size))
         fabric.print(
@@ -110,10 +112,8 @@ def train_member(
         )
 
 
-def _train(
-    config: Config, images: tuple[SplitImages, SplitImages], fabric: Fabric, folder: Path, metrics: Path
-) -> Member:
-    training, (train_images, val_images) = config.training, images
+def _train(config: Config, train: SplitImages, val: SplitImages, fabric: Fabric, folder: Path, metrics: Path) -> Member:
+    training = config.training
     seed_everything(training.seed, verbose=False)
     loggers = create_loggers(config, metrics) if fabric.is_global_zero else []
     sampling = SamplingConfig(
@@ -125,13 +125,13 @@ def _train(
     step_images = training.batch_size * training.accumulate_grad_batches
     val_images_at_a_time = max(training.batch_size, min(VALIDATION_BATCH, 4 * training.batch_size))
     process = fabric.global_rank, fabric.world_size, config.runtime.num_workers
-    train = Batches(train_images, step_images, fabric.device, sampling, *process)
-    val = Batches(val_images, val_images_at_a_time, fabric.device, None, *process)
-    class_counts = torch.bincount(train_images.labels, minlength=train_images.num_classes)
-    module = SkinLesionClassifier(config, train_images.store.image_size, class_counts).to(fabric.device)
+    train_batches = Batches(train, step_images, fabric.device, sampling, *process)
+    val_batches = Batches(val, val_images_at_a_time, fabric.device, None, *process)
+    class_counts = torch.bincount(train.labels, minlength=train.num_classes)
+    module = SkinLesionClassifier(config, train.store.image_size, class_counts).to(fabric.device)
     checkpoint = Checkpoints(folder, training.checkpoint_minutes)
     try:
-        fit = TrainingLoop(module, train, val, config, fabric, checkpoint, loggers).run()
+        fit = TrainingLoop(module, train_batches, val_batches, config, fabric, checkpoint, loggers).run()
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             raise InputError(

@@ -56,7 +56,7 @@ class DVCLiveLogger:
         Raises:
             DiskFullError: there is no space for them; the folder is gone, since its files were cut short.
         """
-        self._live.step = step
+        self._live.step = step or 0
         try:
             for name, value in metrics.items():
                 self._live.log_metric(name.replace("train_", "train/").replace("val_", "val/"), value)
@@ -116,7 +116,7 @@ def end_logging(loggers: list[MetricLogger]) -> None:
 
 
 def log_results(
-    loggers: list[MetricLogger], module: SkinLesionClassifier, val: Batches, network: nn.Module, models: Path,
+    loggers: list[MetricLogger], module: SkinLesionClassifier, val: SplitImages, network: nn.Module, models: Path,
     metrics: dict[str, float],
 ) -> None:  # fmt: skip
     """Give Weights & Biases, if it logs, what DVC keeps of training, and pictures of the validation images.
@@ -126,7 +126,7 @@ def log_results(
     Args:
         loggers: of the last network.
         module: the last network, trained.
-        val: the validation batches.
+        val: the validation images.
         network: with the weights that are kept, maps images to logits as the module does.
         models: folder of the written model.
         metrics: of the whole training, by name.
@@ -136,9 +136,9 @@ def log_results(
         return
     import wandb
 
-    run, classes, images = runs[0], list(class_names(val.images.num_classes)), val.images
-    probabilities = _val_probabilities(network.to(val.device), val)
-    labels, predicted = images.labels, probabilities.argmax(dim=1)
+    run, classes = runs[0], list(class_names(val.num_classes))
+    probabilities = _val_probabilities(network, Batches(val, module.config.evaluation.batch_size, module.device))
+    labels, predicted = val.labels, probabilities.argmax(dim=1)
     summary = ModelSummary(module, max_depth=2)
     run.summary.update(
         metrics | {"parameters": summary.total_parameters, "trainable_parameters": summary.trainable_parameters}
@@ -148,7 +148,7 @@ def log_results(
             "confusion_matrix": wandb.plot.confusion_matrix(
                 y_true=labels.tolist(), preds=predicted.tolist(), class_names=classes, title="Validation images"
             ),
-            "samples": _sample_table(images, probabilities, classes),
+            "samples": _sample_table(val, probabilities, classes),
             "model_summary": wandb.Html(f"<pre>{summary}</pre>"),
         }
     )
@@ -185,5 +185,5 @@ def _sample_table(images: SplitImages, probabilities: torch.Tensor, classes: lis
 @torch.inference_mode()
 def _val_probabilities(network: nn.Module, val: Batches) -> torch.Tensor:
     """Probabilities of every validation image, not calibrated, shape (images, classes)."""
-    network.eval()
+    network.to(val.device).eval()
     return torch.cat([network(as_float(batch.images)).softmax(dim=1).cpu() for batch in val])

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -40,7 +40,7 @@ class AsyncLossQueue:
 
     def __init__(self, max_pending: int = MAX_IN_FLIGHT) -> None:
         self._max_pending = max_pending
-        self._pending: deque[tuple[StepLoss, Tensor, torch.cuda.Event | None]] = deque()
+        self._pending: deque[tuple[StepLoss, Tensor, Any]] = deque()
 
     def put(self, step: StepLoss, loss: Tensor) -> list[StepLoss]:
         """Take the loss of a step; the steps, in order, whose losses are known by now."""

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import timm.optim
@@ -26,7 +27,7 @@ def check_optimizer(name: str) -> None:
             "training.optimizer is 'adahessian', which needs second derivatives, and no second backward pass is made "
             "here; choose another of timm's, such as adamw or lamb"
         )
-    usable = [one for one in timm.optim.list_optimizers() if one != "adahessian"]
+    usable = [str(one) for one in timm.optim.list_optimizers() if one != "adahessian"]
     if name not in usable:
         raise InputError(f"training.optimizer is {name!r}; timm has {', '.join(usable)}")
 
@@ -39,7 +40,7 @@ def create_optimizer(backbone: nn.Module, training: TrainingConfig, device: torc
     Raises:
         InputError: the optimizer cannot be used here.
     """
-    options = {"fused": True} if training.optimizer in FUSED else {}
+    options: dict[str, Any] = {"fused": True} if training.optimizer in FUSED else {}
     if training.optimizer in ("adam", "adamw") and device.type == "cuda":
         options["capturable"] = True
     try:

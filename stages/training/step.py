@@ -1,6 +1,7 @@
 """The training step: forward, backward, clipping, optimizer and weight average, for one batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class TrainingStep:
         self.network, self.losses, self.optimizer, self.average = network, losses, optimizer, average
         self.training, self.device = training, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == 16)
-        self._forward = torch.compile(network, dynamic=False) if training.compile == "inductor" else network
+        self._forward: Any = torch.compile(network, dynamic=False) if training.compile == "inductor" else network
 
     def __call__(self, batch: Batch) -> Tensor:
         """Take one step; the mean loss of the batch, on the device."""
