@@ -254,7 +254,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stages predict",
         description="Predict images: one CSV line each with calibrated probabilities and the decision at the model's "
-        "threshold. A research tool, no medical device.",
+        "threshold. A research tool, not a medical device.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

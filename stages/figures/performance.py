@@ -135,7 +135,7 @@ def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
     else:
         figure, (first, second) = new_figure(9.3, rows=2, height_ratios=[2.2, 1])
     _draw_matrix(second, predictions.is_malignant.astype(int), called, class_names(2))
-    second.set_title(f"malignant from {threshold:.3g} on")
+    second.set_title(f"malignant at or above {threshold:.3g}")
     _draw_matrix(first, predictions.labels, predictions.predicted, classes)
     first.set_title("the most probable class")
     if len(classes) == 2:

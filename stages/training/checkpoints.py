@@ -42,7 +42,7 @@ def checkpoint_folder(root: Path) -> Path:
 
 
 def fingerprint(config: Config, inputs: Iterable[Path]) -> str:
-    """A name for all that a training's result depends on: parameters, data, code, versions and hardware.
+    """A name for all that the result of training depends on: parameters, data, code, versions and hardware.
 
     Args:
         config: the parameters.
@@ -103,7 +103,7 @@ class Checkpoints:
             return None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # of the archive, of what is pickled in it, and of tensors: there is no list of them
+        except Exception as error:  # of the archive, of what is pickled in it, of tensors: there is no list
             reason = printable(str(error).partition("\n")[0][:200])
         else:
             if isinstance(state, dict) and state.keys() == KEYS:

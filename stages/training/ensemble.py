@@ -1,4 +1,4 @@
-"""The networks of an ensemble: each trained from a seed, or validated on a fold, of its own; predictions averaged."""
+"""The networks of an ensemble: each trained from its own seed, or validated on its own fold; predictions averaged."""
 
 import gc
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Member(NamedTuple):
 def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> list[int | None]:
     """For each network of an ensemble the fold that it is validated on; None: the split's.
 
-    Over folds, none of them sees the split's: what calibrates their average has to be new to all of them.
+    Over folds, none of them sees the split's: their average is calibrated on images that are new to all of them.
 
     Args:
         config: how many networks.
@@ -179,7 +179,7 @@ def divided(config: Config, world_size: int) -> TrainingConfig:
 
 
 def member_metrics(metrics: Path, number: int) -> Path:
-    """Where DVCLive writes of a network: of the first into `metrics` itself, as where it is the only one."""
+    """Where DVCLive writes for a network: for the first, or the only one, `metrics` itself."""
     return metrics / f"network-{number + 1}" if number else metrics
 
 

@@ -110,7 +110,7 @@ def _weights_and_biases(config: Config) -> WandbLogger:
 
 
 def end_logging(loggers: list[MetricLogger]) -> None:
-    """End the run of Weights & Biases, if it logs: the next network of an ensemble has a run of its own."""
+    """End the run of Weights & Biases, if it logs: the next network of an ensemble has its own run."""
     for run in _runs(loggers):
         run.finish()
 
@@ -119,7 +119,7 @@ def log_results(
     loggers: list[MetricLogger], module: SkinLesionClassifier, val: SplitImages, network: nn.Module, models: Path,
     metrics: dict[str, float],
 ) -> None:  # fmt: skip
-    """Give Weights & Biases, if it logs, what DVC keeps of a training, and pictures of the validation images.
+    """Give Weights & Biases, if it logs, what DVC keeps of training, and pictures of the validation images.
 
     The model's files, the number of parameters, the confusion matrix and some images with their probabilities.
 

@@ -45,7 +45,7 @@ class Fit(NamedTuple):
 
     Attributes:
         epoch: the best epoch, from 0.
-        val_loss: the its validation loss, the one that `training.monitor` names.
+        val_loss: its validation loss, the one that `training.monitor` names.
         images_per_second: of the median epoch, validation excluded, all devices together.
     """
 
@@ -192,7 +192,7 @@ class TrainingLoop:
 
     def _train_batch(self, batch: Batch) -> None:
         progress = self.progress
-        # Dropout's random numbers: of this step and process, however the training came here.
+        # Dropout's random numbers: of this step and process, whether or not training was resumed.
         seed = np.random.SeedSequence([self.training.seed, progress.step, self.fabric.global_rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         self.schedule.before_step(progress.step)
@@ -274,12 +274,12 @@ class TrainingLoop:
             logger.log_metrics(metrics, step)
 
     def _checkpoint(self) -> None:
-        """Save, if it is time, and stop, if a signal came: here, where nothing is half done."""
+        """Save, if it is time, and stop, if a signal came: between two batches, where no work is unfinished."""
         finished, batch = self._is_finished(), self.progress.batch
         if self.fabric.world_size > 1 and batch % AGREE_EVERY and not finished:
             return
         stop, due = any_process(self._signal is not None, self.checkpoints.is_due(), device=self.fabric.device)
-        # A network of an ensemble that has ended is not trained again if a later one is killed.
+        # A finished network of an ensemble is not trained again if a later one is killed.
         if stop or due or finished:
             self._note(self._losses.drain())
             self._throughput.pause()

@@ -19,7 +19,7 @@ class StepLoss(NamedTuple):
     Attributes:
         epoch: counted from 0.
         batch: of the epoch, counted from 0.
-        step: of the training, counted from 0.
+        step: of training, counted from 0.
         rate: its learning rate.
         loss: its mean loss.
     """
@@ -53,7 +53,7 @@ class AsyncLossQueue:
         return self._take(self._max_pending if event is not None else 0)
 
     def drain(self) -> list[StepLoss]:
-        """Wait for the GPU; the steps that were left."""
+        """Wait for the GPU; the remaining steps."""
         return self._take(0)
 
     def _take(self, left: int) -> list[StepLoss]:
@@ -132,6 +132,6 @@ class Display:
             print(line, flush=True) if self._bar is None else self._bar.console.print(line, highlight=False)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()

@@ -17,7 +17,7 @@ def start_processes(training: TrainingConfig) -> Fabric:
     """Start and connect the processes that the parameters ask for, or join those that torchrun or SLURM has started.
 
     Returns:
-        Which of them this is (`global_rank`, `world_size`), its device, and Lightning's ways to talk to the others.
+        Which of them this is (`global_rank`, `world_size`), its device, and Lightning's communication with the others.
 
     Raises:
         InputError: there are fewer devices than asked for, or torchrun started another number of processes.

@@ -280,7 +280,7 @@ def test_the_card_says_what_the_model_is_not_for_and_where_its_limits_are(card, 
     assert "diagnosis, triage" in uses
     for words in ("One source dataset", "No external validation", "where a dataset names no patients", "skin tone"):
         assert words in limits
-    assert "no medical device" in text
+    assert "not a medical device" in text
 
 
 def test_a_network_that_timm_does_not_have_is_not_said_to_be_its(card):
