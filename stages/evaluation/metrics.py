@@ -13,12 +13,7 @@ from stages.evaluation.uncertainty import (
     effective_lesions,
     unit_weights,
 )
-from stages.evaluation.weighted import (
-    CLASS_METRICS,
-    is_mean_over_classes,
-    weighted_metrics,
-    weighted_rates,
-)
+from stages.evaluation.weighted import CLASS_METRICS, is_mean_over_classes, weighted_metrics, weighted_rates
 
 
 def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
