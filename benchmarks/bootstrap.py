@@ -24,7 +24,8 @@ import sys
 import time
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import Pool
+from multiprocessing import Pool as start_pool
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,7 +180,7 @@ def _peak_memory() -> float:
 def coverage(part: str, datasets: int, replicates: int, processes: int) -> dict:
     """Measure and print the coverage of every scenario whose name starts with `part`."""
     results = {}
-    with Pool(processes) as pool:
+    with start_pool(processes) as pool:
         for number, (name, scenario) in enumerate(SCENARIOS.items()):
             if not name.startswith(part):
                 continue

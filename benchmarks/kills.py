@@ -167,7 +167,7 @@ def lane(folder: Path, stages: tuple[str, ...], kills: int, seed: int) -> Iterat
             finish(folder, "repro", "--single-item", stage)  # says why
         begin = time.perf_counter()
         with suppress(psutil.NoSuchProcess):
-            process.wait()
+            (process or dvc).wait()
         seconds[stage] = time.perf_counter() - begin
         dvc.wait()
     finish(folder, "repro")

@@ -16,7 +16,8 @@ import platform
 import time
 from functools import cache, partial
 from importlib.metadata import version
-from multiprocessing import Pool
+from multiprocessing import Pool as start_pool
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,11 +120,11 @@ def p_values(scenario: Scenario, replicates: int, seed: tuple[int, int]) -> dict
     lesion_of, labels, probabilities = draw(scenario, scenario.lesions, np.random.default_rng(seed))
     names = class_names(len(scenario.mix))
     images = pd.DataFrame({"image_id": np.arange(len(labels)), "lesion_id": lesion_of})
-    models = [
+    base, new = (
         Predictions(predictions_table(images, "test", [names[label] for label in labels], own), names)
         for own in probabilities
-    ]
-    pairs = paired_headline(*models, thresholds(scenario), replicates)
+    )
+    pairs = paired_headline(base, new, thresholds(scenario), replicates)
     p = [paired_test(pair, 1 - LEVEL)["p"] for pair in pairs.values()]
     percentiles = map(percentile_p, pairs.values())
     return {name: list(values) for name, *values in zip(pairs, p, holm(p), percentiles)}
@@ -153,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
 
     results = {}
-    with Pool(args.processes) as pool:
+    with start_pool(args.processes) as pool:
         for number, (name, scenario) in enumerate(SCENARIOS.items()):
             results[name] = measure(number, scenario, args.datasets, args.replicates, pool)
             print(f"{name} ({results[name]['seconds']:.0f} s): p < {LEVEL} in a share of", flush=True)

@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="pixels of a side (default: 64)")
     args = parser.parse_args()
 
-    threads = os.cpu_count()
+    threads = os.cpu_count() or 1
     device = set_up_device(threads)
     runs = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -120,7 +120,7 @@ def measure(kind: str, data_dir: Path, base: Path, times: int, size: int) -> dic
     else:
         files = [path.read_bytes() for path in sorted(base.iterdir())]
         start, cpu_start = time.perf_counter(), time.process_time()
-        decode_bare(files, times, size, 1 if kind == "one thread" else os.cpu_count())
+        decode_bare(files, times, size, 1 if kind == "one thread" else os.cpu_count() or 1)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": _peak_mib()}
 

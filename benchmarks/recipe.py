@@ -29,7 +29,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -61,7 +61,7 @@ from stages.files import JSON_DECIMALS, replacing, write_csv
 from stages.launch import run
 from stages.prepare import prepare_dataset
 from stages.split import split_dataset
-from stages.train import train_model
+from stages.train import Training, train_model
 
 RESULTS = Path("benchmarks/results/recipe")
 ENSEMBLES = "ensembles.jsonl"
@@ -393,7 +393,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
         write_csv(split, keep_lesions(_split_of(folder, config.split), store.manifest, fraction))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
         with contextlib.redirect_stdout(io.StringIO()):  # one line per epoch
-            training = train_model(config, folder, split, *outputs)
+            training = cast(Training, train_model(config, folder, split, *outputs))
         epochs = len(read_history(outputs[1]))
         train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
         device = set_up_device(config.runtime.cpu_threads)
@@ -468,12 +468,13 @@ def _name(record: dict) -> str:
 def store_probabilities(path: Path, record: dict, arrays: dict[str, np.ndarray]) -> None:
     """Add a run's probabilities to an .npz file, in single precision."""
     small = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in arrays.items()}
-    kept = {}
+    kept: dict[str, Any] = {}
     if path.exists():
         with np.load(path) as stored:
             kept = dict(stored)
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **kept | {f"{_name(record)}.{name}": array for name, array in small.items()})
+        kept |= {f"{_name(record)}.{name}": array for name, array in small.items()}
+        np.savez(file, **kept)
 
 
 def read_probabilities(output: Path) -> dict[str, np.ndarray]:

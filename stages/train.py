@@ -104,18 +104,15 @@ def train_model(
         members.append(train_member(config, number, train, val, fabric, root, folder, (prepared, split)))
     if not fabric.is_global_zero:
         return None
-    network, fits, last = (
-        combine([member.module.eval_network for member in members]),
-        [m.fit for m in members],
-        members[-1],
-    )
+    last, fits = members[-1], [member.fit for member in members]
+    network = combine([member.module.eval_network for member in members])
     description = _describe(last.config, fits, store.image_size, val_folds)
     save_model(network, description, models)
     speed = statistics.median(fit.images_per_second for fit in fits)
     training = Training(description, time.perf_counter() - start, speed)
     best = {"best_epoch": last.fit.epoch, f"best_{config.training.monitor}": last.fit.val_loss}
     log_results(last.loggers, last.module, last.val, network, models, best | {"images_per_second": speed})
-    # Where `dvc` was killed, nobody takes the result: the next `dvc repro` comes to it from the last checkpoints.
+    # If `dvc` was killed, nobody takes the result: the next `dvc repro` gets it from the last checkpoints.
     if os.getppid() == parent:
         prune(root, finished=[member.folder for member in members])
     return training

@@ -10,8 +10,8 @@ import shutil
 import pytest
 from ruamel.yaml import YAML
 
-from stages.figures.report import CAPTIONS
 from tests.clone import ROOT, Clone, overrides
+from tests.figures.findings import DRAWN
 
 PLOTS = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
 pytestmark = pytest.mark.xdist_group("pipeline")
@@ -53,7 +53,7 @@ def test_the_committed_lock_file_is_of_the_committed_code_and_parameters(clone):
 
 
 def test_every_picture_and_table_is_there(clone):
-    for name in CAPTIONS:
+    for name in DRAWN:
         assert (clone.folder / f"plots/pictures/{name}.png").stat().st_size > 10_000
     drawn = {path for plot in PLOTS if isinstance(plot, dict) for entry in plot.values() for path in entry["y"]}
     assert drawn == {path.relative_to(clone.folder).as_posix() for path in (clone.folder / "plots").glob("*.csv")}
@@ -64,7 +64,7 @@ def test_every_picture_and_table_is_there(clone):
 def test_report_and_model_card_tell_of_the_run(clone):
     auroc = f"{clone.json('metrics/evaluation.json')['auroc']:.3f}"
     report = (clone.folder / "plots/report.html").read_text(encoding="utf-8")
-    assert report.count("<img ") == len(CAPTIONS)
+    assert report.count("<img ") == len(DRAWN)
     assert f"<b>{auroc}</b>" in report
     card = clone.folder / "models/README.md"
     assert f"| AUROC | {auroc} (" in card.read_text(encoding="utf-8")

@@ -5,9 +5,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from stages.figures.report import CAPTIONS, write_report
+from stages.figures.report import write_report
 from stages.files import PICTURES, REPORT
-from tests.figures.findings import details_of
+from tests.figures.findings import DRAWN, details_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-dev.txt")
 
@@ -56,7 +56,7 @@ def report(request, tmp_path_factory):
     """The number of classes, what was found, and the report of it."""
     folder = tmp_path_factory.mktemp("report")
     (folder / PICTURES).mkdir(parents=True)
-    for name in CAPTIONS:
+    for name in DRAWN:
         Image.new("RGB", (900, 1000), "#0072b2").save(folder / PICTURES / f"{name}.png")
     details = details_of(request.param)
     details["leakage"]["near_duplicates"]["pairs"][0]["image_ids"] = ["a_very_long_id_of_an_image_" * 3, "I002"]
@@ -84,7 +84,7 @@ def test_every_picture_is_decoded_shown_and_described(visit):
     images = visit.page.locator("img").evaluate_all(
         "images => images.map(image => [image.complete && image.naturalWidth, image.clientWidth, image.alt])"
     )
-    assert len(images) == len(CAPTIONS)
+    assert len(images) == len(DRAWN)
     for natural, shown, alternative in images:
         assert natural == 900
         assert shown > 300

@@ -4,10 +4,11 @@ What `dvc repro --dry --allow-missing` and `dvc data status --not-in-remote` pri
 integration: both end with 0 whatever they find.
 """
 
-import argparse
 import json
 import re
 import sys
+
+from stages.commands import new_parser
 
 
 def find_problems() -> list[str]:
@@ -39,11 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: see `find_problems`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m stages check",
-        description="Check that dvc.lock belongs to the code and that the DVC remote has every output.",
-    )
-    parser.parse_args(argv)
+    description = "Check that dvc.lock belongs to the code and that the DVC remote has every output."
+    new_parser("check", description).parse_args(argv)
     if problems := find_problems():
         sys.exit("\n".join(problems))
     print("dvc.lock matches the code")

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from stages.commands import new_parser, print_text, writing
 from stages.errors import InputError
 
 EXAMPLES = """\
@@ -23,12 +24,11 @@ Exit status: 0; 1 if a metric of --fail-if-worse is worse, or if there is no com
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages compare",
-        description="Compare the test predictions of two revisions: every headline metric, the subgroups that got "
-        "worse, and the decisions that changed.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = new_parser(
+        "compare",
+        "Compare the test predictions of two revisions: every headline metric, the subgroups that got worse, and the "
+        "decisions that changed.",
+        EXAMPLES,
     )
     parser.add_argument("base", metavar="REV", help="the revision to compare with")
     parser.add_argument("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
@@ -70,12 +70,8 @@ def main(argv: list[str] | None = None) -> None:
             reason = result["not_compared"].get(name, "it is not a headline metric")
             raise InputError(f"--fail-if-worse {name}: {reason}; the metrics compared are {', '.join(metrics)}")
     if args.json:
-        try:
+        with writing("--json", args.json):
             write_json(args.json, result)
-        except OSError as error:
-            raise InputError(f"--json {args.json} cannot be written ({error.strerror or error})") from None
-    # Bytes: the same on every platform, whatever encoding its terminal has.
-    sys.stdout.buffer.write(render_comparison(result, markdown=args.md).encode())
-    sys.stdout.flush()
+    print_text(render_comparison(result, markdown=args.md))
     if worse := [name for name in args.fail_if_worse if metrics[name]["verdict"] == WORSE]:
         sys.exit(f"--fail-if-worse: {', '.join(worse)} is worse in {args.new} than in {args.base}")

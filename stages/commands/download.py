@@ -8,7 +8,6 @@ that are missing when it runs again. The folder's SHA256SUMS, which `sha256sum -
 where its publisher states none, the file must stay what it was at the first download.
 """
 
-import argparse
 import shutil
 import sys
 import zipfile
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.commands import new_parser
 from stages.errors import InputError, no_space
 
 SUMS = "SHA256SUMS"
@@ -161,10 +161,8 @@ def _problem_of(path: Path) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages download",
-        description="Fetch the files of a published dataset and check them; run it again after an interruption.",
-    )
+    description = "Fetch the files of a published dataset and check them; run it again after an interruption."
+    parser = new_parser("download", description)
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--output", type=Path, help="folder to download into (default: data/ and the dataset's name)")
     parser.add_argument("--url", help="mirror: the address below which the files of --list lie")

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.commands import new_parser, print_text, writing
 from stages.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -179,11 +180,8 @@ def _draw_overlays(paths: list[Path], images: "np.ndarray", heatmaps: "np.ndarra
     from stages.files import replacing
 
     for path, image, heatmap in zip(paths, images, heatmaps):
-        try:
-            with replacing(path) as partial:
-                Image.fromarray(np.hstack([image, overlay(image, heatmap)])).save(partial, format="PNG")
-        except OSError as error:
-            raise InputError(f"--gradcam: {path} cannot be written ({error.strerror or error})") from None
+        with writing("--gradcam:", path), replacing(path) as partial:
+            Image.fromarray(np.hstack([image, overlay(image, heatmap)])).save(partial, format="PNG")
 
 
 def overlay_paths(files: list["ImageFile"], folder: Path) -> dict["ImageFile", Path]:
@@ -230,18 +228,10 @@ def _problem_of_targets(output: Path | None, gradcam: Path | None, files: list["
 def _write(table: "pd.DataFrame", output: Path | None) -> None:
     from stages.files import DECIMALS, write_csv
 
-    if output is not None:
-        try:
-            return write_csv(output, table)
-        except OSError as error:
-            raise InputError(f"--output {output} cannot be written ({error.strerror or error})") from None
-    text = table.to_csv(index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n")
-    try:
-        # Bytes: the same table on every platform, whatever encoding its terminal has.
-        sys.stdout.buffer.write(text.encode("utf-8"))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; without a place to go, the interpreter's own flush would fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if output is None:
+        return print_text(table.to_csv(index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n"))
+    with writing("--output", output):
+        write_csv(output, table)
 
 
 def _count(text: str) -> int:
@@ -251,12 +241,11 @@ def _count(text: str) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages predict",
-        description="Predict images: one CSV line each with calibrated probabilities and the decision at the model's "
-        "threshold. A research tool, not a medical device.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = new_parser(
+        "predict",
+        "Predict images: one CSV line each with calibrated probabilities and the decision at the model's threshold. "
+        "A research tool, not a medical device.",
+        EXAMPLE,
     )
     add = parser.add_argument
     help_images = "JPEG or PNG file, folder or zip archive of them"

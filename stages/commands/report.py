@@ -4,10 +4,9 @@ Metrics, parameters, curves and costs come from Git; predictions, and with them 
 or remote. Where these are not available, the report says so and shows the rest. Nothing is checked out.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
+from stages.commands import new_parser, print_text, writing
 from stages.errors import InputError
 
 EXAMPLES = """\
@@ -25,12 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: there is no such revision, one of its files is damaged, or the report cannot be written.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m stages report",
-        description="Write what changed between two revisions as Markdown with pictures, for a pull request.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Write what changed between two revisions as Markdown with pictures, for a pull request."
+    parser = new_parser("report", description, EXAMPLES)
     parser.add_argument("base", metavar="BASE", nargs="?", default="main", help="compare with this (default: main)")
     parser.add_argument("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
     parser.add_argument("--output", type=Path, default=Path("report.md"), metavar="FILE", help="default: report.md")
@@ -46,12 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.output.with_name(f"{args.output.stem}_pictures")
     figures = draw_pictures(*revisions)
     text = render_report(*revisions, has_remote(), {name: f"{folder.name}/{name}.png" for name in figures})
-    try:
+    with writing("--output", args.output):
         for name, figure in figures.items():
             save(figure, folder / f"{name}.png")
         with replacing(args.output) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"--output {args.output} cannot be written ({error})") from None
-    # Bytes: the same on every platform, whatever encoding its terminal has.
-    sys.stdout.buffer.write(f"{text.splitlines()[0]}\n{args.output} has the rest\n".encode())
+    print_text(f"{text.splitlines()[0]}\n{args.output} has the rest\n")

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from stages.commands import new_parser, print_text
 from stages.errors import InputError
 
 EXAMPLES = """\
@@ -16,12 +17,8 @@ A revision is a commit, branch, tag or experiment of DVC. Exit status: 0, or 1 i
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages summarize",
-        description="Print mean ± standard deviation of the headline metrics over folds or seeds, with intervals.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Print mean ± standard deviation of the headline metrics over folds or seeds, with intervals."
+    parser = new_parser("summarize", description, EXAMPLES)
     parser.add_argument("revisions", metavar="REV", nargs="*", help="default: all experiments of HEAD")
     parser.add_argument(
         "--over",
@@ -65,7 +62,5 @@ def main(argv: list[str] | None = None) -> None:
     text = render_summary(measured, over, args.metric, args.confidence) if measured else ""
     for problem, without in (("has no metrics", missing), ("failed", failed)):
         text += "".join(f"- **{escape_markdown(name)}** {problem} and is not counted.\n" for name in without)
-    # Bytes: the same on every platform, whatever encoding its terminal has.
-    sys.stdout.buffer.write(text.encode())
-    sys.stdout.flush()
+    print_text(text)
     sys.exit(1 if missing or failed else 0)

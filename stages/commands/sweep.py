@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import Any
 
+from stages.commands import new_parser
 from stages.errors import InputError
 
 DESCRIPTION = """\
@@ -50,12 +51,7 @@ def results_table(names: list[str]) -> str:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages sweep",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("sweep", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     override = "queue experiments first: each combination of comma lists, range() and choice()"
     add("-S", "--set-param", action="append", default=[], metavar="KEY=VALUES", help=override)
@@ -136,8 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from stages.config import load_config
-    from stages.experiments.queue import QUEUED, ExperimentQueue, check_data, run_dvc, workspace_revision
-    from stages.experiments.revision import Revision
+    from stages.experiments.queue import QUEUED, ExperimentQueue, check_data, workspace_revision
+    from stages.experiments.revision import Revision, run_dvc
 
     config = load_config()  # a mistake in params.yaml is reported before anything is queued
     devices = _values(args.set_param, "training.devices", config.training.devices)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.commands import new_parser
 from stages.errors import InputError
 
 if TYPE_CHECKING:
@@ -156,10 +157,8 @@ def _pair(text: str) -> tuple[str, str | None]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages validate",
-        description="Assess the trained model on another dataset; temperature and thresholds stay as they are.",
-    )
+    description = "Assess the trained model on another dataset; temperature and thresholds stay as they are."
+    parser = new_parser("validate", description)
     add = parser.add_argument
     add("data_dir", type=Path, help="folder with the metadata table and the images")
     add("--output", type=Path, required=True, help="folder for the results, which must not exist yet")

@@ -4,9 +4,7 @@ Checks the commit out into a temporary clone, gets its data from DVC, runs every
 each file that the stages wrote with that of the commit's. Neither the workspace nor DVC's cache is changed.
 """
 
-import argparse
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.errors import InputError, one_line
+from stages.commands import new_parser
+from stages.errors import InputError
 
 if TYPE_CHECKING:
     from stages.experiments.revision import Revision
@@ -66,27 +65,27 @@ def verify_revision(name: str) -> Verification:
     Raises:
         InputError: there is no such revision, it has no dvc.lock, its data is not available, or a stage fails.
     """
-    from stages.experiments.revision import LOCK, WORKSPACE, Revision, environment_differences, run_dvc
+    from stages.experiments import revision
 
-    committed = Revision(name)
+    committed = revision.Revision(name)
     if not committed.commit:
         raise InputError(f"{name} is not a commit; commit it, and verify HEAD")
     if not committed.stages:
-        raise InputError(f"{name} has no {LOCK}; name a revision in which a `dvc repro` is committed")
+        raise InputError(f"{name} has no {revision.LOCK}; name a revision in which a `dvc repro` is committed")
     with _clone(committed.commit) as clone:
         # What DVC tracks and a stage reads, as data/ham10000: edges of DVC's graph that start at a .dvc file.
-        graph = run_dvc("dag", "--dot", cwd=clone, env=_environment())
+        graph = revision.run_dvc("dag", "--dot", cwd=clone)
         for data in sorted(set(re.findall(r'"(.+)\.dvc" ->', graph))):
             committed.copy(Path(data), clone / data)
         command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache", "dvc.yaml"]
-        if subprocess.run(command, cwd=clone, env=_environment(), stdout=2, check=False).returncode:  # noqa: S603
+        if subprocess.run(command, cwd=clone, env=revision.environment_of_programs(), stdout=2, check=False).returncode:  # noqa: S603
             raise InputError(f"a stage of {name} fails here; what it printed is above")
-        made = Revision(WORKSPACE, clone)
+        made = revision.Revision(revision.WORKSPACE, clone)
         return Verification(
             committed.commit,
             dict(_compare(committed, made)),
             _largest_difference(committed.metrics, made.metrics),
-            environment_differences(committed, made) if committed.environment else None,
+            revision.environment_differences(committed, made) if committed.environment else None,
             _stale(committed, made),
         )
 
@@ -94,35 +93,18 @@ def verify_revision(name: str) -> Verification:
 @contextlib.contextmanager
 def _clone(commit: str) -> Iterator[Path]:
     """A temporary clone of one commit, in DVC's own folder for what Git does not keep."""
-    root = Path(_git(Path(), "rev-parse", "--show-toplevel").strip())
+    from stages.experiments.revision import run_git
+
+    root = Path(run_git("rev-parse", "--show-toplevel"))
     scratch = root / ".dvc" / "tmp"
     scratch.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as folder:
         clone = Path(folder)
-        _git(clone, "init", "--quiet")
-        _git(clone, "fetch", "--quiet", "--depth=1", str(root), commit)
-        _git(clone, "checkout", "--quiet", "--detach", commit)
+        for command in (("init",), ("fetch", "--depth=1", str(root), commit), ("checkout", "--detach", commit)):
+            run_git(*command, "--quiet", cwd=clone)
         if not (clone / ".dvc").is_dir():
             raise InputError(f"{commit[:7]} is from before DVC: it has no .dvc")
         yield clone
-
-
-def _environment() -> dict[str, str]:
-    """Of programs in the clone: they must not look at the repository that `git` or `dvc` have called this from."""
-    others = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "DVC_ROOT", "DVC_STAGE"}
-    kept = {name: value for name, value in os.environ.items() if name not in others}
-    # Stages run `python`: it must be this one.
-    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", *arguments]
-    done = subprocess.run(  # noqa: S603
-        command, cwd=folder, env=_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise InputError(f"`git {arguments[0]}` fails: {one_line(done.stderr)}")
-    return done.stdout
 
 
 def _compare(committed: "Revision", made: "Revision") -> Iterator[tuple[str, str]]:
@@ -214,9 +196,11 @@ def _or_none(value: Any) -> Any:
 
 def uncommitted_changes(commit: str) -> list[str]:
     """The changed files of the workspace, if the commit is the one that is checked out there."""
-    if _git(Path(), "rev-parse", "HEAD").strip() != commit:
+    from stages.experiments.revision import run_git
+
+    if run_git("rev-parse", "HEAD") != commit:
         return []
-    return [line[3:] for line in _git(Path(), "--no-optional-locks", "status", "--porcelain").splitlines()]
+    return [line[3:] for line in run_git("--no-optional-locks", "status", "--porcelain").splitlines()]
 
 
 def _tolerance(text: str) -> float:
@@ -232,12 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: see `verify_revision`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m stages verify",
-        description="Run a commit's pipeline again and say of every file of its outputs whether it is the same.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Run a commit's pipeline again and say of every file of its outputs whether it is the same."
+    parser = new_parser("verify", description, EXAMPLES)
     parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="(default: HEAD)")
     parser.add_argument(
         "--tolerance",

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError, regenerate
+from stages.errors import regenerate
 from stages.evaluation.predictions import Predictions
 from stages.files import read_array, read_csv, replacing, write_array, write_csv
 
@@ -78,14 +78,8 @@ def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
         InputError: a file is missing, damaged, or not of the other.
     """
     cases = read_csv(folder / CASES, ["case", "image_id"])
-    unknown = cases["case"][~cases["case"].isin(KINDS)]
-    if len(unknown):
-        raise regenerate(f"{folder / CASES}: unknown case {unknown.tolist()[0]!r}, not one of {', '.join(KINDS)}")
-    path = folder / HEATMAPS
-    heatmaps = read_array(path)
-    if heatmaps.dtype != np.uint8 or heatmaps.ndim != 3 or len(heatmaps) != len(cases):
-        raise InputError(
-            f"{path} holds {heatmaps.dtype} {heatmaps.shape}, not a uint8 heatmap for each of the {len(cases)} rows of "
-            f"{folder / CASES}; run `dvc repro` to regenerate both"
-        )
+    heatmaps = read_array(folder / HEATMAPS)
+    is_of_cases = heatmaps.dtype == np.uint8 and heatmaps.ndim == 3 and len(heatmaps) == len(cases)
+    if not is_of_cases or not cases["case"].isin(KINDS).all():
+        raise regenerate(f"{folder}: {CASES} and {HEATMAPS} do not hold one uint8 heatmap for each known case")
     return cases, heatmaps

@@ -13,12 +13,7 @@ from stages.evaluation.uncertainty import (
     effective_lesions,
     unit_weights,
 )
-from stages.evaluation.weighted import (
-    CLASS_METRICS,
-    is_mean_over_classes,
-    weighted_metrics,
-    weighted_rates,
-)
+from stages.evaluation.weighted import CLASS_METRICS, is_mean_over_classes, weighted_metrics, weighted_rates
 
 
 def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
@@ -36,9 +31,11 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
         `confusion_matrix`: counts, a row for each true class and a column for each predicted one.
 
     Raises:
-        ValueError: no images, or numbers that are not probabilities or classes.
+        ValueError: no images, or numbers that are not probabilities.
     """
-    probabilities, labels = _checked(probabilities, labels)
+    # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
+    if not (len(labels) and (probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
+        raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
     names = class_names(probabilities.shape[1])
     values = {name: of[0] for name, of in weighted_metrics(probabilities, labels, unit_weights(labels)).items()}
     matrix = np.zeros((len(names), len(names)), int)
@@ -59,22 +56,6 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
 
 def _number(value: np.ndarray) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if probabilities.ndim != 2 or probabilities.shape[1] not in (2, 7) or not len(probabilities):
-        raise ValueError(
-            f"probabilities have the shape {probabilities.shape}; it must be (n, 2) or (n, 7), n at least 1"
-        )
-    # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
-    valid = (probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    if not valid:
-        raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
-    classes = probabilities.shape[1]
-    if labels.shape != (len(probabilities),) or not np.isin(labels, np.arange(classes)).all():
-        raise ValueError(f"labels must be {len(probabilities)} numbers of classes, from 0 to {classes - 1}")
-    return probabilities, labels.astype(np.int64)
 
 
 def headline(predictions: Predictions, threshold: float) -> Statistic:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.dataset.taxonomy import class_names, malignant_classes
-from stages.errors import InputError, regenerate
+from stages.errors import regenerate
 from stages.files import DECIMALS, read_csv
 
 COLUMNS = ["image_id", "lesion_id", "split", "label"]
@@ -109,21 +109,17 @@ def read_predictions(path: Path) -> Predictions:
     names = tuple(column.removeprefix(PREFIX) for column in table.columns if column.startswith(PREFIX))
     if names not in (class_names(2), class_names(7)):
         raise regenerate(f"{path}: probabilities are of {', '.join(names) or 'no classes'}")
-    for column in ("image_id", "lesion_id"):
-        if len(table.dropna(subset=[column])) < len(table):
-            raise regenerate(f"{path}: an image has no {column}")
-    if len(set(table["image_id"])) < len(table):
-        raise regenerate(f"{path}: an image is duplicated")
-    if "test" not in set(table["split"]):
-        raise regenerate(f"{path} has no image in the split test")
-    predictions = Predictions(table, names)
-    unknown = set(table["label"]) - set(names)
-    if unknown:
-        raise InputError(f"{path}: label {sorted(map(str, unknown))[0]!r} is none of {', '.join(names)}")
-    try:
-        probabilities = predictions.probabilities
-    except ValueError as error:
-        raise InputError(f"{path}: a probability is not a number ({error})") from None
-    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-6) or (probabilities < 0).any():
-        raise InputError(f"{path}: the probabilities of an image are not at least 0 with the sum 1")
-    return predictions
+    probabilities = table.filter(like=PREFIX).apply(pd.to_numeric, errors="coerce").to_numpy()
+    wrong = {
+        "an image has no image_id or lesion_id": table[["image_id", "lesion_id"]].isna().any(axis=None),
+        "an image is duplicated": table["image_id"].duplicated().any(),
+        "no image is in the split test": "test" not in set(table["split"]),
+        f"a label is none of {', '.join(names)}": not table["label"].isin(names).all(),
+        "the probabilities of an image are not at least 0 with the sum 1": (
+            not np.allclose(probabilities.sum(axis=1), 1, atol=1e-6) or (probabilities < 0).any()
+        ),
+    }
+    for problem, found in wrong.items():
+        if found:
+            raise regenerate(f"{path}: {problem}")
+    return Predictions(table, names)

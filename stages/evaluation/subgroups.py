@@ -48,6 +48,11 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def most_frequent_first(column: pd.Series) -> list[str]:
+    """The values of a column; equally frequent ones in the order of the alphabet."""
+    return column.value_counts().sort_index().sort_values(ascending=False, kind="stable").index.tolist()
+
+
 def assess_subgroups(
     score: np.ndarray,
     is_malignant: np.ndarray,
@@ -76,7 +81,7 @@ def assess_subgroups(
     """
     result = {}
     for attribute in groups.columns:
-        names = groups[attribute].value_counts().sort_index().sort_values(ascending=False, kind="stable").index
+        names = most_frequent_first(groups[attribute])
         members = [(groups[attribute] == name).to_numpy() for name in names]
 
         def statistic(weights: np.ndarray, members: list[np.ndarray] = members) -> dict[str, np.ndarray]:
@@ -114,7 +119,7 @@ def _rates(score: np.ndarray, is_malignant: np.ndarray, threshold: float, weight
 
 
 def _worst_gap(
-    names: pd.Index, values: np.ndarray, drawn: np.ndarray, lesions: np.ndarray, confidence: float
+    names: list[str], values: np.ndarray, drawn: np.ndarray, lesions: np.ndarray, confidence: float
 ) -> dict | None:
     assessed = lesions >= MIN_LESIONS
     if assessed.sum() < 2:

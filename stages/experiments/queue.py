@@ -5,11 +5,9 @@ forever once its worker was killed, and does not queue again what was interrupte
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from stages.config import PARAMS
 from stages.errors import InputError
-from stages.experiments.revision import Revision
+from stages.experiments.revision import Revision, run_dvc, run_git
 
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 # A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
@@ -143,7 +141,7 @@ class ExperimentQueue:
             if self._starts > MAX_STARTS:
                 raise InputError("the queue's workers exit at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
             # The workers hold open what it writes to.
-            run_dvc("queue", "start", "--jobs", str(self.jobs), output=subprocess.DEVNULL)
+            run_dvc("queue", "start", "--jobs", str(self.jobs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return tasks
 
     def _lost(self, tasks: list[Task], active: int) -> list[Task]:
@@ -243,33 +241,3 @@ def workspace_revision() -> str:
 def as_overrides(parameters: dict[str, Any]) -> list[str]:
     """Parameters by dotted name as `dvc exp run -S` takes them."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in parameters.items()]
-
-
-def run_git(*arguments: str) -> str:
-    """What a command of Git prints."""
-    command = ["git", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
-
-
-def run_dvc(*arguments: str, output: int = subprocess.PIPE) -> str:
-    """What a command of DVC prints.
-
-    Raises:
-        InputError: it failed; with what it says.
-    """
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "dvc", *arguments],
-        # Workers run `dvc`, and stages `python`: both must be those of this interpreter.
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        text=True,
-        check=False,
-        start_new_session=True,  # Ctrl-C is for the sweep, which then stops everything cleanly
-    )
-    if done.returncode:
-        _, _, message = (done.stderr or "").partition("ERROR: ")
-        reason = " ".join(message.removeprefix("unexpected error - ").split("\n\n")[0].split())
-        raise InputError(reason or f"`dvc {' '.join(arguments)}` ended with {done.returncode}")
-    return done.stdout or ""

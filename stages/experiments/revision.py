@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -304,6 +305,11 @@ def list_experiments() -> tuple[list[str], list[str]]:
     return sorted(names["success"]), sorted(names["failed"] - names["success"])
 
 
+def run_git(*arguments: str, **options: Any) -> str:
+    """What a command of Git prints; arguments and errors as for `run_dvc`."""
+    return _printed_by(["git", *arguments], **options).rstrip()
+
+
 def run_dvc(*arguments: str, **options: Any) -> str:
     """What a command of DVC prints.
 
@@ -314,9 +320,25 @@ def run_dvc(*arguments: str, **options: Any) -> str:
     Raises:
         InputError: it fails; with what it says.
     """
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # noqa: S603
+    return _printed_by([sys.executable, "-m", "dvc", *arguments], **options)
+
+
+def _printed_by(command: list[str], **options: Any) -> str:
+    # In a session of its own: Ctrl-C is for the command, which then ends all in order.
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True} | options
+    streams = {"stdin": subprocess.DEVNULL, "env": environment_of_programs(), "text": True}
+    done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
     if done.returncode:
-        reason = one_line(done.stderr.replace("ERROR: ", ""))
-        raise InputError(f"`dvc {arguments[0]}` fails ({reason}); run from the root of the repository")
-    return done.stdout
+        _, _, message = (done.stderr or "").rpartition("ERROR: ")
+        reason = one_line(message.removeprefix("unexpected error - ").split("\n\n")[0])
+        hint = "; run from the root of the repository" if "not inside of a DVC repository" in reason else ""
+        raise InputError(f"`{' '.join(command).removeprefix(f'{sys.executable} -m ')}` fails ({reason}){hint}")
+    return done.stdout or ""
+
+
+def environment_of_programs() -> dict[str, str]:
+    """What programs are started with: they must not look at a repository that `git` or `dvc` have called this from."""
+    others = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "DVC_ROOT", "DVC_STAGE"}
+    kept = {name: value for name, value in os.environ.items() if name not in others}
+    # Workers run `dvc`, and stages `python`: both must be those of this interpreter.
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"}

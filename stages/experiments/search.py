@@ -21,8 +21,8 @@ from ruamel.yaml import YAML, YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
 from stages.errors import InputError
-from stages.experiments.queue import SUCCESS, ExperimentQueue, Task, as_overrides, run_git
-from stages.experiments.revision import Revision
+from stages.experiments.queue import SUCCESS, ExperimentQueue, Task, as_overrides
+from stages.experiments.revision import Revision, run_git
 from stages.files import DETAILS, MODEL_DESCRIPTION
 
 LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json

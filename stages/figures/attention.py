@@ -8,7 +8,7 @@ from stages.dataset.pixels import PixelStore
 from stages.evaluation.cases import KINDS
 from stages.evaluation.predictions import Predictions
 from stages.figures.overlay import overlay
-from stages.figures.style import DARK_GREY, GAP, SMALL, describe, new_canvas, sample_size_text, say, show, side_of
+from stages.figures.style import DARK_GREY, GAP, SMALL, describe, new_canvas, say, show, side_of
 from stages.reporting import rounded_percent
 
 COLUMNS = 4
@@ -41,7 +41,7 @@ def draw_gradcam(
     else:
         figure = _draw_kinds(predictions, cases, heatmaps, store)
     describe(
-        figure, "Where the network sees malignancy (Grad-CAM)", sample_size_text(predictions),
+        figure, "Where the network sees malignancy (Grad-CAM)", predictions,
         f"Percent: the probability of malignancy; called malignant from {details['calibration']['threshold']:.3g} on. "
         "Yellow: what speaks most for malignancy, on a scale of each image; no colour: nothing does.",
     )  # fmt: skip

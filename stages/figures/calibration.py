@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.evaluation.predictions import Predictions
-from stages.figures.style import BLUE, GREY, ORANGE, VERMILION, describe, new_figure, sample_size_text
+from stages.figures.style import BLUE, GREY, ORANGE, VERMILION, describe, new_figure
 from stages.reporting import estimate, number, percent
 
 _HISTOGRAM = np.linspace(0, 1, 21)
@@ -70,7 +70,7 @@ def draw_reliability(predictions: Predictions, details: dict, bins: pd.DataFrame
     below.legend(ncols=2, loc="upper right")
     below.set(xlabel="predicted probability of malignancy", ylabel="images")
     describe(
-        figure, "Reliability", sample_size_text(predictions),
+        figure, "Reliability", predictions,
         f"Bins of equally many images; bars: {percent(details['confidence'])} intervals, bootstrap over lesions. "
         f"Temperature {number(details['calibration']['temperature'])}. ECE is that of the most probable class.",
     )  # fmt: skip

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.evaluation.predictions import Predictions
-from stages.figures.style import BAND, BLACK, BLUE, GREEN, GREY, ORANGE, describe, new_figure, sample_size_text
+from stages.figures.style import BAND, BLACK, BLUE, GREEN, GREY, ORANGE, describe, new_figure
 from stages.reporting import OPERATING_POINTS, estimate, percent, rounded_percent
 
 
@@ -29,7 +29,7 @@ def draw_decision_curve(predictions: Predictions, details: dict, curve: pd.DataF
     axes.set(xlabel="threshold probability", ylabel="net benefit [true positives per image]")
     figure.legend(loc="outside lower left", ncols=2, alignment="left")
     describe(
-        figure, "Decision curve", sample_size_text(predictions),
+        figure, "Decision curve", predictions,
         f"Band: {percent(details['confidence'])} intervals, bootstrap over lesions. "
         f"Net benefit depends on prevalence, here {rounded_percent(predictions.is_malignant.mean())} of the images.",
     )  # fmt: skip
@@ -63,7 +63,7 @@ def draw_thresholds(predictions: Predictions, details: dict, curves: pd.DataFram
     tight = {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 0.8}
     figure.legend(loc="outside lower left", ncols=2, alignment="left", **tight)
     describe(
-        figure, "Sensitivity and specificity against threshold", sample_size_text(predictions),
+        figure, "Sensitivity and specificity against threshold", predictions,
         f"Bands: {percent(details['confidence'])} intervals, bootstrap over lesions. "
         "The two marked thresholds were chosen on the validation images.",
     )  # fmt: skip

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from stages.config import Config
 from stages.dataset.folds import SPLITS
 from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
+from stages.evaluation.subgroups import most_frequent_first
 from stages.figures.rendering import render_template
 from stages.files import replacing
 from stages.reporting import ATTRIBUTES, MISSING, in_order, rounded_percent
@@ -177,15 +178,15 @@ def _characteristics(images: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
     yield "age in years: median (quartiles)", [_quartiles(part["age"]) for part in parts]
     yield "age: missing", [_share(part["age"].isna()) for part in parts]
     for column, most in (("sex", None), ("localization", _MOST_LOCALIZATIONS), ("dataset", None), ("dx_type", None)):
-        counts = images[column].value_counts().sort_index().sort_values(ascending=False, kind="stable")
-        if column == "dataset" and len(counts) == 1:
+        names = most_frequent_first(images[column])
+        if column == "dataset" and len(names) == 1:
             continue
         title = ATTRIBUTES[column]
-        for name in counts.index[:most]:
+        for name in names[:most]:
             shown = REFERENCE_STANDARDS.get(name, name) if column == "dx_type" else name
             yield f"{title}: {shown}", [_share(part[column] == name) for part in parts]
-        rest = counts.index[most:] if most else []
-        if len(rest):
+        rest = names[most:] if most else []
+        if rest:
             yield f"{title}: {len(rest)} others", [_share(part[column].isin(rest)) for part in parts]
 
 
@@ -203,8 +204,7 @@ def _quartiles(age: pd.Series) -> str:
 def _reference_standards(images: pd.DataFrame) -> list[tuple[str, str, str]]:
     """How the diagnoses were made, the most frequent first: name, share of malignant and of benign images."""
     malignant, benign = images[images["malignant"]], images[~images["malignant"]]
-    counts = images["dx_type"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     return [
         (REFERENCE_STANDARDS.get(name, name), _share(malignant["dx_type"] == name), _share(benign["dx_type"] == name))
-        for name in counts.index
+        for name in most_frequent_first(images["dx_type"])
     ]

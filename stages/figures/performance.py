@@ -13,7 +13,7 @@ from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.uncertainty import estimate
 from stages.evaluation.weighted import weighted_areas
-from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, describe, new_figure, sample_size_text, say
+from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, describe, frame_matrix, new_figure, say
 from stages.reporting import estimate as with_interval
 from stages.reporting import number, percent, rounded_percent
 
@@ -45,7 +45,7 @@ def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Fi
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.5)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")
     _finish(figure, axes, "AUROC", "all images are of one kind")
-    describe(figure, "ROC curve", sample_size_text(predictions), f"{_explained(details)} Dotted: chance.")
+    describe(figure, "ROC curve", predictions, f"{_explained(details)} Dotted: chance.")
     return figure
 
 
@@ -72,7 +72,7 @@ def draw_precision_recall(predictions: Predictions, details: dict, curve: pd.Dat
     axes.set(xlabel="sensitivity (recall)", ylabel="precision (PPV)")
     _finish(figure, axes, "AUPRC", "no image is malignant")
     describe(
-        figure, "Precision–recall curve", sample_size_text(predictions),
+        figure, "Precision–recall curve", predictions,
         f"{_explained(details)} Dotted: the share of malignant images, which chance reaches.",
     )  # fmt: skip
     return figure
@@ -141,7 +141,7 @@ def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
     if len(classes) == 2:
         second.set_ylabel("")
     describe(
-        figure, "Confusion matrix", sample_size_text(predictions),
+        figure, "Confusion matrix", predictions,
         "Each cell: images, and their share of the row, which is a true class.",
     )  # fmt: skip
     return figure
@@ -157,9 +157,5 @@ def _draw_matrix(axes: Axes, labels: np.ndarray, predicted: np.ndarray, classes:
             column, row, f"{counts[row, column]}\n{rounded_percent(share[row, column])}", fontsize=SMALL,
             ha="center", va="center", color="white" if share[row, column] > 0.5 else "black",
         )  # fmt: skip
-    axes.set_xticks(range(len(classes)), classes)
+    frame_matrix(axes, classes)
     axes.set_yticks(range(len(classes)), [f"{name}\nn = {total}" for name, total in zip(classes, counts.sum(axis=1))])
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set(xlabel="predicted", ylabel="true")

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.figures.style import BAND, BLUE, GREY, ORANGE, SMALL, describe, new_figure
+from stages.figures.style import BAND, BLUE, GREY, ORANGE, SMALL, describe, frame_matrix, new_figure
 from stages.reporting import rounded_percent
 
 # The new revision is drawn last, over the other.
@@ -88,12 +88,7 @@ def draw_confusion(base: pd.DataFrame, new: pd.DataFrame, classes: list[str]) ->
             text += "\n" + " → ".join(rounded_percent(matrix[row, column]) for matrix in shares)
         color = "white" if not -0.7 < gain[row, column] / _FULL_COLOR < 0.5 else "black"
         axes.text(column, row, text, fontsize=SMALL, ha="center", va="center", color=color)
-    axes.set_xticks(range(count), classes)
-    axes.set_yticks(range(count), classes)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set(xlabel="predicted", ylabel="true")
+    frame_matrix(axes, classes)
     describe(
         figure, "Confusion matrix, base → new",
         "Images by their most probable class. Orange: the share of the row got worse; violet: it got better.",

@@ -6,19 +6,7 @@ from matplotlib.figure import Figure
 from stages.dataset.pixels import PixelStore
 from stages.evaluation.cases import most_confident_mistakes
 from stages.evaluation.predictions import Predictions
-from stages.figures.style import (
-    BLUE,
-    DARK_GREY,
-    GAP,
-    SMALL,
-    VERMILION,
-    describe,
-    new_canvas,
-    sample_size_text,
-    say,
-    show,
-    side_of,
-)
+from stages.figures.style import BLUE, DARK_GREY, GAP, SMALL, VERMILION, describe, new_canvas, say, show, side_of
 from stages.reporting import rounded_percent
 
 ROWS, COLUMNS = 4, 3
@@ -38,7 +26,7 @@ def draw_samples(predictions: Predictions, store: PixelStore) -> Figure:
     chosen = order[np.linspace(0, len(order) - 1, min(ROWS * COLUMNS, len(order))).astype(int)]
     figure = _draw_images(predictions, chosen, store)
     describe(
-        figure, "Predictions, from the most to the least confident", sample_size_text(predictions),
+        figure, "Predictions, from the most to the least confident", predictions,
         "The most probable class with its probability; below, whether it is right.",
     )  # fmt: skip
     return figure
@@ -54,7 +42,7 @@ def draw_mistakes(predictions: Predictions, store: PixelStore) -> Figure:
         figure, axes = new_canvas(3)
         say(axes, "no image was mistaken")
     describe(
-        figure, "The most confident mistakes", sample_size_text(predictions),
+        figure, "The most confident mistakes", predictions,
         f"{wrong} mistakes in all, of which at most one of a lesion is shown.",
     )  # fmt: skip
     return figure

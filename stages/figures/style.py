@@ -1,6 +1,7 @@
 """What all pictures share: colours, sizes, words and a way to save them that gives the same bytes again."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _TITLE = 0.36  # inches
 _CAPTION_LINE = 0.19  # inches
 _CAPTION_LETTERS = 76
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 12,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
@@ -68,7 +69,8 @@ def new_canvas(height: float) -> tuple[Figure, Axes]:
     Images side by side in one pair of axes are drawn in a third of the time that a pair for each takes.
     """
     figure, axes = new_figure(height)
-    figure.get_layout_engine().set(w_pad=0, h_pad=0)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0, h_pad=0)
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.axis("off")
     return figure, axes
@@ -84,16 +86,28 @@ def show(axes: Axes, image: np.ndarray, left: float, top: float, side: float) ->
     axes.imshow(image, extent=(left, left + side, top + side, top), aspect="auto")
 
 
-def describe(figure: Figure, title: str, *paragraphs: str) -> None:
-    """Put a title and paragraphs below it on top of a figure, which grows by their height."""
+def frame_matrix(axes: Axes, classes: Sequence[str]) -> None:
+    """Make axes those of a confusion matrix: a row for each true class, a column for each predicted one."""
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
+def describe(figure: Figure, title: str, *paragraphs: str | Predictions) -> None:
+    """Put a title and paragraphs on top of a figure, which grows by their height; predictions tell their number."""
     lines = []
     for paragraph in paragraphs:
-        lines += textwrap.wrap(paragraph, _CAPTION_LETTERS)
+        text = paragraph if isinstance(paragraph, str) else _sample_size(paragraph)
+        lines += textwrap.wrap(text, _CAPTION_LETTERS)
     used = _TITLE + _CAPTION_LINE * len(lines) + 0.1
     height = figure.get_figheight() + used
     figure.set_figheight(height)
     # The layout of the axes knows nothing of these texts, so it costs no time for them.
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - used / height))
+    layout: Any = figure.get_layout_engine()
+    layout.set(rect=(0, 0, 1, 1 - used / height))
     figure.text(_LEFT, 1 - 0.08 / height, title, size=14, weight="bold", va="top")
     for number, line in enumerate(lines):
         top = 1 - (_TITLE + _CAPTION_LINE * number) / height
@@ -105,7 +119,7 @@ def say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, textwrap.fill(text, 32), transform=axes.transAxes, ha="center", va="center", color=DARK_GREY)
 
 
-def sample_size_text(predictions: Predictions) -> str:
+def _sample_size(predictions: Predictions) -> str:
     """A sentence that says how many images and lesions of which split there are, and how many of them are malignant."""
     lesions = predictions.table["lesion_id"]
     malignant = lesions[predictions.is_malignant]

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
-from stages.figures.style import BLACK, BLUE, GREY, SMALL, describe, new_figure, sample_size_text
+from stages.figures.style import BLACK, BLUE, GREY, SMALL, describe, new_figure
 from stages.reporting import ATTRIBUTES, percent
 
 _ROW = 0.24  # inches
@@ -64,7 +64,7 @@ def draw_subgroups(predictions: Predictions, details: dict, groups: pd.DataFrame
         label.set_weight("bold" if line in headings else "normal")
     figure.legend(*_key(), loc="outside lower left", ncols=2, alignment="left")
     describe(
-        figure, "Subgroups", sample_size_text(predictions), "After each name: malignant + benign lesions. "
+        figure, "Subgroups", predictions, "After each name: malignant + benign lesions. "
         f"Sensitivity and specificity at the threshold {details['calibration']['threshold']:.3g}; "
         f"{percent(details['confidence'])} intervals, bootstrap over lesions; "
         "those of too small groups may be cut off.",
@@ -77,7 +77,7 @@ def _lay_out(predictions: Predictions, groups: pd.DataFrame) -> tuple[list[str],
     lesions, is_malignant = pd.Series(predictions.lesions), predictions.is_malignant
     names, lines = [_name("all images", lesions[is_malignant].nunique(), lesions[~is_malignant].nunique())], []
     for attribute, members in groups.groupby("attribute", sort=False):
-        names.append(ATTRIBUTES[attribute])
+        names.append(ATTRIBUTES[str(attribute)])
         lines += range(len(names), len(names) + len(members))
         names += map(_name, members["group"], members["malignant_lesions"], members["benign_lesions"])
     return names, lines

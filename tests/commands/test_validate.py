@@ -10,9 +10,9 @@ from stages.commands import validate
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.errors import InputError
 from stages.evaluation.predictions import read_predictions
-from stages.figures.report import CAPTIONS
 from stages.files import MODELS, PREPARED, SPLIT, read_csv
 from tests.conftest import QUICK
+from tests.figures.findings import DRAWN
 from tests.test_plot import TABLES
 
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.4)
@@ -54,7 +54,7 @@ def test_it_writes_what_evaluate_writes_with_nothing_fitted(external, workspace,
     plots = workspace / "external/plots"
     # Nothing was trained, so all but the course of training.
     assert {path.name for path in plots.glob("*.csv")} == {f"{name}.csv" for name in TABLES} - {"training.csv"}
-    assert {path.stem for path in (plots / "pictures").glob("*.png")} == set(CAPTIONS) - {
+    assert {path.stem for path in (plots / "pictures").glob("*.png")} == set(DRAWN) - {
         "training_curves",
         "augmentation",
     }

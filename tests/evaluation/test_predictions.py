@@ -72,11 +72,11 @@ def test_a_split_has_its_rows_only(predictions_of):
             "probability_malignant,probability_benign",
             "of malignant, benign",
         ),
-        ("test,malignant", "test,melanoma", "label 'melanoma' is none of benign, malignant"),
-        ("test,malignant", "test,", "label 'nan' is none of"),
+        ("test,malignant", "test,melanoma", "a label is none of benign, malignant"),
+        ("test,malignant", "test,", "a label is none of"),
         ("0.", "1.", "not at least 0 with the sum 1"),
         ("0.", "-0.", "not at least 0 with the sum 1"),
-        ("0.", "abc0.", "is not a number"),
+        ("0.", "abc0.", "not at least 0 with the sum 1"),
     ],
 )
 def test_a_changed_table_is_refused_with_its_name_and_the_reason(path, old, new, message):

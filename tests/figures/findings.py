@@ -14,6 +14,11 @@ from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, predictions_table
 
+# The pictures of `plot`.
+DRAWN = (
+    "roc", "precision_recall", "reliability", "decision_curve", "confusion_matrix", "thresholds", "subgroups",
+    "training_curves", "sample_predictions", "mistakes", "gradcam", "augmentation",
+)  # fmt: skip
 LEAKAGE = {
     "lesions_in_more_than_one_split": 0,
     "known_duplicates_apart": [],
