@@ -12,7 +12,6 @@ import pynvml
 import torch
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
-from torch.utils import deterministic as torch_deterministic
 
 # Of requirements.in, those that decide a byte of some output.
 RESULT_AFFECTING_PACKAGES = (
@@ -105,7 +104,7 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
     torch.backends.cudnn.benchmark = False  # it takes half a minute and gains nothing
     if deterministic:
         # Filling fresh memory shows a program that reads what it never wrote; on a CPU it costs 5 to 8 % of the speed.
-        torch_deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
