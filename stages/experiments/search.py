@@ -21,17 +21,13 @@ from ruamel.yaml import YAML, YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
 from stages.errors import InputError
+from stages.evaluation.details import BinaryMetrics, DiagnosisMetrics
 from stages.experiments.queue import SUCCESS, ExperimentQueue, Task, as_overrides
 from stages.experiments.revision import Revision, run_git
 from stages.files import DETAILS, MODEL_DESCRIPTION
 
 LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json
-METRICS = (
-    LOSS,
-    *("auroc", "auprc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1"),
-    *("malignant_auroc", "macro_auroc", "macro_auprc", "macro_sensitivity", "macro_specificity"),
-    *("macro_precision", "macro_f1"),
-)
+METRICS = (LOSS, *dict.fromkeys([*BinaryMetrics.model_fields, *DiagnosisMetrics.model_fields]))
 RANGE = re.compile(r"(uniform|loguniform|range|choice)\((.*)\)")
 
 

@@ -1,0 +1,34 @@
+"""What the commands share: how their arguments are described, and how they write."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stages.errors import InputError
+
+
+def new_parser(name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `python -m stages NAME`, whose help keeps the lines of `epilog`."""
+    layout = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
+    return argparse.ArgumentParser(f"python -m stages {name}", None, description, epilog, formatter_class=layout)
+
+
+def print_text(text: str) -> None:
+    """Print bytes: the same on every platform, whatever encoding its terminal has."""
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; without a place to go, the interpreter's own flush would fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Raise an InputError where a block cannot write what an option names."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written ({error})") from None
