@@ -8,7 +8,7 @@ import json
 import re
 import sys
 
-from stages.commands._shared import new_parser
+from stages.command_line import new_parser
 
 
 def find_problems() -> list[str]:

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from stages.commands._shared import new_parser, print_text, writing
+from stages.command_line import new_parser, print_text, writing
 from stages.errors import InputError
 
 EXAMPLES = """\

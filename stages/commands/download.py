@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.commands._shared import new_parser
+from stages.command_line import new_parser
 from stages.errors import InputError, no_space
 
 SUMS = "SHA256SUMS"

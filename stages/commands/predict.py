@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.commands._shared import new_parser, print_text, writing
+from stages.command_line import new_parser, print_text, writing
 from stages.errors import InputError, printable
 
 if TYPE_CHECKING:

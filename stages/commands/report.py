@@ -6,7 +6,7 @@ or remote. Where these are not available, the report says so and shows the rest.
 
 from pathlib import Path
 
-from stages.commands._shared import new_parser, print_text, writing
+from stages.command_line import new_parser, print_text, writing
 from stages.errors import InputError
 
 EXAMPLES = """\

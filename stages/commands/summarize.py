@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from stages.commands._shared import new_parser, print_text
+from stages.command_line import new_parser, print_text
 from stages.errors import InputError
 
 EXAMPLES = """\

@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Any
 
-from stages.commands._shared import new_parser
+from stages.command_line import new_parser
 from stages.errors import InputError
 
 DESCRIPTION = """\

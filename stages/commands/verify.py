@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.commands._shared import new_parser
+from stages.command_line import new_parser
 from stages.errors import InputError
 
 if TYPE_CHECKING:
