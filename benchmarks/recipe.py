@@ -320,10 +320,10 @@ def assess(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> d
     calibrated = cross_fitted(probabilities, labels, half)
     is_malignant = np.isin(classes, malignant_classes(len(classes)))[labels]
     score, decided = malignant_probability(probabilities), _two_classes(calibrated)
-    two = compute_metrics(decided, is_malignant)["metrics"]
+    two = compute_metrics(decided, is_malignant.astype(int))["metrics"]
     specificity = weighted_sensitivity_at(np.array([0.9]), -score, ~is_malignant, once)
     numbers = {
-        "malignant_auroc": compute_metrics(_two_classes(probabilities), is_malignant)["metrics"]["auroc"],
+        "malignant_auroc": compute_metrics(_two_classes(probabilities), is_malignant.astype(int))["metrics"]["auroc"],
         "malignant_accuracy": two["accuracy"],
         "malignant_balanced_accuracy": two["balanced_accuracy"],
         "malignant_specificity_at_90": specificity[0, 0],

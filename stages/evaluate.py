@@ -14,7 +14,7 @@ import torch
 
 from stages.classifier.calibration import Calibration, apply_temperature, save_calibration
 from stages.classifier.gradcam import gradcam_heatmaps
-from stages.classifier.hardware import set_up_device
+from stages.classifier.hardware import lease_gpus, set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.classifier.weights import load_model
@@ -64,6 +64,7 @@ class Evaluation(NamedTuple):
 def main() -> None:
     config = load_config()
     leakage = read_leakage(SPLIT_METRICS)
+    lease_gpus(1, wait=False)
     predictions, calibration, details, cases, heatmaps = evaluate_model(config)
     metrics = details["test"]["metrics"]
     write_csv(PREDICTIONS, predictions.table)

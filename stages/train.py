@@ -85,7 +85,6 @@ def train_model(
         InputError: a parameter or a file does not fit.
     """
     start, parent = time.perf_counter(), os.getppid()
-    lease_gpus(config.training.devices)
     fabric = start_processes(config.training)
     set_up_device(config.runtime.cpu_threads, config.training.deterministic)
     store = PixelStore(prepared)
@@ -164,6 +163,7 @@ def _listed(values: Iterable) -> str:
 
 def main() -> None:
     config = load_config()
+    lease_gpus(config.training.devices)
     training = train_model(config)
     if training is None:
         return

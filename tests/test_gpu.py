@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.plain import PLAIN
-from stages.classifier import hardware
 from stages.classifier.weights import load_model
 from stages.dataset import loaders
 from stages.dataset.augmentation import augment_batch, sample_params
@@ -56,15 +55,6 @@ SHORT = {
     "model.dropout_rate": "0.5",
     "evaluation.bootstrap_replicates": "100",
 }
-
-
-@pytest.fixture(autouse=True)
-def lease_ends(monkeypatch):
-    """The GPU is given back with the test, so that the stages that the next one starts get it."""
-    monkeypatch.setattr(hardware, "_LEASES", [])
-    yield
-    for lease in hardware._LEASES:
-        lease.release()
 
 
 @pytest.fixture

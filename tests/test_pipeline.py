@@ -135,7 +135,7 @@ def test_an_experiment_reads_the_exponent_that_dvc_writes(experiment):
 
 
 def test_an_experiment_keeps_the_comments_of_params_yaml(experiment):
-    assert "# images of one batch" in (experiment.folder / "params.yaml").read_text(encoding="utf-8")
+    assert "# images per batch and device" in (experiment.folder / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_diffs_between_two_commits(experiment):
@@ -176,7 +176,7 @@ def test_other_networks_and_other_layouts_of_the_data(experiment):
         (["data.data_dir=data/nowhere"], ["data/nowhere"]),
         (
             ["training.learning_rate=fast", "data.augment=3"],
-            ["training.learning_rate is 'fast'; it must be a number, above 0", "data.augment is 3; it must be true or"],
+            ["training.learning_rate is 'fast'; it must be a valid number", "data.augment is 3; it must be true or"],
         ),
     ],
 )

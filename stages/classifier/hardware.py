@@ -93,7 +93,6 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
         cpu_threads: threads of one operation on a CPU; their number decides how sums are split, and so their last bits.
         deterministic: use only algorithms that give the same bits again.
     """
-    lease_gpus(1, wait=False)
     torch.set_num_threads(cpu_threads)
     # And NumPy's and SciPy's matrix products, which would use one thread per core.
     threadpool_limits(cpu_threads)

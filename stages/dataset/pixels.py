@@ -38,13 +38,15 @@ class _Pieces(io.RawIOBase):
         self.file = file
 
     def write(self, data: Any) -> int:
-        return sum(self.file.write(data[start : start + _PIECE]) for start in range(0, len(data), _PIECE))
+        for start in range(0, len(data), _PIECE):
+            self.file.write(data[start : start + _PIECE])
+        return len(data)
 
 
 def write_shard(path: Path, pixels: np.ndarray) -> None:
     """Write images of uint8, shape (n, size, size, 3), as a .npy file."""
     # NumPy writes to real files by itself, and does not say why it cannot.
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb") as file:  # buffered: it writes all of a piece, or says why not
         np.save(_Pieces(file), pixels)
 
 

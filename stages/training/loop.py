@@ -178,13 +178,13 @@ class TrainingLoop:
             with self._profiler.profile("training_step"):
                 self._train_batch(batch)
             metrics = self._validate() if progress.batch % self.val_every == 0 else {}
-            if progress.batch == self.batches:
+            ended = progress.batch == self.batches
+            if ended:
                 metrics |= self._end_epoch()
-                seconds = time.perf_counter() - start
-                shown = {name: value for name, value in metrics.items() if name != "epoch"}
-                self._display.end_epoch(progress.epoch - 1, shown, progress.images_per_second[-1], seconds)
             if metrics:
                 self._log(progress.step - 1, metrics)
+            if ended:
+                self._display.end_epoch(metrics, progress.images_per_second[-1], time.perf_counter() - start)
             self._checkpoint()
 
     def _set_train_mode(self) -> None:

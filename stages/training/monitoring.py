@@ -124,11 +124,12 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}")
 
-    def end_epoch(self, epoch: int, metrics: dict[str, float], images_per_second: float, seconds: float) -> None:
-        """Print the metrics of an epoch, counted from 0."""
+    def end_epoch(self, metrics: dict[str, float], images_per_second: float, seconds: float) -> None:
+        """Print the metrics of an epoch, among them `epoch`, counted from 0."""
         if self._shown:
-            numbers = " ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
-            line = f"epoch {epoch + 1}/{self._epochs} {numbers} ({images_per_second:.0f} images/s, {seconds:.1f} s)"
+            numbers = " ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if name != "epoch")
+            position = f"epoch {metrics['epoch'] + 1}/{self._epochs}"
+            line = f"{position} {numbers} ({images_per_second:.0f} images/s, {seconds:.1f} s)"
             print(line, flush=True) if self._bar is None else self._bar.console.print(line, highlight=False)
 
     def close(self) -> None:
