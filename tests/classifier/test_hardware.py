@@ -35,6 +35,7 @@ WITHOUT_EFFECT = {
     "ruamel.yaml",
     "sqlalchemy",
     "threadpoolctl",
+    "typing-extensions",
 }
 
 
