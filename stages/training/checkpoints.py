@@ -51,6 +51,7 @@ def fingerprint(config: Config, inputs: Iterable[Path]) -> str:
     settings = {
         "training": {key: value for key, value in asdict(config.training).items() if key not in _WITHOUT_EFFECT},
         "model": asdict(config.model),
+        "cpu_threads": config.runtime.cpu_threads,
         "data": {name: getattr(config.data, name) for name in _AUGMENTATION},
         "hardware": describe_hardware(),
     }

@@ -53,7 +53,13 @@ def train(tiny, quick, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [{"training.seed": 1}, {"training.resume": False}, {"model.dropout_rate": 0.3}, {"model.ensemble": 2}],
+    [
+        {"training.seed": 1},
+        {"training.resume": False},
+        {"model.dropout_rate": 0.3},
+        {"model.ensemble": 2},
+        {"runtime.cpu_threads": 2},
+    ],
     ids=str,
 )
 def test_another_training_never_goes_on_from_it(train, capsys, change):
