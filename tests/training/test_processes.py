@@ -2,7 +2,7 @@
 
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,12 +100,58 @@ def test_two_processes_train_an_ensemble(workspace, params):
     assert not torch.equal(first, second)
 
 
-def test_two_processes_that_are_killed_go_on_to_the_same_bytes(workspace, params, interrupted):
+# As tests/training/test_resume.py, with two processes; SIGTERM comes to either.
+STOPPED_ANYWHERE = """
+import os, signal
+from pathlib import Path
+import torch.distributed
+from stages.config import load_config
+from stages.errors import TerminatedError
+from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
+from stages.train import train_model
+from stages.training import loop
+from tests.training.test_resume import Snapshots, at_every_call, one_call_of_each_batch, terminate
+
+loop.AGREE_EVERY = 2
+signal.signal(signal.SIGTERM, lambda *_: None)
+config, rank = load_config(), int(os.environ["RANK"])
+
+def train(name):
+    outputs = [Path(name, place) for place in (MODELS, TRAINING_METRICS)]
+    train_model(config, models=outputs[0], metrics=outputs[1], checkpoints=Path(name, CHECKPOINTS))
+    torch.distributed.barrier()
+    files = (path for folder in outputs for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(name)): path.read_bytes() for path in files}
+
+Path("whole").mkdir(exist_ok=True)
+snapshots = Snapshots(Path("whole"))
+with at_every_call(snapshots if rank == 0 else lambda _: None) as calls:
+    expected = train("whole")
+killed = [list(snapshots.states.values())]
+torch.distributed.broadcast_object_list(killed)
+for name in killed[0]:
+    assert train(name) == expected, name
+stopped = 0
+for index, chosen in enumerate(one_call_of_each_batch(calls)):
+    with at_every_call(lambda number: index % 2 == rank and number == chosen and terminate()):
+        try:
+            train(f"terminated {index}")
+        except TerminatedError:
+            stopped += 1
+    assert train(f"terminated {index}") == expected, f"{calls[chosen]}, call {chosen} of {len(calls)}"
+if rank == 0:
+    print(f"went on after {len(killed[0])} kills and {stopped} signals", flush=True)
+"""
+
+
+def test_two_processes_that_are_stopped_anywhere_go_on_to_the_same_bytes(workspace, params, tmp_path):
     # Dropout draws from the random numbers of each process.
-    params(QUICK | {"training.max_epochs": "12", "model.dropout_rate": "0.5", "training.checkpoint_minutes": "0.0001"})
-    ended, _, output = interrupted("epoch 5/12", signal.SIGKILL)
-    assert ended == -signal.SIGKILL
-    assert "resuming from" in output
+    params(QUICK | {"training.max_epochs": "2", "model.dropout_rate": "0.5", "training.checkpoint_minutes": "1e-9"})
+    script = tmp_path / "stopped_anywhere.py"
+    script.write_text(STOPPED_ANYWHERE, encoding="utf-8")
+    said = run_python(*TORCHRUN, str(script), timeout=600)
+    kills, signals = map(int, re.search(r"went on after (\d+) kills and (\d+) signals", said).groups())
+    assert min(kills, signals) >= 4
 
 
 # As if the second process came to its minutes between two checkpoints long before the first.

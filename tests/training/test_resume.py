@@ -1,14 +1,17 @@
 """A training that is stopped anywhere goes on to the bytes of one that was not.
 
-Anywhere: at the first and the last call of every function of `stages.training`, be it in a step, a validation, between
-them, in a checkpoint being saved, in the first epoch, the last, or the one in which early stopping decides. With
-STOP_EVERYWHERE=1 in the environment each case tries them all.
+Anywhere: at every call of a function of `stages.training`, be it in a step, a validation, between them, in a checkpoint
+being saved, in the first epoch, the last, or the one in which early stopping decides. All that a kill leaves is what
+lies on the disk: training goes on from each state of the disk that one of the calls saw. SIGTERM is only noted, for the
+end of the batch to stop at: it is sent at one call of each batch; with STOP_EVERYWHERE=1 in the environment, at all.
 """
 
 import os
+import shutil
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,6 @@ from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
 from stages.train import train_model
 from stages.training import ensemble, module
 
-EACH = 7  # of the first and last calls of every function, a case tries one in so many
 PACKAGE = str(Path(training.__file__).parent)
 SHORT = {
     "training.batch_size": 12,
@@ -54,10 +56,6 @@ CASES = {
 }
 
 
-class Killed(BaseException):
-    """What a process does not survive."""
-
-
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -72,21 +70,49 @@ def on_cpu(monkeypatch):
 
 
 @contextmanager
-def happening_at(number, happens):
-    """Let `happens` happen at the call of this number; yields a list of all calls."""
+def at_every_call(happens):
+    """Call `happens` with the number of each call of a function of training; yields their names, in order."""
     calls = []
 
     def watch(frame, event, _):
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
             calls.append(frame.f_code.co_qualname)
-            if len(calls) == number:
-                happens()
+            happens(len(calls) - 1)
 
     sys.setprofile(watch)
     try:
         yield calls
     finally:
         sys.setprofile(None)
+
+
+class Snapshots:
+    """Copies of a training's folder: one of each state of its checkpoints that a call sees."""
+
+    def __init__(self, folder):
+        self.folder, self.states = folder, {}
+
+    def __call__(self, _):
+        files = [path for path in (self.folder / CHECKPOINTS).rglob("*") if path.is_file()]
+        with suppress(FileNotFoundError, shutil.Error):  # a thread has just moved it: the next call sees the new state
+            state = frozenset((path, path.name.endswith(".partial") or path.stat().st_mtime_ns) for path in files)
+            if state not in self.states:
+                copy = self.folder.with_name(f"killed {len(self.states)}")
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(self.folder, copy)
+                self.states[state] = copy.name
+
+
+def one_call_of_each_batch(calls):
+    """Numbers of calls: of those between two places where training would stop, now an early one, now a late one."""
+    if os.environ.get("STOP_EVERYWHERE"):
+        return range(len(calls))
+    ends = [0, *(number for number, name in enumerate(calls) if name == "TrainingLoop._checkpoint"), len(calls) - 1]
+    return [start + (end - start) * (index % 4) // 4 for index, (start, end) in enumerate(pairwise(ends))]
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
@@ -106,34 +132,32 @@ def outputs(tmp_path, bytes_below):
     return lambda name: {place: bytes_below(tmp_path / name / place) for place in (MODELS, TRAINING_METRICS)}
 
 
-def kill():
-    raise Killed
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.mark.parametrize("happens", [kill, terminate])
 @pytest.mark.parametrize("case", CASES)
-def test_a_training_that_is_stopped_anywhere_ends_in_the_same_bytes(train, outputs, case, happens):
-    changes = CASES[case]
-    with happening_at(0, happens) as calls:
-        train("whole", changes)
-    expected, first = outputs("whole"), {}
-    for number, name in enumerate(calls, 1):
-        first.setdefault(name, number)
-    last = {name: number for number, name in enumerate(calls, 1)}
-    numbers = sorted({*first.values(), *last.values()})
-    if not os.environ.get("STOP_EVERYWHERE"):  # in seconds: each case has its share of the places
-        numbers = numbers[list(CASES).index(case) % EACH :: EACH]
-    stopped = 0
-    for number in numbers:
-        try:
-            with happening_at(number, happens):
-                train(f"stopped {number}", changes)
-        except (Killed, TerminatedError):
-            stopped += 1
-        train(f"stopped {number}", changes)
-        assert outputs(f"stopped {number}") == expected, f"{calls[number - 1]}, call {number} of {len(calls)}"
-    assert stopped >= 3
+def test_a_training_that_is_killed_anywhere_ends_in_the_same_bytes(train, outputs, tmp_path, case):
+    (tmp_path / "whole").mkdir()
+    snapshots = Snapshots(tmp_path / "whole")
+    with at_every_call(snapshots):
+        train("whole", CASES[case])
+    expected = outputs("whole")
+    for name in snapshots.states.values():
+        train(name, CASES[case])
+        assert outputs(name) == expected, name
+    # One of each checkpoint, besides those that were half written.
+    assert len(snapshots.states) > CASES[case].get("model.ensemble", 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_that_is_terminated_anywhere_ends_in_the_same_bytes(train, outputs, case):
+    with at_every_call(lambda _: None) as calls:
+        train("whole", CASES[case])
+    expected, stopped = outputs("whole"), 0
+    for chosen in one_call_of_each_batch(calls):
+        name = f"terminated {chosen}"
+        with at_every_call(lambda number, chosen=chosen: number == chosen and terminate()):
+            try:
+                train(name, CASES[case])
+            except TerminatedError:
+                stopped += 1
+        train(name, CASES[case])
+        assert outputs(name) == expected, f"{calls[chosen]}, call {chosen} of {len(calls)}"
+    assert stopped >= 2
