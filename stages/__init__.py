@@ -1,0 +1,3 @@
+from stages.arithmetic import choose_instructions
+
+choose_instructions()

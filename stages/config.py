@@ -181,6 +181,7 @@ class EvaluationConfig:
 class RuntimeConfig:
     """What every stage may use of the machine."""
 
+    cpu_instructions: Literal["avx2", "native"]
     cpu_threads: Annotated[int, Strict(), Field(ge=1, le=1024)]
     num_workers: Annotated[int, Strict(), Field(ge=1, le=256)] | None
 

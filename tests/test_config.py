@@ -201,7 +201,9 @@ def test_a_section_must_hold_keys(params, text):
     path = params()
     path.write_text(re.sub(r"(?s)runtime:\n.*", text, path.read_text()), encoding="utf-8")
     message = refusal(path)
-    assert re.search(r"runtime is .*; it must be a mapping with the keys cpu_threads, num_workers", message)
+    assert re.search(
+        r"runtime is .*; it must be a mapping with the keys cpu_instructions, cpu_threads, num_workers", message
+    )
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "just text", "- data\n- split"])

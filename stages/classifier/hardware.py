@@ -13,6 +13,9 @@ import torch
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
+from stages.arithmetic import has_avx2, is_portable
+from stages.launch import is_first_process
+
 # Of requirements.in, those that decide a byte of some output.
 RESULT_AFFECTING_PACKAGES = (
     "captum",
@@ -93,6 +96,8 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
         cpu_threads: threads of one operation on a CPU; their number decides how sums are split, and so their last bits.
         deterministic: use only algorithms that give the same bits again.
     """
+    if not has_avx2() and is_first_process():
+        print("note: without AVX2 instructions this processor cannot give the bytes that others give", flush=True)
     torch.set_num_threads(cpu_threads)
     # And NumPy's and SciPy's matrix products, which would use one thread per core.
     threadpool_limits(cpu_threads)
@@ -109,11 +114,10 @@ def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:
 
 def describe_hardware() -> dict:
     """What the bits of a result depend on beside code, data and parameters: the machine, and what computes on it."""
+    # Virtual machines of one name differ in their instructions, and so in the last bits of their sums.
+    native = {"cpu": processor(), "cpu_instructions": torch.backends.cpu.get_cpu_capability()}
     return {
-        "cpu": processor(),
-        # Virtual machines of one name differ in them, and so in the last bits of their sums.
-        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
-        "cpu_cores": os.cpu_count(),
+        **({"cpu_instructions": "avx2"} if is_portable() else native),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
@@ -123,16 +127,18 @@ def describe_hardware() -> dict:
 
 
 def describe_environment() -> dict:
-    """`describe_hardware`, and what helps to find a run again: the GPU's driver, and the commit that it started from.
+    """`describe_hardware`, and what helps to find a run again: the machine, and the commit that it started from.
 
     Returns:
-        Beside the hardware `gpu_driver`, None without a GPU; `commit`, None where Git has none or is not there; and
-        `dirty`, whether code, data or parameters were changed since. It is true of most commits with new results: they
-        are made before they are committed.
+        Beside the hardware `cpu` and `cpu_cores`; `gpu_driver`, None without a GPU; `commit`, None where Git has none
+        or is not there; and `dirty`, whether code, data or parameters were changed since. It is true of most commits
+        with new results: they are made before they are committed.
     """
     commit = _git("rev-parse", "--verify", "HEAD")
     changes = _git("status", "--porcelain", "--", *SOURCES)
     return describe_hardware() | {
+        "cpu": processor(),
+        "cpu_cores": os.cpu_count(),
         "gpu_driver": _driver() if torch.cuda.is_available() else None,
         "commit": commit,
         "dirty": None if commit is None or changes is None else changes != "",

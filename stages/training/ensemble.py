@@ -101,7 +101,8 @@ def train_member(
         except torch.OutOfMemoryError:
             pass  # handled outside: the exception holds on to the tensors of the training
         finally:
-            gc.collect()  # the loop and the captured step hold each other, and the GPU's memory
+            if fabric.device.type == "cuda":
+                gc.collect()  # the loop and the captured step hold each other, and the GPU's memory
         torch.cuda.empty_cache()
         config = replace(config, training=divided(config, fabric.world_size))
         fabric.print(
