@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
 from stages.config import PARAMS
@@ -67,6 +68,11 @@ class ExperimentQueue:
         self._started, self._starts = -float(START_SECONDS), 0
         if not Path(".dvc").is_dir():
             raise InputError("this is not the root of a DVC repository; run from there")
+        if not (cache := Repo().cache.local_cache_dir).isascii():
+            raise InputError(
+                f"DVC queues experiments only where the path of its cache is ASCII, and {cache} is not; move the "
+                "repository, or the cache alone: `mv .dvc/cache /ascii && dvc cache dir --local /ascii`"
+            )
         Path(".dvc/tmp").mkdir(exist_ok=True)
         self._lock = FileLock(".dvc/tmp/sweep.lock")
         try:
