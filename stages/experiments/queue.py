@@ -68,10 +68,12 @@ class ExperimentQueue:
         self._started, self._starts = -float(START_SECONDS), 0
         if not Path(".dvc").is_dir():
             raise InputError("this is not the root of a DVC repository; run from there")
-        if not (cache := Repo().cache.local_cache_dir).isascii():
+        # DVC takes its own folder for a URL and a format, and writes the path of its cache as ASCII.
+        cache = Repo().cache.local_cache_dir
+        if unfit := re.search(r"[#%?{}]", str(Path.cwd())) or re.search(r"[^ -~]", cache):
             raise InputError(
-                f"DVC queues experiments only where the path of its cache is ASCII, and {cache} is not; move the "
-                "repository, or the cache alone: `mv .dvc/cache /ascii && dvc cache dir --local /ascii`"
+                f"DVC cannot queue experiments here: {unfit.string} has a {unfit[0]!r}; move the repository, or, if it "
+                "is the cache's path alone, the cache: `mv .dvc/cache PATH && dvc cache dir --local PATH`"
             )
         Path(".dvc/tmp").mkdir(exist_ok=True)
         self._lock = FileLock(".dvc/tmp/sweep.lock")
