@@ -13,6 +13,10 @@ COMMANDS = Path(__file__).parent / "commands"
 
 def main() -> None:
     """Run the command that is named first, with the arguments after it; list all where none is."""
+    run(_run_command)
+
+
+def _run_command() -> None:
     commands = {path.stem: path for path in sorted(COMMANDS.glob("[!_]*.py"))}
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -20,7 +24,7 @@ def main() -> None:
         for command, path in commands.items():
             print(f"  {command:<10} {_summary(path)}")
     elif name in commands:
-        run(lambda: import_module(f"stages.commands.{name}").main(arguments))
+        import_module(f"stages.commands.{name}").main(arguments)
     else:
         close = get_close_matches(name, commands, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(commands)}"

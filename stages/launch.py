@@ -3,6 +3,8 @@
 import argparse
 import atexit
 import gc
+import getpass
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +16,10 @@ from stages.errors import DiskFullError, InputError, no_space
 
 # Below DVC's folder for what Git does not keep; a queued experiment has one of its own.
 LOCK = Path(".dvc/tmp/stage.lock")
+WAY_BACK = (
+    "`git checkout HEAD params.yaml dvc.lock metrics models plots && dvc checkout --force` returns to the commit's, "
+    "and to its outputs."
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -21,6 +27,13 @@ def run(main: Callable[[], None]) -> None:
 
     So does a full disk; `stages.files.replacing` names the file.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal that is not UTF-8 lacks
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a container's user may be a bare number, and DVC and PyTorch ask for a name
+        os.environ["USER"] = str(os.getuid())
     # At exit, Python searches all objects, PyTorch's modules too, for cycles to delete: seconds, for nothing.
     atexit.register(gc.freeze)
     try:
@@ -34,6 +47,9 @@ def run(main: Callable[[], None]) -> None:
         if not isinstance(error, InputError):
             raise
         hint = "; make space and run the same command again" if isinstance(error, DiskFullError) else ""
+        # Where DVC runs an experiment in the workspace, not in a folder of its own.
+        if type(error) is InputError and "DVC_EXP_NAME" in os.environ and os.environ.get("DVC_ROOT") == str(Path.cwd()):
+            hint = f"\nThe workspace keeps the parameters of an experiment that failed. {WAY_BACK}"
         sys.exit(f"error: {error}{hint}")
 
 
@@ -47,13 +63,14 @@ def run_stage(main: Callable[[], None], description: str | None) -> None:
         main: the stage.
         description: what it does, for `--help`.
     """
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}",
         description=description,
         epilog="A stage of dvc.yaml, which `dvc repro` runs; its parameters are in params.yaml.",
-    ).parse_args()
+    )
 
     def alone() -> None:
+        parser.parse_args()
         lock = FileLock(LOCK)
         if is_first_process() and LOCK.parents[1].is_dir():
             LOCK.parent.mkdir(exist_ok=True)

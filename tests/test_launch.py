@@ -1,5 +1,7 @@
 import errno
+import getpass
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -38,6 +40,22 @@ def test_a_mistake_ends_a_command_with_its_message_and_status_1():
 
     with pytest.raises(SystemExit, match=r"^error: params\.yaml: wrong$"):
         run(mistake)
+
+
+def test_it_prints_where_the_terminal_lacks_letters(repository):
+    assert start(STAGE.replace("ran", "ran …"), PYTHONIOENCODING="ascii").communicate(timeout=60)[0] == "ran ?\n"
+
+
+def test_a_user_may_be_a_bare_number(monkeypatch):
+    """As in a container that is started with another one; DVC asks for a name."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(os, "environ", {})
+    run(lambda: None)
+    assert getpass.getuser() == str(os.getuid())
 
 
 def test_python_does_not_search_for_cycles_when_a_stage_has_ended(repository):

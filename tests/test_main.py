@@ -1,5 +1,6 @@
 """The front door: `python -m stages`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ COMMANDS = sorted(path.stem for path in (ROOT / "stages/commands").glob("[!_]*.p
 
 def stages(*arguments, code="import runpy; runpy.run_module('stages', run_name='__main__', alter_sys=True)"):
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # A terminal that has few letters: help and messages are told all the same.
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

@@ -8,6 +8,7 @@ that are missing when it runs again. The folder's SHA256SUMS, which `sha256sum -
 where its publisher states none, the file must stay what it was at the first download.
 """
 
+import shlex
 import shutil
 import sys
 import zipfile
@@ -192,4 +193,5 @@ def main(argv: list[str] | None = None) -> None:
         return
     folder = args.output or Path("data") / args.dataset
     download_dataset(dataset, folder, args.url)
-    print(f"next: dvc add {folder}, then dvc exp run -S data.data_dir={folder}")
+    commands = ["dvc", "add", str(folder)], ["dvc", "exp", "run", "-S", f"data.data_dir={folder}"]
+    print(f"next: {', then '.join(map(shlex.join, commands))}")

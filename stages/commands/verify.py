@@ -5,6 +5,7 @@ each file that the stages wrote with that of the commit's. Neither the workspace
 """
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def verify_revision(name: str) -> Verification:
     if not committed.commit:
         raise InputError(f"{name} is not a commit; commit it, and verify HEAD")
     if not committed.stages:
-        raise InputError(f"{name} has no {revision.LOCK}; name a revision in which a `dvc repro` is committed")
+        raise committed.lacks(revision.LOCK)
     with _clone(committed.commit) as clone:
         # What DVC tracks and a stage reads, as data/ham10000: edges of DVC's graph that start at a .dvc file.
         graph = revision.run_dvc("dag", "--dot", cwd=clone)
@@ -95,16 +96,16 @@ def _clone(commit: str) -> Iterator[Path]:
     """A temporary clone of one commit, in DVC's own folder for what Git does not keep."""
     from stages.experiments.revision import run_git
 
-    root = Path(run_git("rev-parse", "--show-toplevel"))
-    scratch = root / ".dvc" / "tmp"
+    objects = run_git("rev-parse", "--path-format=absolute", "--git-path", "objects")
+    scratch = Path(".dvc/tmp").absolute()
     scratch.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as folder:
-        clone = Path(folder)
-        for command in (("init",), ("fetch", "--depth=1", str(root), commit), ("checkout", "--detach", commit)):
-            run_git(*command, "--quiet", cwd=clone)
-        if not (clone / ".dvc").is_dir():
-            raise InputError(f"{commit[:7]} is from before DVC: it has no .dvc")
-        yield clone
+        # Nothing is fetched, for which people's settings may have other rules; nothing is copied either.
+        run_git("init", "--quiet", "--template=", "--object-format=sha1", cwd=folder)
+        Path(folder, ".git/objects/info").mkdir(exist_ok=True)
+        Path(folder, ".git/objects/info/alternates").write_bytes(os.fsencode(f"{objects}\n"))
+        run_git("checkout", "--quiet", "--detach", commit, cwd=folder)
+        yield Path(folder, run_git("rev-parse", "--show-prefix"))
 
 
 def _compare(committed: "Revision", made: "Revision") -> Iterator[tuple[str, str]]:
@@ -200,7 +201,8 @@ def uncommitted_changes(commit: str) -> list[str]:
 
     if run_git("rev-parse", "HEAD") != commit:
         return []
-    return [line[3:] for line in run_git("--no-optional-locks", "status", "--porcelain").splitlines()]
+    changes = run_git("--no-optional-locks", "status", "--porcelain", "--no-renames", "-z", "--", ".")
+    return [change[3:] for change in changes.split("\0")[:-1]]
 
 
 def _tolerance(text: str) -> float:

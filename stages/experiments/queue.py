@@ -6,6 +6,7 @@ forever once its worker was killed, and does not queue again what was interrupte
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
 from stages.config import PARAMS
@@ -66,6 +68,13 @@ class ExperimentQueue:
         self._started, self._starts = -float(START_SECONDS), 0
         if not Path(".dvc").is_dir():
             raise InputError("this is not the root of a DVC repository; run from there")
+        # DVC takes its own folder for a URL and a format, and writes the path of its cache as ASCII.
+        cache = Repo().cache.local_cache_dir
+        if unfit := re.search(r"[#%?{}]", str(Path.cwd())) or re.search(r"[^ -~]", cache):
+            raise InputError(
+                f"DVC cannot queue experiments here: {unfit.string} has a {unfit[0]!r}; move the repository, or, if it "
+                "is the cache's path alone, the cache: `mv .dvc/cache PATH && dvc cache dir --local PATH`"
+            )
         Path(".dvc/tmp").mkdir(exist_ok=True)
         self._lock = FileLock(".dvc/tmp/sweep.lock")
         try:
@@ -161,8 +170,8 @@ class ExperimentQueue:
 
     def queue_again(self, task: Task) -> None:
         """Queue an experiment again that was killed, if it would be the same."""
-        now, only_code = workspace_revision(), ("--", f":!{PARAMS.as_posix()}", ":!.dvc/tmp")
-        changed = run_git("diff", "--name-only", task.revision, now, *only_code).split()
+        now, only_code = workspace_revision(), ("--", ".", f":!{PARAMS.as_posix()}", ":!.dvc/tmp")
+        changed = run_git("diff", "--name-only", "-z", task.revision, now, *only_code).split("\0")[:-1]
         if run_git("rev-parse", f"{task.revision}^") != run_git("rev-parse", "HEAD"):
             changed = ["another commit"]
         before, after = (Revision(revision).parameters for revision in (task.revision, now))
@@ -216,25 +225,26 @@ def check_data(data_dir: str, revision: str) -> None:
     Raises:
         InputError: it would not; with the command that fixes it.
     """
-    from dvc.api import DVCFileSystem  # takes a second to import
-
     path, what = Path(data_dir), f"data.data_dir is {data_dir!r}"
     if path.is_absolute() and path.exists():
         return
     if not path.resolve().is_relative_to(Path.cwd()):
         raise InputError(f"{what}, which lies outside of the repository: queued experiments need its absolute path")
-    if DVCFileSystem(rev=revision).exists(path.as_posix()):
+    if Revision(revision).has(path):
         return
     if not path.exists():
         raise InputError(f"{what}, which does not exist")
     dvc_file = Path(f"{path}.dvc")
-    fix = f"git add {dvc_file}" if dvc_file.exists() else f"dvc add {path} && git add {dvc_file}"
+    fix = shlex.join(["git", "add", str(dvc_file)])
+    if not dvc_file.exists():
+        fix = f"{shlex.join(['dvc', 'add', str(path)])} && {fix}"
     raise InputError(f"{what}, which nothing tracks, so queued experiments would not have it: {fix}")
 
 
 def workspace_revision() -> str:
     """A commit of what DVC would queue now: HEAD, with the changes of files that Git tracks."""
     identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@localhost")
+    run_git("update-index", "-q", "--refresh")  # `stash create` fails without a word in a copied repository
     return run_git(*identity, "stash", "create") or run_git("rev-parse", "HEAD")
 
 

@@ -18,7 +18,9 @@ from typing import (
 import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
-from dvc.scm import RevError, SCMError
+from dvc.fs import GitFileSystem
+from dvc.repo import Repo
+from dvc.scm import RevError, SCMError, resolve_rev
 from typing_extensions import TypedDict
 
 from stages.checks import Flag, Float, Whole, checked
@@ -97,8 +99,8 @@ class Revision:
         commit: its hash; empty for the workspace.
 
     Raises:
-        InputError: there is no such revision; also in every property, if its file is damaged, or is neither in DVC's
-            cache nor on its remote.
+        InputError: there is no such revision, or it has no DVC project in the working directory's place; also in every
+            property, if its file is damaged, or is neither in DVC's cache nor on its remote.
     """
 
     def __init__(self, name: str, folder: Path = Path()) -> None:
@@ -109,14 +111,13 @@ class Revision:
         if not name:  # as of a variable that is not set; DVC would take it for the workspace
             raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
         try:
-            self._files = DVCFileSystem(rev=name)
-            self.commit = self._files.repo.get_rev()
+            self.commit, self._files = _open(name)
         except RevError:
             raise InputError(
                 f"{name!r} is not a commit, branch, tag or experiment here; if it is one elsewhere, `git fetch` it"
             ) from None
         except (DvcException, SCMError) as error:
-            raise InputError(f"{one_line(error)}; run from the root of the repository") from None
+            raise InputError(f"{one_line(error).rstrip('.')}; run from the root of the repository") from None
 
     def read(self, path: Path) -> bytes | None:
         """The content of a file; None if the revision has none of this name."""
@@ -132,9 +133,13 @@ class Revision:
     def copy(self, path: Path, target: Path) -> None:
         """Copy a file or folder of a commit to another place."""
         try:
-            (self._files or DVCFileSystem()).get(path.as_posix(), str(target), recursive=True)
+            self._files.get(path.as_posix(), str(target), recursive=True)
         except Exception as error:
             raise self._unavailable(path, error) from None
+
+    def has(self, path: Path) -> bool:
+        """Whether Git or DVC tracks a file or folder of this name in a commit."""
+        return self._files.exists(path.as_posix())
 
     def hashes(self, path: str) -> dict[str, str]:
         """The MD5 of each file below a folder by its path, or of the file at `path`; empty where not available."""
@@ -149,13 +154,15 @@ class Revision:
         except Exception:  # the list of the folder's files is not available
             return {}
 
+    def lacks(self, path: Path) -> InputError:
+        """The error that a file is missing which every commit of a run has."""
+        return InputError(f"{self.name} has no {path.as_posix()}; name a revision in which a `dvc repro` is committed")
+
     @cached_property
     def predictions(self) -> Predictions:
         """Those of the test images."""
         if (predictions := self._load(PREDICTIONS, read_predictions)) is None:
-            raise InputError(
-                f"{self.name} has no {PREDICTIONS.as_posix()}; name a revision in which a `dvc repro` is committed"
-            )
+            raise self.lacks(PREDICTIONS)
         return predictions.of("test")
 
     @cached_property
@@ -189,7 +196,9 @@ class Revision:
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The entries of params.yaml by dotted name."""
-        return _flat(self._yaml(PARAMS, dict[str, Any]))
+        if not (content := self._yaml(PARAMS, dict[str, Any])):
+            raise self.lacks(PARAMS)  # of no parameter it could be said whether it changed
+        return _flat(content)
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -204,6 +213,8 @@ class Revision:
     @cached_property
     def sources(self) -> dict[str, str]:
         """The hash in dvc.lock of all code and data that the stages depend on and do not make, by its path."""
+        if not self.stages:
+            raise self.lacks(LOCK)
         deps = {dep["path"]: dep.get("md5", "") for stage in self.stages.values() for dep in stage.get("deps", [])}
         return {dep: md5 for dep, md5 in deps.items() if not any(Path(dep).is_relative_to(out) for out in self.outputs)}
 
@@ -262,6 +273,32 @@ class Revision:
             raise regenerate(f"{self.name}:{path.as_posix()}: {error}") from None
 
 
+def _open(name: str) -> tuple[str, Any]:
+    """The hash of a commit, and its files as a `DVCFileSystem` that starts at the working directory's place in it."""
+    here = Repo()
+    commit = resolve_rev(here.scm, name)
+    root, top = Path(here.root_dir).resolve(), Path(here.scm.root_dir).resolve()
+    if root != Path.cwd():
+        raise InputError(f"this is a folder of the repository in {root}; run from there")
+    # DVC alone looks from Git's root on: of a project below it, it would find no file, and say nothing.
+    place = f"/{root.relative_to(top).as_posix()}".removesuffix("/.")
+    _fetch_missing(commit)
+    git = GitFileSystem(scm=here.scm, rev=commit)
+    if not git.isdir(f"{place}/{Repo.DVC_DIR}"):
+        raise InputError(f"{name} is from before DVC, or from before the project moved here: it has no {place}/.dvc")
+    # A relative path in the commit's settings would be taken as one from Git's root; and this is where the data is now.
+    storage = {section: here.config[section] for section in ("cache", "core", "remote")}
+    return commit, DVCFileSystem(Repo(place or "/", fs=git, scm=here.scm, config=storage))
+
+
+def _fetch_missing(*commits: str) -> None:
+    """Have Git fetch what a partial clone (`--filter=blob:none`) lacks of commits: DVC would wait for it for ever."""
+    if any(name.endswith(".promisor") for name in run_git("config", "--list", "--name-only").split()):
+        empty = run_git("hash-object", "-t", "tree", os.devnull)
+        for commit in commits:  # all files at once, where reading each would fetch it alone
+            run_git("diff", "--shortstat", empty, commit, "--", ".")
+
+
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
@@ -297,6 +334,7 @@ def has_remote() -> bool:
 def list_experiments() -> tuple[list[str], list[str]]:
     """The names of HEAD's experiments, and of those in the queue that failed and were not run since."""
     names: dict[str, set[str]] = {"success": set(), "failed": set()}
+    _fetch_missing("HEAD", *run_git("for-each-ref", "--format=%(refname)", "refs/exps").split())
     for commit in json.loads(run_dvc("exp", "show", "--json", "--hide-workspace", "--hide-queued")):
         for experiment in commit["experiments"] or []:
             # One that did not come from the queue has no executor.
@@ -307,7 +345,8 @@ def list_experiments() -> tuple[list[str], list[str]]:
 
 def run_git(*arguments: str, **options: Any) -> str:
     """What a command of Git prints; arguments and errors as for `run_dvc`."""
-    return _printed_by(["git", *arguments], **options).rstrip()
+    # Hooks, as those of `core.hooksPath` for all repositories, are for what people do.
+    return _printed_by(["git", "-c", f"core.hooksPath={os.devnull}", *arguments], **options).rstrip()
 
 
 def run_dvc(*arguments: str, **options: Any) -> str:
@@ -326,12 +365,18 @@ def run_dvc(*arguments: str, **options: Any) -> str:
 def _printed_by(command: list[str], **options: Any) -> str:
     # In a session of its own: Ctrl-C is for the command, which then ends all in order.
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True} | options
-    streams = {"stdin": subprocess.DEVNULL, "env": environment_of_programs(), "text": True}
+    streams = {
+        "stdin": subprocess.DEVNULL,
+        "env": environment_of_programs(),
+        "encoding": "utf-8",
+        "errors": "surrogateescape",
+    }
     done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
     if done.returncode:
         _, _, message = (done.stderr or "").rpartition("ERROR: ")
         reason = one_line(message.removeprefix("unexpected error - ").split("\n\n")[0])
-        hint = "; run from the root of the repository" if "not inside of a DVC repository" in reason else ""
+        outside = "not inside of a DVC repository" in reason or "not a git repository" in reason
+        hint = "; run from the root of the repository" if outside else ""
         raise InputError(f"`{' '.join(command).removeprefix(f'{sys.executable} -m ')}` fails ({reason}){hint}")
     return done.stdout or ""
 
@@ -340,5 +385,8 @@ def environment_of_programs() -> dict[str, str]:
     """What programs are started with: they must not look at a repository that `git` or `dvc` have called this from."""
     others = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "DVC_ROOT", "DVC_STAGE"}
     kept = {name: value for name, value in os.environ.items() if name not in others}
-    # Workers run `dvc`, and stages `python`: both must be those of this interpreter.
-    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"}
+    return kept | {
+        # Workers run `dvc`, and stages `python`: both must be those of this interpreter.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
+        "PYTHONIOENCODING": "utf-8",  # whatever the terminal takes: what they print is read here
+    }

@@ -1,6 +1,7 @@
 """Sweeps and searches on a pipeline of one stage that takes no time; DVC, its queue and its workers are real."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -219,6 +220,40 @@ def test_queued_experiments_must_find_their_data(project):
     shell("git", "add", "scan.dvc")
     queues.check_data("scan", queues.workspace_revision())
     queues.check_data(str(project / "scan"), "HEAD")
+    (project / "scan").rename("meine Bilder")
+    with pytest.raises(InputError, match=r": dvc add 'meine Bilder' && git add 'meine Bilder\.dvc'$"):
+        queues.check_data("meine Bilder", "HEAD")
+
+
+def test_a_folder_in_which_dvc_queues_nothing_is_told(project, monkeypatch):
+    elsewhere = project / "a#b"
+    shutil.copytree(project / ".dvc", elsewhere / ".dvc")
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(InputError, match=r"cannot queue experiments here: .*/a#b has a '#'; move the repository"):
+        ExperimentQueue(1)
+    monkeypatch.chdir(project)
+    (project / ".dvc/config.local").write_text("[cache]\n    dir = Läsion\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"/\.dvc/Läsion has a 'ä'; .* `mv \.dvc/cache PATH && dvc cache dir --local PATH`"
+    ):
+        ExperimentQueue(1)
+
+
+def test_a_repository_that_was_copied_has_no_changes(project):
+    os.utime("stage.py", (0, 0))
+    assert queues.workspace_revision() == shell("git", "rev-parse", "HEAD").strip()
+
+
+def test_who_changes_something_needs_a_name(project, tmp_path_factory, monkeypatch):
+    """DVC keeps changes in a stash of Git, which is somebody's."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.delenv(f"GIT_{role}_NAME")
+        monkeypatch.delenv(f"GIT_{role}_EMAIL")
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    with Path("stage.py").open("a") as file:
+        file.write("# edited\n")
+    with pytest.raises(InputError, match="Git user name and email must be configured"):
+        ExperimentQueue(1).add(["split.test_fold=1"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""Repositories as people set them up: below Git's root, partly fetched, elsewhere, with other people's settings."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from stages.commands import check, compare, report, summarize, verify
+from stages.errors import InputError
+from stages.experiments import queue, revision
+from stages.experiments.revision import Revision
+from tests.commands.conftest import ROOT
+from tests.history import add_remote, commit, git
+
+
+@pytest.fixture
+def below(monkeypatch):
+    """A function that moves the repository in the working directory, with all of its branches, to project/ in it."""
+
+    def move():
+        root, project = Path.cwd(), Path.cwd() / "project"
+        for branch in git("for-each-ref", "--format=%(refname)", "refs/heads").split():
+            git("read-tree", "--empty")
+            git("read-tree", "--prefix=project/", branch)
+            git("update-ref", branch, git("commit-tree", git("write-tree").strip(), "-m", branch).strip())
+        git("read-tree", "HEAD")
+        project.mkdir()
+        for path in root.iterdir():
+            if path.name not in (".git", "project"):
+                path.rename(project / path.name)
+        monkeypatch.chdir(project)
+
+    return move
+
+
+def test_commits_of_a_project_below_the_root_are_compared(repository, below, tmp_path, capfdbinary):
+    below()
+    assert git("status", "--porcelain") == ""
+    add_remote(tmp_path / "storage", ".dvc/config.local")
+    with Repo() as repo:
+        repo.push(all_branches=True)
+    shutil.rmtree(".dvc/cache")
+    Path(".dvc/config.local").unlink()
+    add_remote("../../../storage")  # a path that leads elsewhere from Git's root
+    compare.main(["weak", "strong"])
+    assert b"weak \xe2\x86\x92 strong: better" in capfdbinary.readouterr().out
+    report.main(["weak"])
+    text = Path("report.md").read_text(encoding="utf-8")
+    assert "<code>weak</code> → <code>workspace</code>: better" in text
+    assert "<code>0.003</code> | <code>0.01</code>" in text
+    assert text.count(".png)") == 4
+    with pytest.raises(SystemExit, match="0"):
+        summarize.main(["weak", "strong"])
+    assert b"| AUROC | 0.580 | 0.900 |" in capfdbinary.readouterr().out
+    queue.check_data("data/predictions.csv", "HEAD")
+
+
+def test_a_project_below_the_root_is_verified_and_checked(pipeline, below, capsys):
+    below()
+    Path("../other.txt").write_text("of another project")
+    verify.main([])
+    printed = capsys.readouterr().out
+    assert "gives the same bytes in all 4 files" in printed
+    assert "other.txt" not in printed
+    with pytest.raises(SystemExit, match=r"model\.json is not on the remote"):
+        check.main([])
+
+
+def test_what_is_not_found_is_an_error_and_not_what_did_not_change(repository, below, monkeypatch):
+    git("tag", "moved", "strong")
+    below()
+    with pytest.raises(InputError, match=r"^moved is from before DVC, .* moved here: it has no /project/\.dvc$"):
+        report.main(["moved"])
+    monkeypatch.chdir("plots")
+    with pytest.raises(InputError, match=r"this is a folder of the repository in .*/project; run from there"):
+        Revision("strong")
+    monkeypatch.chdir("..")
+    for tag, path in (("unlocked", "dvc.lock"), ("bare", "params.yaml")):
+        git("rm", "--quiet", "--cached", path)
+        git("commit", "--quiet", "--message", tag)
+        git("tag", tag)
+    with pytest.raises(InputError, match=r"^bare has no params\.yaml; name a revision"):
+        report.main(["strong", "bare"])
+    with pytest.raises(InputError, match=r"^unlocked has no dvc\.lock; name a revision"):
+        summarize.main(["unlocked", "strong"])
+
+
+def missing(name):
+    """The files of a commit that are not here."""
+    return [line for line in git("rev-list", "--objects", "--missing=print", "--no-walk", name).split() if "?" in line]
+
+
+def test_what_a_partial_clone_lacks_is_fetched_before_it_is_read(history, tmp_path, monkeypatch):
+    """DVC waits for ever for a file that is not there."""
+    server = "git -c uploadpack.allowFilter=true -c uploadpack.allowAnySHA1InWant=true upload-pack"
+    git("clone", "--quiet", "--filter=blob:none", "--upload-pack", server, history.as_uri(), str(tmp_path / "clone"))
+    monkeypatch.chdir(tmp_path / "clone")
+    assert missing("origin/weak")
+    assert Revision("origin/weak").parameters["training.learning_rate"] == 0.003
+    assert missing("origin/weak") == []
+    git("update-ref", "refs/exps/00/11/tuned", "origin/more_images")
+    assert missing("origin/more_images")
+    monkeypatch.setattr(revision, "run_dvc", lambda *_: "[]")
+    revision.list_experiments()
+    assert missing("origin/more_images") == []
+
+
+def test_a_commit_is_verified_whatever_the_path_and_peoples_settings(pipeline, tmp_path, capsys, monkeypatch):
+    place = tmp_path / "Läsion's [b] {c} %20 #"
+    pipeline.rename(place)
+    monkeypatch.chdir(place)
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "post-checkout").write_text("#!/bin/sh\nexit 1\n")
+    (hooks / "post-checkout").chmod(0o755)
+    settings = {
+        "core.hooksPath": str(hooks),
+        "protocol.file.allow": "never",
+        "protocol.version": "0",
+        "status.renames": "copies",
+        "color.ui": "always",
+    }
+    for key, value in settings.items():
+        git("config", "--file", str(tmp_path / "gitconfig"), key, value)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
+    Path("Bild ä.txt").write_text("new")
+    verify.main([])
+    printed = capsys.readouterr().out
+    assert "gives the same bytes in all 4 files" in printed
+    assert "not verified: Bild ä.txt" in printed
+
+
+def test_what_programs_print_is_read_whatever_the_terminal_takes(pipeline, tmp_path, capsys, monkeypatch):
+    Path(".dvc/config").write_text(f"[core]\n    remote = ä\n['remote \"ä\"']\n    url = {tmp_path / 'ä'}\n")
+    with Repo() as repo:
+        repo.push()
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    check.main([])
+    assert "the remote has every output" in capsys.readouterr().out
+
+
+def test_a_cache_may_be_at_a_relative_path(repository):
+    shutil.move(".dvc/cache", "../cache")
+    with Path(".dvc/config").open("a") as file:
+        file.write("[cache]\n    dir = ../../cache\n")
+    commit("cache")
+    assert len(Revision("strong").predictions.table) == 112
+
+
+WAY_BACK = """\
+from stages.config import load_config
+from stages.launch import run
+
+run(load_config)
+"""
+
+
+def test_an_experiment_that_fails_tells_the_way_back(pipeline, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    for folder in ("models", "plots"):
+        Path(folder).mkdir()
+        Path(folder, "table.csv").write_text("a\n")
+    commit("parameters")
+    Path("stage.py").write_text(WAY_BACK)
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--set-param", "+training.max_epoch=1"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode
+    assert "training.max_epoch is unknown" in failed.stderr
+    assert "max_epoch:" in Path("params.yaml").read_text(encoding="utf-8")
+    assert not Path("model.json").exists()
+    way = failed.stderr.partition("`")[2].partition("`")[0]
+    subprocess.run(way, shell=True, check=True, capture_output=True, env=revision.environment_of_programs())
+    assert git("status", "--porcelain").split() == ["M", "stage.py"]
+    assert Path("model.json").exists()
