@@ -30,7 +30,7 @@ MODEL_DESCRIPTION = Path("models/model.json")
 MODEL_WEIGHTS = Path("models/model.safetensors")
 SPLIT_METRICS = Path("metrics/split.json")
 TRAINING_METRICS = Path("metrics/training")
-# No DVC output either: the machine and its speed differ where all results are the same.
+# No DVC output: of the same weights, made on another machine, it stays as it is.
 ENVIRONMENT = Path("metrics/environment.json")
 EVALUATION = Path("metrics/evaluation.json")
 DETAILS = Path("metrics/details.json")

@@ -4,11 +4,13 @@ Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training
 `metrics/environment.json`.
 """
 
+import hashlib
 import os
 import shutil
 import statistics
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,14 +27,17 @@ from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import class_names
+from stages.errors import InputError
 from stages.files import (
     AUGMENTED,
     CHECKPOINTS,
     ENVIRONMENT,
+    MODEL_WEIGHTS,
     MODELS,
     PREPARED,
     SPLIT,
     TRAINING_METRICS,
+    read_json,
     write_array,
     write_json,
 )
@@ -157,6 +162,17 @@ def _as_pixels(images: Tensor) -> Tensor:
     return (images * 255).round().byte().permute(0, 2, 3, 1)
 
 
+def _write_environment(training: Training) -> None:
+    """Write what these weights were made on, unless the file tells it of the same weights: they came from elsewhere."""
+    with MODEL_WEIGHTS.open("rb") as file:
+        weights = hashlib.file_digest(file, "md5").hexdigest()  # as in dvc.lock
+    with suppress(InputError):
+        if read_json(ENVIRONMENT).get("weights_md5") == weights:
+            return
+    speed = {"training_seconds": training.seconds, "training_images_per_second": training.images_per_second}
+    write_json(ENVIRONMENT, describe_environment() | speed | {"weights_md5": weights})
+
+
 def _listed(values: Iterable) -> str:
     return " and ".join(map(str, values))
 
@@ -169,11 +185,7 @@ def main() -> None:
         return
     images = SplitImages(PixelStore(PREPARED), "train", SPLIT, config.model.num_classes)
     write_array(AUGMENTED, augmented_examples(images, config))
-    write_json(
-        ENVIRONMENT,
-        describe_environment()
-        | {"training_seconds": training.seconds, "training_images_per_second": training.images_per_second},
-    )
+    _write_environment(training)
     trained = training.description
     print(
         f"{trained.architecture}: best epoch {_listed(epoch + 1 for epoch in trained.epochs)}, "

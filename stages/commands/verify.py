@@ -46,7 +46,9 @@ class Verification(NamedTuple):
         files: what became of each file of each output, by its path; a folder whose former files are not available is
             one of them.
         largest: difference of two numbers in metrics/evaluation.json; None where their names are not the same.
-        environment: both values of what differs in metrics/environment.json; None if the commit has none.
+        environment: both values of what differs between metrics/environment.json and this machine; None if the commit
+            has none.
+        explaining: those of them that bits depend on.
         stale: inputs that differ from those in dvc.lock, such as "train: stages/train.py".
     """
 
@@ -54,6 +56,7 @@ class Verification(NamedTuple):
     files: dict[str, str]
     largest: float | None
     environment: dict[str, tuple[Any, Any]] | None
+    explaining: list[str]
     stale: list[str]
 
 
@@ -66,6 +69,7 @@ def verify_revision(name: str) -> Verification:
     Raises:
         InputError: there is no such revision, it has no dvc.lock, its data is not available, or a stage fails.
     """
+    from stages.classifier.hardware import describe_environment, describe_hardware
     from stages.experiments import revision
 
     committed = revision.Revision(name)
@@ -82,11 +86,15 @@ def verify_revision(name: str) -> Verification:
         if subprocess.run(command, cwd=clone, env=revision.environment_of_programs(), stdout=2, check=False).returncode:  # noqa: S603
             raise InputError(f"a stage of {name} fails here; what it printed is above")
         made = revision.Revision(revision.WORKSPACE, clone)
+        # Not what the clone's training wrote: it keeps the commit's, if the weights are the same.
+        here, then = describe_environment(), committed.environment
+        keys = [key for key in sorted(then.keys() - revision.OF_THE_RUN) if then[key] != here.get(key)]
         return Verification(
             committed.commit,
             dict(_compare(committed, made)),
             _largest_difference(committed.metrics, made.metrics),
-            revision.environment_differences(committed, made) if committed.environment else None,
+            {key: (then[key], here.get(key)) for key in keys} if then else None,
+            [key for key in keys if key in describe_hardware()],
             _stale(committed, made),
         )
 
@@ -162,7 +170,7 @@ def render_text(result: Verification, tolerance: float | None, uncommitted: list
     width = max(map(len, STATUSES))
     lines = [f"{status.ljust(width)}  {path}" for path, status in result.files.items()] + [""]
     if result.environment is None:
-        lines.append("metrics/environment.json is not in the commit: on what it ran is unknown")
+        lines.append("on what the commit was made is unknown: it has no metrics/environment.json of these weights")
     elif not result.environment:
         lines.append("the environment is the one it was made in")
     else:
@@ -187,7 +195,9 @@ def render_text(result: Verification, tolerance: float | None, uncommitted: list
     if within and not verified:
         verdict += f", but not every file is {SAME} or {DIFFERENT}"
     bytes_differ = f"{commit} gives other bytes in {len(other)} of {count} files of its outputs"
-    lines.append(f"{bytes_differ}; the numbers of {EVALUATION} are {verdict}.")
+    causes = [f"{what} differ" for what in (", ".join(result.explaining), "the inputs" if result.stale else "") if what]
+    reason = f"that {' and '.join(causes)} explains it" if causes else "nothing that is known here explains it"
+    lines.append(f"{bytes_differ}, and {reason}; the numbers of {EVALUATION} are {verdict}.")
     return "\n".join(lines), verified
 
 

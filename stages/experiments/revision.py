@@ -33,6 +33,7 @@ from stages.files import (
     DETAILS,
     ENVIRONMENT,
     EVALUATION,
+    MODEL_WEIGHTS,
     MODELS,
     PLOTS,
     PREDICTIONS,
@@ -53,7 +54,7 @@ CURVES = {
     "confusion_matrix": ["actual", "predicted"],
 }
 # What metrics/environment.json tells of the run; all else in it says on what it ran.
-OF_THE_RUN = {"commit", "dirty", "training_images_per_second", "training_seconds"}
+OF_THE_RUN = {"commit", "dirty", "training_images_per_second", "training_seconds", "weights_md5"}
 
 
 # Of each file what is read here: other commits may hold more.
@@ -241,8 +242,10 @@ class Revision:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """metrics/environment.json."""
-        return self._json(ENVIRONMENT, dict[str, str | Flag | Whole | Float | None])
+        """metrics/environment.json; empty where it tells of other weights than this revision's."""
+        environment = self._json(ENVIRONMENT, dict[str, str | Flag | Whole | Float | None])
+        made = self.outputs.get(MODEL_WEIGHTS.as_posix()), None
+        return environment if environment.get("weights_md5") in made else {}
 
     def _unavailable(self, path: Path, error: Exception) -> InputError:
         why = "" if isinstance(error, FileNotFoundError) else f" ({one_line(error)})"

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from stages.classifier.hardware import describe_environment
+from stages.files import ENVIRONMENT, write_json
 from tests.history import IMAGES, add_remote, change_parameter, commit, start_repository, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +21,6 @@ pathlib.Path("folder/a.csv").write_text(f"p\\n{0.25 + shift}\\n")
 pathlib.Path("folder/b.csv").write_text(data)
 pathlib.Path("model.json").write_text(json.dumps({"w": 0.5 - shift}))
 pathlib.Path("metrics/evaluation.json").write_text(json.dumps({"auroc": 0.75 + shift, "macro_auroc": None}))
-pathlib.Path("metrics/environment.json").write_text(json.dumps({"cpu": os.environ.get("CPU"), "commit": "x"}))
 """
 PIPELINE = """
 stages:
@@ -83,6 +84,7 @@ def made(tmp_path_factory):
         with Repo() as repo:
             repo.add("data/given")
             repo.reproduce()
+        write_json(ENVIRONMENT, describe_environment())
         commit("run")
     return folder
 

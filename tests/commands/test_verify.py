@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from stages.classifier import hardware
 from stages.commands.verify import DIFFERENT, MISSING, NEW, SAME, UNLOCKED, Verification, main, render_text
 from stages.errors import InputError
 from tests.commands.conftest import STAGE
@@ -57,14 +58,16 @@ def test_a_commit_that_gives_the_same_bytes(pipeline, capsys):
 
 def test_other_numbers_and_an_environment_that_explains_them(pipeline, capsys, monkeypatch):
     monkeypatch.setenv("SHIFT", "0.125")
-    monkeypatch.setenv("CPU", "another")
+    distance = "; the numbers of metrics/evaluation.json are at most 0.12 apart, within the tolerance of 0.2."
     status, files, rest = verify(capsys, "--tolerance", "0.2")
     assert (status, files) == (0, MOVED)
-    assert rest[0] == "environment: cpu was none, is another"
-    assert rest[-1].endswith(
-        " gives other bytes in 3 of 4 files of its outputs; the numbers of metrics/evaluation.json are at most "
-        "0.12 apart, within the tolerance of 0.2."
-    )
+    bytes_differ = " gives other bytes in 3 of 4 files of its outputs, and "
+    assert rest[-1].endswith(f"{bytes_differ}nothing that is known here explains it{distance}")
+    monkeypatch.setattr(hardware, "is_portable", lambda: False)
+    monkeypatch.setattr(hardware.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    _, _, rest = verify(capsys, "--tolerance", "0.2")
+    assert rest[0] == "environment: cpu_instructions was avx2, is AVX512"
+    assert rest[-1].endswith(f"{bytes_differ}that cpu_instructions differ explains it{distance}")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_other_numbers_and_an_environment_that_explains_them(pipeline, capsys, m
     ],
 )
 def test_a_tolerance_is_of_the_headline_numbers_alone(largest, status, tolerance, verified, end):
-    result = Verification("abc", {"model.json": status, "data.csv": SAME}, largest, {}, [])
+    result = Verification("abc", {"model.json": status, "data.csv": SAME}, largest, {}, [], [])
     text, found = render_text(result, tolerance, [])
     assert found == verified
     assert text.endswith(end)
