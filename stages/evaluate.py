@@ -1,7 +1,7 @@
 """Evaluate: predict the validation and test images, calibrate on the former, and assess the latter.
 
-Reads `models/`, `data/prepared/`, `data/split.csv` and `metrics/split.json`, writes `data/predictions.csv`,
-`data/gradcam/`, `models/calibration.json`, `metrics/evaluation.json` and `metrics/details.json`.
+Reads `models/`, `data/prepared/`, `data/split.csv` and `data/split.json`, writes `data/predictions.csv`,
+`data/gradcam/`, `models/calibration.json`, `metrics/evaluation.json` and `data/details.json`.
 """
 
 from dataclasses import asdict

@@ -25,18 +25,28 @@ PREDICTIONS = Path("data/predictions.csv")
 GRADCAM = Path("data/gradcam")
 AUGMENTED = Path("data/augmented.npy")
 MODELS = Path("models")
-MODEL_CARD = Path("models/README.md")
+MODEL_CARD = Path("models/model_card.md")
 MODEL_DESCRIPTION = Path("models/model.json")
 MODEL_WEIGHTS = Path("models/model.safetensors")
-SPLIT_METRICS = Path("metrics/split.json")
-TRAINING_METRICS = Path("metrics/training")
+SPLIT_METRICS = Path("data/split.json")
+TRAINING_METRICS = Path("data/training")
 # No DVC output: of the same weights, made on another machine, it stays as it is.
 ENVIRONMENT = Path("metrics/environment.json")
 EVALUATION = Path("metrics/evaluation.json")
-DETAILS = Path("metrics/details.json")
+DETAILS = Path("data/details.json")
 PLOTS = Path("plots")
+TABLES = Path("plots/tables")
 PICTURES = Path("plots/pictures")
 REPORT = Path("plots/report.html")
+# What Git holds beside dvc.lock, for people and for other commits to read: copies that `publish` makes. DVC restores a
+# stage from its run cache only if it keeps all outputs of the stage itself, and what it keeps cannot be in Git.
+PUBLISHED = {
+    SPLIT_METRICS: Path("metrics/split.json"),
+    TRAINING_METRICS: Path("metrics/training"),
+    PREDICTIONS: Path("metrics/predictions.csv"),
+    DETAILS: Path("metrics/details.json"),
+    MODEL_CARD: Path("models/README.md"),
+}
 # No DVC output: `dvc` deletes a stage's outputs before it runs, and checkpoints must outlive that.
 CHECKPOINTS = Path("checkpoints")
 PROFILES = Path("profiles")

@@ -1,7 +1,7 @@
 """Plot: turn the results into tables for `dvc plots`, pictures, a report page and a model card.
 
 Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/augmented.npy`, `data/gradcam/`, `models/`,
-`metrics/details.json` and `metrics/training/`, writes `plots/` and `models/README.md`.
+`data/details.json` and `data/training/`, writes `plots/` and `models/model_card.md`.
 """
 
 from dataclasses import asdict
@@ -50,6 +50,7 @@ from stages.files import (
     PREPARED,
     REPORT,
     SPLIT,
+    TABLES,
     TRAINING_METRICS,
     read_array,
     replacing,
@@ -118,9 +119,10 @@ def draw_pictures(
 
 
 def write_plots(folder: Path, tables: dict[str, pd.DataFrame], pictures: dict[str, Figure]) -> None:
-    """Write each table as a CSV file into `folder` and all pictures as PNG files into `folder`/pictures."""
-    for name, table in tables.items():
-        write_csv(folder / f"{name}.csv", table)
+    """Write all tables as CSV files into `folder`/tables, and all pictures as PNG files into `folder`/pictures."""
+    with replacing(folder / TABLES.name) as partial:
+        for name, table in tables.items():
+            write_csv(partial / f"{name}.csv", table)
     with replacing(folder / PICTURES.name) as partial:
         partial.mkdir()
         for name, figure in pictures.items():

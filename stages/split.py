@@ -1,6 +1,6 @@
 """Split: hold out folds of lesions for validation and test, and search for what leaks from one to another.
 
-Reads `data/prepared/`, writes `data/split.csv` and `metrics/split.json`.
+Reads `data/prepared/`, writes `data/split.csv` and `data/split.json`.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """Train: fit a classifier, or several, on the training images; keep the epoch that is best on the validation images.
 
-Reads `data/prepared/` and `data/split.csv`, writes `models/`, `metrics/training/`, `data/augmented.npy` and
+Reads `data/prepared/` and `data/split.csv`, writes `models/`, `data/training/`, `data/augmented.npy` and
 `metrics/environment.json`.
 """
 

@@ -24,7 +24,6 @@ from dvc.scm import RevError, SCMError, resolve_rev
 from typing_extensions import TypedDict
 
 from stages.checks import Flag, Float, Whole, checked
-from stages.classifier.calibration import CALIBRATION, load_calibration
 from stages.config import PARAMS, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, one_line, regenerate
@@ -34,10 +33,10 @@ from stages.files import (
     ENVIRONMENT,
     EVALUATION,
     MODEL_WEIGHTS,
-    MODELS,
     PLOTS,
     PREDICTIONS,
     PREPARED,
+    PUBLISHED,
     SPLIT_METRICS,
     read_csv,
     read_json,
@@ -67,7 +66,12 @@ class _Evaluated(TypedDict):
     metrics: dict[str, _Estimate]
 
 
+class _Calibration(TypedDict):
+    threshold: Float
+
+
 class _Details(TypedDict):
+    calibration: NotRequired[_Calibration]
     classes: NotRequired[list[str] | None]
     confidence: NotRequired[Float]
     test: _Evaluated
@@ -162,14 +166,14 @@ class Revision:
     @cached_property
     def predictions(self) -> Predictions:
         """Those of the test images."""
-        if (predictions := self._load(PREDICTIONS, read_predictions)) is None:
-            raise self.lacks(PREDICTIONS)
+        if (predictions := self._load(PUBLISHED[PREDICTIONS], read_predictions)) is None:
+            raise self.lacks(PUBLISHED[PREDICTIONS])
         return predictions.of("test")
 
     @cached_property
     def threshold(self) -> float | None:
         """Of the decision; None in a commit from before there was one."""
-        return self._load(MODELS / CALIBRATION, lambda file: load_calibration(file.parent).threshold)
+        return self.details["calibration"]["threshold"] if "calibration" in self.details else None
 
     @cached_property
     def images(self) -> pd.DataFrame | None:
@@ -226,8 +230,8 @@ class Revision:
 
     @cached_property
     def details(self) -> dict[str, Any]:
-        """`classes`, `confidence` and `test.metrics` of metrics/details.json."""
-        return self._json(DETAILS, _Details)
+        """`calibration`, `classes`, `confidence` and `test.metrics` of metrics/details.json."""
+        return self._json(PUBLISHED[DETAILS], _Details)
 
     @cached_property
     def estimates(self) -> dict[str, dict[str, Any]]:
@@ -238,7 +242,7 @@ class Revision:
     @cached_property
     def splits(self) -> dict[str, dict[str, Any]]:
         """The counts of images and lesions in metrics/split.json, by split."""
-        return self._json(SPLIT_METRICS, _Splits)
+        return self._json(PUBLISHED[SPLIT_METRICS], _Splits)
 
     @cached_property
     def environment(self) -> dict[str, Any]:

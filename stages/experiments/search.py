@@ -24,7 +24,7 @@ from stages.errors import InputError
 from stages.evaluation.details import BinaryMetrics, DiagnosisMetrics
 from stages.experiments.queue import SUCCESS, ExperimentQueue, Task, as_overrides
 from stages.experiments.revision import Revision, run_git
-from stages.files import DETAILS, MODEL_DESCRIPTION
+from stages.files import DETAILS, MODEL_DESCRIPTION, PUBLISHED
 
 LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json
 METRICS = (LOSS, *dict.fromkeys([*BinaryMetrics.model_fields, *DiagnosisMetrics.model_fields]))
@@ -175,7 +175,7 @@ def objective(name: str, metric: str) -> float | None:
     Raises:
         InputError: the experiment has no such metric, or its file is in neither cache nor remote.
     """
-    path = MODEL_DESCRIPTION if metric == LOSS else DETAILS
+    path = MODEL_DESCRIPTION if metric == LOSS else PUBLISHED[DETAILS]
     content = Revision(name).read(path)
     if content is None:
         raise InputError(f"{name} has no {path.as_posix()}")
