@@ -29,6 +29,7 @@ from stages.config import PARAMS, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, one_line, regenerate
 from stages.evaluation.predictions import Predictions, read_predictions
+from stages.experiments.staleness import stale_stages
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
@@ -64,6 +65,7 @@ class _Estimate(TypedDict):
 
 class _Evaluated(TypedDict):
     metrics: dict[str, _Estimate]
+    malignancy: NotRequired["_Evaluated"]
 
 
 class _Details(TypedDict):
@@ -211,6 +213,11 @@ class Revision:
         return {out["path"]: out.get("md5", "") for stage in self.stages.values() for out in stage.get("outs", [])}
 
     @cached_property
+    def stale_stages(self) -> list[str]:
+        """The stages that would run again: the results are not of this code, these parameters and data."""
+        return stale_stages(self._folder, self.commit)
+
+    @cached_property
     def sources(self) -> dict[str, str]:
         """The hash in dvc.lock of all code and data that the stages depend on and do not make, by its path."""
         if not self.stages:
@@ -233,6 +240,17 @@ class Revision:
         """`{"value", "interval"}` of each headline metric; without an interval in a commit that has no details."""
         without = {name: {"value": value, "interval": None} for name, value in self.metrics.items()}
         return self.details["test"]["metrics"] if self.details else without
+
+    @property
+    def has_diagnoses(self) -> bool:
+        """Whether the metrics are of a model of 7 classes."""
+        return "malignant_auroc" in self.estimates
+
+    @cached_property
+    def estimates_of_malignancy(self) -> dict[str, dict[str, Any]]:
+        """`estimates` read as of a model of benign and malignant; empty in a commit that has none of its diagnoses."""
+        test = self.details.get("test", {})
+        return test.get("malignancy", {}).get("metrics", {}) if self.has_diagnoses else self.estimates
 
     @cached_property
     def splits(self) -> dict[str, dict[str, Any]]:

@@ -130,7 +130,7 @@ def test_markdown_says_the_verdict_first_and_means_nothing_else(repository, caps
     git("branch", "a|b<i>_x_", "strong")
     main(["weak", "a|b<i>_x_", "--md"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(r"**<code>weak</code> → <code>a\|b\<i\>\_x\_</code>: better; AUROC +0.")
+    assert lines[0].startswith("**`weak` → `a|b<i>_x_`: better; AUROC +0.")
     table = [line.replace(r"\|", "") for line in lines if line.startswith("|")]
     assert len(table) == 2 + 13
     assert {line.count("|") for line in table} == {7}

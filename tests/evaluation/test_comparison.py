@@ -332,12 +332,12 @@ def test_no_images_or_the_same_image_twice_are_refused(noisy):
     base = noisy(0.5)
     assert differences_of_test_sets(base, Predictions(base.table[:0], base.classes)) == "new has no test images"
     twice = changed_table(base, image_id=["I001", *base.table["image_id"][1:]])
-    assert differences_of_test_sets(base, twice) == "new has I001 more than once"
+    assert differences_of_test_sets(base, twice) == "new has an image more than once (I001)"
 
 
 def test_a_manifest_that_lacks_test_images_is_refused(noisy):
     base = noisy(0.5)
-    with pytest.raises(InputError, match=r"the manifest lacks 3 of the test images \(I000, I001, I002\)"):
+    with pytest.raises(InputError, match="the manifest lacks 3 of the test images"):
         compare(base, base, manifest(base)[3:])
 
 
