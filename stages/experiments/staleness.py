@@ -30,15 +30,15 @@ def stale_stages(folder: Path, commit: str) -> list[str]:
     try:
         with Repo(str(folder)) as repo, repo.switch(commit or "workspace"):
             stages: list[Any] = [stage for stage in repo.index.stages if stage.cmd and not stage.frozen]
-            return [stage.name for stage in stages if _is_stale(repo, stage)]
+            return [stage.name for stage in stages if _is_stale(repo, stage, commit)]
     except (DvcException, SCMError) as error:
         raise InputError(f"{one_line(error)}; run from the root of the repository") from None
 
 
-def _is_stale(repo: Repo, stage: Any) -> bool:
+def _is_stale(repo: Repo, stage: Any, commit: str) -> bool:
     made = {out.fs_path: out.hash_info for out in repo.index.outs}
     for item in (*stage.deps, *stage.outs):
-        if repo.fs.protocol != "local" and repo.fs.isdir(item.fs_path):
+        if commit and repo.fs.isdir(item.fs_path):
             states = ["modified"] if _hash_of_folder(repo, item.fs_path) != item.hash_info else []
         else:
             states = list(item.status().values())

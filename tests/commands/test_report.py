@@ -89,7 +89,7 @@ def test_a_commit_from_before_there_was_anything_is_shown_as_such(repository):
 
 
 def test_names_and_values_mean_nothing_but_themselves(repository):
-    git("branch", "a|b<i>_$x$", "strong")
+    git("branch", "a|b<i>_$x$", "weak")
     change_parameter("weights: null", 'weights: "<script>|![x](http://x)"')
     report = rendered("a|b<i>_$x$", "workspace")
     text = "".join(report.values())
@@ -148,3 +148,17 @@ def test_of_two_and_seven_classes_there_is_no_confusion_matrix(repository):
     details = json.loads(DETAILS.read_text())
     write_json(DETAILS, details | {"classes": ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]})
     assert draw_pictures(Revision("strong"), Revision("workspace")).keys() == {"roc", "precision_recall", "reliability"}
+
+
+def test_results_of_other_code_are_told_first_and_pass_no_gate(pipeline, capsys):
+    for name in ("stage.py", "params.yaml"):
+        with Path(name).open("a") as file:
+            file.write("# edited\n")
+    line = "Not of this code, these parameters and data: the results of `{}`, where dvc repro would run compute again"
+    report = render_report(Revision("run"), Revision("workspace"), True, {})
+    assert report.splitlines()[0] == f"**{line.format('workspace')}**"
+    git("commit", "--quiet", "--all", "--message", "edited")
+    git("branch", "edited")
+    report = render_report(Revision("edited"), Revision("run"), True, {})
+    assert report.splitlines()[0] == f"**{line.format('edited')}**"
+    assert "would run" not in render_report(Revision("run"), Revision("run"), True, {})
