@@ -128,7 +128,9 @@ class Revision:
         try:
             return self._files.read_bytes(path.as_posix())
         except Exception as error:  # a remote fails with the errors of its own library
-            if isinstance(error, FileNotFoundError) and not self._files.exists(path.as_posix()):
+            # An output without a hash is one that no run has made.
+            known = isinstance(error, FileNotFoundError) and self._files.exists(path.as_posix())
+            if isinstance(error, FileNotFoundError) and not (known and self._files.info(path.as_posix()).get("md5")):
                 return None
             raise self._unavailable(path, error) from None
 
@@ -215,7 +217,7 @@ class Revision:
     @cached_property
     def stale_stages(self) -> list[str]:
         """The stages that would run again: the results are not of this code, these parameters and data."""
-        return stale_stages(self._folder, self.commit)
+        return stale_stages(self._folder, self.commit) if self.stages else []
 
     @cached_property
     def sources(self) -> dict[str, str]:

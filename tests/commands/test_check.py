@@ -7,7 +7,7 @@ from dvc.repo import Repo
 from stages.commands.check import main
 from stages.errors import InputError
 from stages.experiments.revision import Revision
-from tests.history import commit, git
+from tests.history import commit, git, replace
 
 
 def test_without_a_remote_only_the_lock_is_looked_at(pipeline, capsys):
@@ -71,12 +71,6 @@ def test_results_are_stale_after_any_change_of_what_they_come_from(pipeline):
     assert Revision("workspace").stale_stages == []
     git("commit", "--quiet", "--all", "--message", "harmless")
     assert Revision("HEAD").stale_stages == []
-
-
-def replace(path, old, new):
-    text = Path(path).read_text(encoding="utf-8")
-    assert old in text
-    Path(path).write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 def test_outside_of_a_repository_it_says_so(tmp_path, monkeypatch):

@@ -13,7 +13,9 @@ from stages.errors import InputError
 from stages.experiments.report import draw_pictures, render_report
 from stages.experiments.revision import Revision
 from stages.files import DETAILS, PLOTS, write_json
-from tests.history import IMAGES, change_parameter, commit, git, write_run
+from tests.history import IMAGES, change_parameter, commit, git, replace, write_run
+
+ROOT = Path(__file__).parents[2]
 
 
 def parts(text):
@@ -148,6 +150,17 @@ def test_of_two_and_seven_classes_there_is_no_confusion_matrix(repository):
     details = json.loads(DETAILS.read_text())
     write_json(DETAILS, details | {"classes": ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]})
     assert draw_pictures(Revision("strong"), Revision("workspace")).keys() == {"roc", "precision_recall", "reliability"}
+
+
+def test_what_no_run_has_made_yet_is_not_asked_to_be_pushed(pipeline):
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    replace("dvc.yaml", "- folder", "- data/predictions.csv")
+    Path("dvc.lock").unlink()
+    commit("no_run")
+    report = render_report(Revision("no_run"), Revision("workspace"), True, {})
+    assert report.startswith("**`no_run` → `workspace`: not compared")
+    assert "no_run has no data/predictions.csv; name a revision in which a `dvc repro` is committed" in report
+    assert "push" not in report
 
 
 def test_results_of_other_code_are_told_first_and_pass_no_gate(pipeline, capsys):
