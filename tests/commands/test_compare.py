@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from stages.commands.compare import main
 from stages.errors import InputError
 from stages.evaluation import comparison
+from stages.experiments.revision import Revision
 from stages.files import MODELS, PREDICTIONS, PREPARED
 from tests.history import IMAGES, add_remote, change_parameter, commit, git, write_predictions
 
@@ -124,6 +125,12 @@ def test_a_gate_on_a_metric_that_is_not_compared_does_not_pass(repository):
     (MODELS / "calibration.json").unlink()
     with pytest.raises(InputError, match="sensitivity_at_threshold: a model has no decision threshold"):
         main(["weak", "--fail-if-worse", "sensitivity_at_threshold"])
+
+
+def test_a_gate_does_not_pass_on_results_of_other_code(repository, monkeypatch):
+    monkeypatch.setattr(Revision, "stale_stages", ["train", "evaluate"])
+    with pytest.raises(SystemExit, match=r"Not of this code.*strong, where dvc repro would run train, evaluate again"):
+        main(["weak", "strong", "--fail-if-worse", "auroc"])
 
 
 def test_markdown_says_the_verdict_first_and_means_nothing_else(repository, capsys):

@@ -175,3 +175,55 @@ def test_results_of_other_code_are_told_first_and_pass_no_gate(pipeline, capsys)
     report = render_report(Revision("edited"), Revision("run"), True, {})
     assert report.splitlines()[0] == f"**{line.format('edited')}**"
     assert "would run" not in render_report(Revision("run"), Revision("run"), True, {})
+
+
+def test_a_commit_is_named_by_its_first_letters_and_the_workspace_by_its_commit(repository):
+    weak, strong = (git("rev-parse", name).strip() for name in ("weak", "strong"))
+    report = rendered(weak)[""]
+    assert report.startswith(f"**`{weak[:7]}` → `workspace`: better")
+    assert f"`{weak[:7]}` is commit {weak[:7]}; `workspace` is commit {strong[:7]}.\n" in report
+    assert weak not in report
+    change_parameter("weights: null", "weights: x")
+    assert f"`workspace` is commit {strong[:7]} and what is not committed.\n" in rendered("weak")[""]
+
+
+def test_identical_predictions_are_called_so_without_a_table_of_zeros(repository):
+    report = rendered("strong")[""]
+    assert report.startswith("**`strong` → `workspace`: identical predictions**\n\n- All probabilities of the 112 test")
+    assert "|" not in report
+
+
+def test_images_are_not_named_where_their_ids_are_private(repository, capsys, monkeypatch):
+    monkeypatch.setattr("stages.experiments.report.draw_pictures", lambda *_: {})
+    for base, new in (("weak", "strong"), ("strong", "more_images")):
+        main([base, new])
+        assert re.search(r"\bI\d{3}\b", Path("report.md").read_text(encoding="utf-8"))
+        main([base, new, "--no-ids"])
+        assert not re.search(r"\bI\d{3}\b", Path("report.md").read_text(encoding="utf-8"))
+    compare.main(["weak", "strong", "--no-ids"])
+    assert not re.search(r"\bI\d{3}\b", capsys.readouterr().out)
+    with pytest.raises(InputError, match="2 only in strong and 8 only in more_images; ") as caught:
+        compare.main(["strong", "more_images", "--no-ids"])
+    assert "I0" not in str(caught.value)
+
+
+def test_two_and_seven_classes_are_shown_as_models_of_malignancy(repository):
+    def estimates(**values):
+        return {"metrics": {name: {"value": value, "interval": [0, 1]} for name, value in values.items()}}
+
+    of_seven = estimates(malignant_auroc=0.8, brier=0.5, ece=0.3)
+    classes = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+    for test, own in ((estimates(auroc=0.7, brier=0.2, ece=0.05, renamed=1), classes[:2]), (of_seven, classes)):
+        malignancy = {"malignancy": estimates(auroc=0.8, brier=0.1, ece=0.07)} if own is classes else {}
+        write_json(DETAILS, {"classes": own, "test": test | malignancy})
+        git("commit", "--quiet", "--all", "--message", "details")
+    shutil.rmtree(".dvc/cache")
+    report = rendered("HEAD~1", "HEAD")[""]
+    assert "not compared; AUROC 0.700 → 0.800**" in report
+    assert "| metric, both of malignancy |" in report
+    assert "| Brier score | 0.200 (0.000 to 1.000) | 0.100 (0.000 to 1.000) | -0.100 |" in report
+    assert "| `renamed` | 1.000 (0.000 to 1.000) | – | – |" in report
+    figures = draw_pictures(Revision("HEAD~1"), Revision("HEAD"))
+    legend = [text.get_text() for text in figures["reliability"].legends[0].get_texts()]
+    assert "ECE 0.050 " in legend[0]
+    assert "ECE 0.070 " in legend[1]
