@@ -93,7 +93,7 @@ CALL = "--yes cml comment update --target=pr {}--watermark-title=model-report {}
 @pytest.fixture
 def post(tmp_path):
     """A function that runs a command beside a report, with a CML that fails at first, and tells all that was asked."""
-    report = "verdict\n\n### Cost\n\nlow\n\n### Curves\n\n| ![roc](report_pictures/roc.png) |\n"
+    report = "verdict\n\n### Curves\n\n| ![roc](report_pictures/roc.png) |\n\n### Data\n\nless\n"
     (tmp_path / "report.md").write_text(report)
     cml = tmp_path / "bin/npx"
     cml.parent.mkdir()
@@ -117,7 +117,7 @@ def test_where_pictures_cannot_be_uploaded_the_comment_on_gitlab_has_none(post, 
     options = ["--publish-native report.md", "--publish=false report_without_pictures.md"][: fails + 1]
     assert (status == 0, calls) == (fails < 2, [CALL.format(f"--repo={url} ", each) for each in options])
     if fails:
-        assert (tmp_path / "report_without_pictures.md").read_text() == "verdict\n\n### Cost\n\nlow\n\n"
+        assert (tmp_path / "report_without_pictures.md").read_text() == "verdict\n\n### Data\n\nless\n"
 
 
 def test_where_pictures_cannot_be_uploaded_the_comment_on_github_has_none_and_all_is_checked(post, tmp_path):
@@ -129,7 +129,7 @@ def test_where_pictures_cannot_be_uploaded_the_comment_on_github_has_none_and_al
     _, calls = post(commands, 1, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
     assert calls == [CALL.format("", each) for each in ("report.md", "--publish=false report_without_pictures.md")]
     for name in ("report_without_pictures.md", "summary"):
-        assert (tmp_path / name).read_text() == "verdict\n\n### Cost\n\nlow\n\n"
+        assert (tmp_path / name).read_text() == "verdict\n\n### Data\n\nless\n"
     assert comment["continue-on-error"]
     assert again["if"] == f"steps.{comment['id']}.outcome == 'failure'"
     assert "!cancelled()" in step("stages check")["if"]

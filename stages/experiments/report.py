@@ -72,10 +72,10 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
     lines = [[*links[start : start + 2], ""][:2] for start in range(0, len(links), 2)]
     sections = {
         "Parameters": markdown_table([["parameter", *names], *parameters]) if parameters else "No parameter changed.",
+        # The workflows leave this out where pictures cannot be shown: from this heading to the next.
+        "Curves": markdown_table([["", ""], *lines]) if lines else "No curve is in Git in both revisions.",
         "Data": _data(base, new, names),
         "Cost": _cost(base, new, names),
-        # Last: where pictures cannot be shown, the report ends before them.
-        "Curves": markdown_table([["", ""], *lines]) if lines else "No curve is in Git in both revisions.",
     }
     blocks = [comparison, f"{commits}.\n"] + ([] if remote else [f"{NO_REMOTE}\n"])
     return "\n".join(blocks + [f"### {title}\n\n{content}\n" for title, content in sections.items()])

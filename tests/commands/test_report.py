@@ -35,7 +35,7 @@ def test_the_verdict_comes_first_and_all_sections_and_pictures_follow(repository
     first = capsys.readouterr().out.splitlines()[0]
     assert re.fullmatch(r"\*\*`weak` → `strong`: better; AUROC \+0\.\d+ \[0\.\d+, 0\.\d+\], better\*\*", first)
     report = parts(Path("out/comparison.md").read_text(encoding="utf-8"))
-    assert list(report)[1:] == ["Parameters", "Data", "Cost", "Curves"]
+    assert list(report)[1:] == ["Parameters", "Curves", "Data", "Cost"]
     compare.main(["weak", "strong", "--md"])
     assert report[""].startswith(capsys.readouterr().out)
     assert "No DVC remote is configured" in report[""]
