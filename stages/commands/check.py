@@ -6,7 +6,6 @@ integration: both end with 0 whatever they find.
 
 import json
 import sys
-from pathlib import Path
 
 from stages.command_line import new_parser
 
@@ -23,7 +22,7 @@ def find_problems() -> list[str]:
     problems = [
         f"stage {name} would run again: dvc.lock is not of this code and these parameters; "
         "`dvc repro` and commit dvc.lock"
-        for name in stale_stages(Path(), "")
+        for name in stale_stages()
     ]
     if not has_remote():
         print("no DVC remote is configured (`dvc remote add -d storage s3://…`): outputs were not checked")

@@ -98,7 +98,11 @@ def compare_predictions(
     decided = None if first is None or second is None else (first, second)
     # Without thresholds others stand for them, whose numbers are left out below.
     pairs = paired_headline(base, new, decided or (0.5, 0.5), replicates)
-    not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
+    not_compared = {
+        name: f"without a value in one: {pair.base:.3f} → {pair.new:.3f}".replace("nan", "none")
+        for name, pair in pairs.items()
+        if not np.isfinite(pair.new - pair.base)
+    }
     not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
 
     metrics = {

@@ -12,6 +12,7 @@ from stages.experiments.revision import Revision, differing_parameters
 from stages.reporting import ATTRIBUTES, METRICS, MISSING, code, in_order, markdown_table, signed, text_table
 
 LISTED = 10  # images that a line names; --json has all
+LONGEST = 30  # letters of a revision's name
 
 
 def compare_revisions(base: Revision, new: Revision, config: Config, *, ids: bool = True) -> dict:
@@ -63,8 +64,10 @@ def _why_test_sets_differ(base: Revision, new: Revision) -> str:
 
 
 def short_name(revision: str) -> str:
-    """The name of a revision for the head of a table, which the whole hash of a commit would make too wide."""
-    return revision[:7] if re.fullmatch("[0-9a-f]{40}", revision) else revision
+    """The name of a revision for the head of a table, which a whole hash or a long name would make too wide."""
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision[:7]
+    return revision if len(revision) <= LONGEST else f"{revision[: LONGEST - 1]}…"
 
 
 def warn_of_stale_results(names: Sequence[str], stages: Sequence[Sequence[str]]) -> str:

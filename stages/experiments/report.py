@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from stages.config import load_config
 from stages.dataset.taxonomy import class_names
-from stages.errors import InputError
+from stages.errors import InputError, one_line
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
 from stages.experiments.revision import Revision, differing_parameters, environment_differences, run_git
 from stages.figures.revisions import draw_confusion, draw_curves
@@ -15,7 +15,7 @@ from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, s
 
 COSTS = {"training_seconds": "training [s]", "training_images_per_second": "training speed [images/s]"}
 SHOWN = 60  # letters of a parameter's value
-LEGEND = 30  # letters of a revision's name in a picture
+ROWS = 100  # of a table: a comment on GitHub has at most 65,536 letters
 NO_METRICS = "Neither revision has metrics in Git."
 NO_REMOTE = (
     "No DVC remote is configured (`dvc remote add -d storage s3://…`): what Git does not have comes from the cache of "
@@ -40,7 +40,6 @@ def draw_pictures(base: Revision, new: Revision) -> dict[str, Figure]:
 
 def _legend(revision: Revision, metric: str) -> str:
     name = short_name(revision.name)
-    name = name if len(name) <= LEGEND else f"{name[: LEGEND - 1]}…"
     # The curves are of malignancy, whatever the classes are.
     known = revision.estimates_of_malignancy.get(metric)
     return name + (f"\n{METRICS[metric].title} {estimate(known)}" if known else "")
@@ -71,7 +70,7 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
     # Two per line; without a table a wide screen would show each as wide as it is.
     lines = [[*links[start : start + 2], ""][:2] for start in range(0, len(links), 2)]
     sections = {
-        "Parameters": markdown_table([["parameter", *names], *parameters]) if parameters else "No parameter changed.",
+        "Parameters": _parameters(parameters, names),
         # The workflows leave this out where pictures cannot be shown: from this heading to the next.
         "Curves": markdown_table([["", ""], *lines]) if lines else "No curve is in Git in both revisions.",
         "Data": _data(base, new, names),
@@ -79,6 +78,11 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
     }
     blocks = [comparison, f"{commits}.\n"] + ([] if remote else [f"{NO_REMOTE}\n"])
     return "\n".join(blocks + [f"### {title}\n\n{content}\n" for title, content in sections.items()])
+
+
+def _parameters(rows: list[list[str]], names: list[str]) -> str:
+    more = f"\n\n{len(rows) - ROWS} more parameters changed." if rows[ROWS:] else ""
+    return markdown_table([["parameter", *names], *rows[:ROWS]]) + more if rows else "No parameter changed."
 
 
 def _commit(revision: Revision) -> str:
@@ -103,7 +107,7 @@ def _not_compared(base: Revision, new: Revision, names: list[str], error: InputE
             summary = summary or f"; {title} {values[0]:.3f} → {values[1]:.3f}"
         rows.append([title, estimate(before), estimate(after), difference])
     table = markdown_table([[f"metric{kind}", *names, "difference"], *rows]) if rows else NO_METRICS
-    return f"**{' → '.join(names)}: not compared{summary}**\n\nWhy: {code(error)}\n\n{table}\n"
+    return f"**{' → '.join(names)}: not compared{summary}**\n\nWhy: {code(one_line(error))}\n\n{table}\n"
 
 
 def _value(value: object) -> str:
@@ -158,5 +162,8 @@ def _cost(base: Revision, new: Revision, names: list[str]) -> str:
         rows.append([title, *(MISSING if value is None else f"{value:.1f}" for value in (before, after)), change])
     other = environment_differences(base, new)
     rows += [[code(key), _value(before), _value(after), "other"] for key, (before, after) in other.items()]
-    here = f"\n\nBoth on {code(sides[1].get('gpu') or sides[1].get('cpu'))}, {code(sides[1].get('cpu_cores'))} cores."
+    device, cores = (
+        code(value or MISSING) for value in (sides[1].get("gpu") or sides[1].get("cpu"), sides[1].get("cpu_cores"))
+    )
+    here = f"\n\nBoth on {device}, {cores} cores."
     return markdown_table([["", *names, "change"], *rows]) + ("" if other else here)

@@ -17,7 +17,7 @@ from typing import (
 
 import pandas as pd
 from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, PrettyDvcException
 from dvc.fs import GitFileSystem
 from dvc.repo import Repo
 from dvc.scm import RevError, SCMError, resolve_rev
@@ -217,7 +217,7 @@ class Revision:
     @cached_property
     def stale_stages(self) -> list[str]:
         """The stages that would run again: the results are not of this code, these parameters and data."""
-        return stale_stages(self._folder, self.commit) if self.stages else []
+        return stale_stages(self._files and self._files.repo) if self.stages else []
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -265,6 +265,8 @@ class Revision:
         return self._json(ENVIRONMENT, dict[str, str | Flag | Whole | Float | None])
 
     def _unavailable(self, path: Path, error: Exception) -> InputError:
+        if isinstance(error, PrettyDvcException):  # its dvc.yaml or dvc.lock, as after a merge with conflicts
+            return InputError(f"DVC cannot read {self.name}: {one_line(error)}")
         why = "" if isinstance(error, FileNotFoundError) else f" ({one_line(error)})"
         return InputError(
             f"{self.name}:{path.as_posix()} is neither in DVC's cache nor on its remote{why}; "

@@ -12,7 +12,7 @@ from stages.commands.compare import main
 from stages.errors import InputError
 from stages.evaluation import comparison
 from stages.experiments.revision import Revision
-from stages.files import MODELS, PREDICTIONS, PREPARED
+from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv
 from tests.history import IMAGES, add_remote, change_parameter, commit, git, write_predictions
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +131,16 @@ def test_a_gate_does_not_pass_on_results_of_other_code(repository, monkeypatch):
     monkeypatch.setattr(Revision, "stale_stages", ["train", "evaluate"])
     with pytest.raises(SystemExit, match=r"Not of this code.*strong, where dvc repro would run train, evaluate again"):
         main(["weak", "strong", "--fail-if-worse", "auroc"])
+
+
+def test_a_metric_that_one_model_has_not_is_shown_and_passes_no_gate(repository, capsys):
+    _, table = write_predictions(2.0, SAME)
+    table["probability_malignant"] *= 0.4
+    write_csv(PREDICTIONS, table.assign(probability_benign=1 - table["probability_malignant"]))
+    with pytest.raises(InputError, match=r"--fail-if-worse precision: without a value in one: 0\.\d+ → none"):
+        main(["weak", "--fail-if-worse", "precision"])
+    main(["weak"])
+    assert "Not compared: precision (without a value in one: 0." in capsys.readouterr().out
 
 
 def test_markdown_says_the_verdict_first_and_means_nothing_else(repository, capsys):

@@ -227,3 +227,22 @@ def test_two_and_seven_classes_are_shown_as_models_of_malignancy(repository):
     legend = [text.get_text() for text in figures["reliability"].legends[0].get_texts()]
     assert "ECE 0.050 " in legend[0]
     assert "ECE 0.070 " in legend[1]
+
+
+def test_what_is_long_makes_no_comment_too_wide_or_too_long_for_a_forge(repository):
+    git("branch", name := "feature/" + "long-" * 20, "weak")
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text + "".join(f"unknown_{number}: {'v' * 100}\n" for number in range(900)))
+    report = rendered(name)
+    assert "| parameter | `feature/long-long-long-long-l…` | `workspace` |\n" in report["Parameters"]
+    assert report["Parameters"].strip().endswith("801 more parameters changed.")
+    assert "params.yaml: unknown_0 is unknown" in report[""]
+    assert sum(map(len, report.values())) < 65_536
+
+
+def test_a_merge_with_conflicts_is_not_taken_for_what_was_not_pushed(repository):
+    Path("dvc.yaml").write_text("<<<<<<< HEAD\n")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "conflict")
+    with pytest.raises(InputError, match=r"^DVC cannot read HEAD: .*dvc\.yaml"):
+        main(["HEAD", "strong"])
