@@ -162,8 +162,7 @@ def _cost(base: Revision, new: Revision, names: list[str]) -> str:
         rows.append([title, *(MISSING if value is None else f"{value:.1f}" for value in (before, after)), change])
     other = environment_differences(base, new)
     rows += [[code(key), _value(before), _value(after), "other"] for key, (before, after) in other.items()]
-    device, cores = (
-        code(value or MISSING) for value in (sides[1].get("gpu") or sides[1].get("cpu"), sides[1].get("cpu_cores"))
-    )
-    here = f"\n\nBoth on {device}, {cores} cores."
+    there = sides[1]
+    device = code(there.get("gpu") or there.get("cpu") or MISSING)
+    here = f"\n\nBoth on {device}, {code(there.get('cpu_cores', MISSING))} cores."
     return markdown_table([["", *names, "change"], *rows]) + ("" if other else here)

@@ -164,17 +164,17 @@ def test_what_no_run_has_made_yet_is_not_asked_to_be_pushed(pipeline):
 
 
 def test_results_of_other_code_are_told_first_and_pass_no_gate(pipeline, capsys):
-    for name in ("stage.py", "params.yaml"):
-        with Path(name).open("a") as file:
-            file.write("# edited\n")
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    commit("sound")
+    replace("stage.py", "import json", "import  json")
     line = "Not of this code, these parameters and data: the results of `{}`, where dvc repro would run compute again"
-    report = render_report(Revision("run"), Revision("workspace"), True, {})
+    report = render_report(Revision("sound"), Revision("workspace"), True, {})
     assert report.splitlines()[0] == f"**{line.format('workspace')}**"
     git("commit", "--quiet", "--all", "--message", "edited")
     git("branch", "edited")
-    report = render_report(Revision("edited"), Revision("run"), True, {})
+    report = render_report(Revision("edited"), Revision("sound"), True, {})
     assert report.splitlines()[0] == f"**{line.format('edited')}**"
-    assert "would run" not in render_report(Revision("run"), Revision("run"), True, {})
+    assert "would run" not in render_report(Revision("sound"), Revision("sound"), True, {})
 
 
 def test_a_commit_is_named_by_its_first_letters_and_the_workspace_by_its_commit(repository):
@@ -244,5 +244,5 @@ def test_a_merge_with_conflicts_is_not_taken_for_what_was_not_pushed(repository)
     Path("dvc.yaml").write_text("<<<<<<< HEAD\n")
     git("add", "--all")
     git("commit", "--quiet", "--message", "conflict")
-    with pytest.raises(InputError, match=r"^DVC cannot read HEAD: .*dvc\.yaml"):
+    with pytest.raises(InputError, match=r"dvc\.yaml' validation failed[^;]*$"):
         main(["HEAD", "strong"])
