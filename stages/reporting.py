@@ -1,5 +1,6 @@
 """How numbers, names and tables are written for people: in a terminal, in Markdown and on the pages."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,6 +55,11 @@ def number(value: float | None) -> str:
     return MISSING if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
+def signed(difference: float) -> str:
+    """As "+0.012"."""
+    return f"{round(difference, 3) + 0.0:+.3f}"
+
+
 def interval(estimated: dict) -> str:
     """The interval of `{"value": …, "interval": …}`, as "0.849 to 0.971"."""
     return MISSING if estimated["interval"] is None else " to ".join(map(number, estimated["interval"]))
@@ -85,13 +91,21 @@ def escape_markdown(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """`text` in the type of code; no backticks, which a table and a text with backticks would end."""
-    return f"<code>{escape_markdown(text)}</code>"
+    """`text` on one line as code, in which Markdown and HTML mean nothing.
+
+    Not with `escape_markdown`: a client of a forge that reads Markdown and writes it again, as CML does, drops the
+    backslash before a "|", which then breaks a table.
+    """
+    shown = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    # Of a space at both ends one is no part of the code.
+    space = "" if shown and shown == shown.strip(" `") else " "
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of Markdown, of which the first is the head, as a table."""
-    head, *rest = rows
+    """Rows of Markdown, of which the first is the head, as a table; a "|" in a cell, in code too, ends no cell."""
+    head, *rest = ([re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells] for cells in rows)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rest))
 
 

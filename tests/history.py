@@ -57,10 +57,15 @@ def commit(name):
     git("branch", name)
 
 
-def change_parameter(old, new):
-    text = Path("params.yaml").read_text(encoding="utf-8")
+def replace(path, old, new):
+    """Put `new` where a file first has `old`."""
+    text = Path(path).read_text(encoding="utf-8")
     assert old in text
-    Path("params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    Path(path).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def change_parameter(old, new):
+    replace("params.yaml", old, new)
 
 
 def write_run(skill, images=range(IMAGES), *, speed=100.0, **options):

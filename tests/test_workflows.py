@@ -71,11 +71,75 @@ def test_commands_of_the_workflows_exist():
     texts = [path.read_text(encoding="utf-8") for path in (*WORKFLOWS, ROOT / ".gitlab-ci.yml")]
     commands = {name for text in texts for name in re.findall(r"python -m stages (\w+)", text)}
     targets = {name for text in texts for name in re.findall(r"(?:run:|-) make (\w+)", text)}
-    assert commands == {"report", "check"}
+    assert commands == {"report", "check", "compare"}
     assert all((ROOT / f"stages/commands/{command}.py").is_file() for command in commands)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert targets == {"audit", "docs", "install", "scan", "test"}
     assert all(f"\n{target}: " in makefile for target in targets)
+
+
+def test_cml_is_pinned_by_commit_and_counts_nobody():
+    for path in (ROOT / ".github/workflows/report.yml", ROOT / ".gitlab-ci.yml"):
+        text = path.read_text(encoding="utf-8")
+        pins = re.findall(r"\bCML: (\S+ # \S+)", text)
+        assert pins == ["github:iterative/cml#a3a66c74b218b08710f42bf599b066e37cb4cba7 # v0.20.6"]
+        assert 'ITERATIVE_DO_NOT_TRACK: "true"' in text
+        assert set(re.findall("npx .*? comment", text)) == {'npx --yes "$CML" comment'}
+
+
+CALL = "--yes cml comment update --target=pr {}--watermark-title=model-report {}"
+
+
+@pytest.fixture
+def post(tmp_path):
+    """A function that runs a command beside a report, with a CML that fails at first, and tells all that was asked."""
+    report = "verdict\n\n### Curves\n\n| ![roc](report_pictures/roc.png) |\n\n### Data\n\nless\n"
+    (tmp_path / "report.md").write_text(report)
+    cml = tmp_path / "bin/npx"
+    cml.parent.mkdir()
+    cml.write_text('#!/bin/sh\necho "$@" >> calls\ntest $(wc -l < calls) -gt $FAILS\n')
+    cml.chmod(0o755)
+
+    def run(command, fails, **environment):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        path = f"{cml.parent}{os.pathsep}{os.environ['PATH']}"
+        variables = os.environ | {"PATH": path, "CML": "cml", "FAILS": str(fails)} | environment
+        status = subprocess.run(["bash", "-e", "-c", command], cwd=tmp_path, env=variables, check=False).returncode
+        return status, (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("fails", [0, 1, 2])
+def test_where_pictures_cannot_be_uploaded_the_comment_on_gitlab_has_none(post, tmp_path, fails):
+    url = "http://127.0.0.1:8080/git/a/b"
+    status, calls = post("\n".join(load(ROOT / ".gitlab-ci.yml")["comment"]["script"]), fails, CI_PROJECT_URL=url)
+    options = ["--publish-native report.md", "--publish=false report_without_pictures.md"][: fails + 1]
+    assert (status == 0, calls) == (fails < 2, [CALL.format(f"--repo={url} ", each) for each in options])
+    if fails:
+        assert (tmp_path / "report_without_pictures.md").read_text() == "verdict\n\n### Data\n\nless\n"
+
+
+def test_where_pictures_cannot_be_uploaded_the_comment_on_github_has_none_and_all_is_checked(post, tmp_path):
+    def step(words):
+        return next(step for step in steps_of(ROOT / ".github/workflows/report.yml") if words in step.get("run", ""))
+
+    comment, again, summary = step("model-report report.md"), step("--publish=false"), step("GITHUB_STEP_SUMMARY")
+    commands = f"{summary['run']}\n{comment['run']} || {again['run']}"
+    _, calls = post(commands, 1, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
+    assert calls == [CALL.format("", each) for each in ("report.md", "--publish=false report_without_pictures.md")]
+    for name in ("report_without_pictures.md", "summary"):
+        assert (tmp_path / name).read_text() == "verdict\n\n### Data\n\nless\n"
+    assert comment["continue-on-error"]
+    assert again["if"] == f"steps.{comment['id']}.outcome == 'failure'"
+    assert "!cancelled()" in step("stages check")["if"]
+
+
+def test_the_gate_takes_the_metrics_of_a_variable(post):
+    (step,) = [step for step in steps_of(ROOT / ".github/workflows/report.yml") if "compare" in step.get("run", "")]
+    command = step["run"].replace(".venv/bin/python -m stages", "npx")
+    _, calls = post(command, 0, BASE="origin/main", FAIL_IF_WORSE="auroc sensitivity")
+    assert calls == ["compare origin/main HEAD --fail-if-worse auroc --fail-if-worse sensitivity"]
 
 
 def test_hooks_of_pre_commit_are_valid_and_those_of_dvc():

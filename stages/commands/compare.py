@@ -18,8 +18,8 @@ examples:
 
 A revision is a commit, branch, tag or experiment of DVC, or "workspace": the files as they are here.
 
-Exit status: 0; 1 if a metric of --fail-if-worse is worse, or if there is no comparison (the message then starts with
-"error:"); 2 for a wrong option.
+Exit status: 0; 1 if a metric of --fail-if-worse is worse or was not measured with this code, or if there is no
+comparison (the message then starts with "error:"); 2 for a wrong option.
 """
 
 
@@ -33,6 +33,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("base", metavar="REV", help="the revision to compare with")
     parser.add_argument("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
     parser.add_argument("--md", action="store_true", help="print Markdown, for a pull request")
+    parser.add_argument("--no-ids", action="store_true", help="print no ids of images, which may be private")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole comparison to a file, too")
     parser.add_argument(
         "--fail-if-worse",
@@ -57,13 +58,13 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--json {args.json} is not a file; name the JSON file to write")
     from stages.config import load_config, override
     from stages.evaluation.comparison import WORSE
-    from stages.experiments.comparison import compare_revisions, render_comparison
+    from stages.experiments.comparison import compare_revisions, render_comparison, warn_of_stale_results
     from stages.experiments.revision import Revision
     from stages.files import write_json
 
     given = {"evaluation.bootstrap_replicates": args.replicates, "evaluation.confidence": args.confidence}
     config = override(load_config(), {key: value for key, value in given.items() if value is not None})
-    result = compare_revisions(Revision(args.base), Revision(args.new), config)
+    result = compare_revisions(Revision(args.base), Revision(args.new), config, ids=not args.no_ids)
     metrics = result["metrics"]
     for name in args.fail_if_worse:
         if name not in metrics:
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         with writing("--json", args.json):
             write_json(args.json, result)
-    print_text(render_comparison(result, markdown=args.md))
+    print_text(render_comparison(result, markdown=args.md, ids=not args.no_ids))
+    if args.fail_if_worse and (stale := warn_of_stale_results([args.new], [result["stale"]["new"]])):
+        sys.exit(f"--fail-if-worse: {stale}")
     if worse := [name for name in args.fail_if_worse if metrics[name]["verdict"] == WORSE]:
         sys.exit(f"--fail-if-worse: {', '.join(worse)} is worse in {args.new} than in {args.base}")

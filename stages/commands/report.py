@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("base", metavar="BASE", nargs="?", default="main", help="compare with this (default: main)")
     parser.add_argument("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
     parser.add_argument("--output", type=Path, default=Path("report.md"), metavar="FILE", help="default: report.md")
+    parser.add_argument("--no-ids", action="store_true", help="name no images: their ids may be private")
     args = parser.parse_args(argv)
     if args.output.is_dir():
         raise InputError(f"--output {args.output} is a folder; name the Markdown file to write")
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     revisions = Revision(args.base), Revision(args.new)
     folder = args.output.with_name(f"{args.output.stem}_pictures")
     figures = draw_pictures(*revisions)
-    text = render_report(*revisions, has_remote(), {name: f"{folder.name}/{name}.png" for name in figures})
+    places = {name: f"{folder.name}/{name}.png" for name in figures}
+    text = render_report(*revisions, has_remote(), places, ids=not args.no_ids)
     with writing("--output", args.output):
         for name, figure in figures.items():
             save(figure, folder / f"{name}.png")

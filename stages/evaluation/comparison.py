@@ -21,6 +21,7 @@ from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import MIN_LESIONS, subgroup_table
 from stages.evaluation.uncertainty import (
     DIGITS,
+    SHARE,
     EffectiveLesions,
     Lesions,
     Statistic,
@@ -28,6 +29,7 @@ from stages.evaluation.uncertainty import (
     combine_classes,
     count_lesions,
     effective_lesions,
+    range_of,
     replicate,
     unit_weights,
 )
@@ -96,10 +98,16 @@ def compare_predictions(
     decided = None if first is None or second is None else (first, second)
     # Without thresholds others stand for them, whose numbers are left out below.
     pairs = paired_headline(base, new, decided or (0.5, 0.5), replicates)
-    not_compared = {name: "it has no value" for name, pair in pairs.items() if not np.isfinite(pair.new - pair.base)}
+    not_compared = {
+        name: f"without a value in one: {pair.base:.3f} → {pair.new:.3f}".replace("nan", "none")
+        for name, pair in pairs.items()
+        if not np.isfinite(pair.new - pair.base)
+    }
     not_compared |= {} if decided else dict.fromkeys(AT_THRESHOLD, "a model has no decision threshold")
 
-    metrics = {name: paired_test(pair, confidence) for name, pair in pairs.items() if name not in not_compared}
+    metrics = {
+        name: paired_test(pair, confidence, range_of(name)) for name, pair in pairs.items() if name not in not_compared
+    }
     for metric, adjusted in zip(metrics.values(), holm([metric["p"] for metric in metrics.values()])):
         metric["p_adjusted"] = adjusted
     for name, metric in metrics.items():
@@ -120,25 +128,28 @@ def compare_predictions(
     }
 
 
-def differences_of_test_sets(base: Predictions, new: Predictions, names: Sequence[str] = ("base", "new")) -> str:
+def differences_of_test_sets(
+    base: Predictions, new: Predictions, names: Sequence[str] = ("base", "new"), examples: int = _EXAMPLES
+) -> str:
     """How the images, lesions or labels of two tables of predictions differ; empty if they do not.
 
     Args:
         base: predictions, in any order.
         new: others.
         names: what to call the two.
+        examples: how many ids of images to name.
     """
     for model, name in zip((base, new), names):
         ids = model.table["image_id"]
         if ids.empty:
             return f"{name} has no test images"
         if ids.duplicated().any():
-            return f"{name} has {ids[ids.duplicated()].tolist()[0]} more than once"
+            return f"{name} has an image more than once{_examples(ids[ids.duplicated()], min(1, examples))}"
     ids = [set(model.table["image_id"]) for model in (base, new)]
     alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, ids, ids[::-1])]
     if any(only for _, only in alone):
         shared = len(ids[0] & ids[1])
-        parts = [f"{len(only)} only in {name} ({_examples(only)})" for name, only in alone if only]
+        parts = [f"{len(only)} only in {name}{_examples(only, examples)}" for name, only in alone if only]
         return f"{shared} images are in both, " + " and ".join(parts)
 
     base, new = _in_order(base), _in_order(new)
@@ -150,13 +161,13 @@ def differences_of_test_sets(base: Predictions, new: Predictions, names: Sequenc
     for what, (first, second) in columns.items():
         differ = np.asarray(first) != np.asarray(second)
         if differ.any():
-            return f"{differ.sum()} images have other {what} ({_examples(base.table['image_id'][differ])})"
+            return f"{differ.sum()} images have other {what}{_examples(base.table['image_id'][differ], examples)}"
     return ""
 
 
-def _examples(ids: Iterable[str]) -> str:
-    first = list(islice(ids, _EXAMPLES + 1))
-    return ", ".join([*first[:_EXAMPLES], *(["…"] if len(first) > _EXAMPLES else [])])
+def _examples(ids: Iterable[str], count: int = _EXAMPLES) -> str:
+    first = list(islice(ids, count + 1))
+    return f" ({', '.join([*first[:count], *(['…'] if len(first) > count else [])])})" if count else ""
 
 
 def _in_order(predictions: Predictions) -> Predictions:
@@ -230,7 +241,7 @@ def paired_headline(
     return paired_replicates(*statistics, base.lesions, replicates, effective_lesions_of(base))
 
 
-def paired_test(pair: Pair, confidence: float) -> dict:
+def paired_test(pair: Pair, confidence: float, bounds: tuple[float, float] = SHARE) -> dict:
     """The difference of two models with its interval and p-value, which always agree.
 
     The replicates give the standard error s of the difference d. Under the null hypothesis what the lesions contribute
@@ -246,6 +257,7 @@ def paired_test(pair: Pair, confidence: float) -> dict:
     Args:
         pair: the number of both models, and the replicates of its difference.
         confidence: as 0.95.
+        bounds: the least and the largest value that the number can have; no difference is outside of what they allow.
 
     Returns:
         `base`, `new`, `difference` (`{"value", "interval"}`; the interval is None where so few lesions could not show
@@ -257,7 +269,8 @@ def paired_test(pair: Pair, confidence: float) -> dict:
     interval = None
     if pair.lesions > quantile**2:
         half = float(quantile * error / np.sqrt(1 - quantile**2 / pair.lesions))
-        interval = [difference - half, difference + half]
+        largest = bounds[1] - bounds[0]
+        interval = [max(difference - half, -largest), min(difference + half, largest)]
     return {
         "base": float(pair.base),
         "new": float(pair.new),
@@ -303,7 +316,7 @@ def _compare_subgroups(
 ) -> dict:
     missing = set(base.table["image_id"]) - set(images["image_id"])
     if missing:
-        raise InputError(f"the manifest lacks {len(missing)} of the test images ({_examples(sorted(missing))})")
+        raise InputError(f"the manifest lacks {len(missing)} of the test images")
     lesions, is_malignant = base.lesions, base.is_malignant
     table = subgroup_table(images.set_index("image_id").loc[base.table["image_id"]])
     looked_at = {}

@@ -76,7 +76,7 @@ class BinaryMetrics(_Accuracy[Number]):
 
     sensitivity: Number = said("Malignant images whose most probable class is malignant.")
     specificity: Number = said("Benign images whose most probable class is benign.")
-    precision: Number = said("Of the images predicted malignant, those that are; 0 where there are none.")
+    precision: Number = said("Of the images predicted malignant, those that are; null where there are none.")
     f1: Number = said("Harmonic mean of precision and sensitivity.")
     auroc: Number = said("Area under the ROC curve of malignancy.")
     auprc: Number = said("Average precision of malignancy: the step-wise sum, not the trapezoid.")

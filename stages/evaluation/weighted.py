@@ -16,9 +16,10 @@ def weighted_metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.
     """The metrics of predictions, each image decided for its most probable class, where it counts `weights` times.
 
     For two classes `CLASS_METRICS` are those of malignancy. For seven, those of each diagnosis against the rest have
-    the prefix `macro_`, and `malignant_auroc` is that of the summed probability of the malignant diagnoses. A class
-    that is never predicted has the precision 0. A class without images has no metrics of its own; specificity, AUROC
-    and AUPRC need images outside the class as well.
+    the prefix `macro_`, and `malignant_auroc` is that of the summed probability of the malignant diagnoses. Where
+    nothing is predicted malignant there is no precision; of seven classes, one that is never predicted has the
+    precision 0. A class without images has no metrics of its own; specificity, AUROC and AUPRC need images outside the
+    class as well.
 
     Args:
         probabilities: shape (n, 2) or (n, 7).
@@ -45,8 +46,10 @@ def weighted_metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.
         accuracy = true_positive.sum(axis=1) / total[:, 0]
         sensitivity = true_positive / positive
         specificity = (total - positive - predicted_positive + true_positive) / (total - positive)
-        precision = np.where(predicted_positive > 0, true_positive / predicted_positive, 0.0)
+        precision = true_positive / predicted_positive
         f1 = 2 * true_positive / (positive + predicted_positive)
+    if len(classes) > 2:  # else a mean over the diagnoses would gain from one that is never predicted
+        precision[predicted_positive == 0] = 0
     numbers = (sensitivity[:, asked], specificity[:, asked], precision[:, asked], f1[:, asked], auroc, auprc)
     per_class = {name: np.where(positive[:, asked] > 0, of, np.nan) for name, of in zip(CLASS_METRICS, numbers)}
 

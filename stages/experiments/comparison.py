@@ -1,6 +1,7 @@
 """Two revisions compared by their predictions of the same test images, and the words and tables for it."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 from threadpoolctl import threadpool_limits
 
@@ -8,40 +9,46 @@ from stages.config import Config
 from stages.errors import InputError, one_line
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.experiments.revision import Revision, differing_parameters
-from stages.reporting import ATTRIBUTES, METRICS, MISSING, code, in_order, markdown_table, text_table
+from stages.reporting import ATTRIBUTES, METRICS, MISSING, code, in_order, markdown_table, signed, text_table
 
 LISTED = 10  # images that a line names; --json has all
+LONGEST = 30  # letters of a revision's name
 
 
-def compare_revisions(base: Revision, new: Revision, config: Config) -> dict:
+def compare_revisions(base: Revision, new: Revision, config: Config, *, ids: bool = True) -> dict:
     """Compare two revisions.
 
     Args:
         base: the first.
         new: the second.
         config: replicates, confidence, and the threads of matrix products, on which the last bits depend.
+        ids: whether an error may name images.
 
     Returns:
-        What `compare_predictions` gives, and the names of the revisions as `base` and `new`.
+        What `compare_predictions` gives, the names of the revisions as `base` and `new`, `stale`, the stages of each
+        that would run again, and whether predictions and thresholds are `identical`.
 
     Raises:
         InputError: they were evaluated on different test images; says how these differ, and the parameters.
     """
-    if problem := differences_of_test_sets(base.predictions, new.predictions, (base.name, new.name)):
+    names, sides = (base.name, new.name), (base.predictions, new.predictions)
+    if problem := differences_of_test_sets(*sides, names, *([] if ids else [0])):
         raise InputError(
             f"{base.name} and {new.name} were evaluated on different test images and cannot be compared: {problem}; "
             + _why_test_sets_differ(base, new)
         )
     with threadpool_limits(config.runtime.cpu_threads):
         result = compare_predictions(
-            base.predictions,
-            new.predictions,
+            *sides,
             base.images if new.images is None else new.images,
             (base.threshold, new.threshold),
             config.evaluation.bootstrap_replicates,
             config.evaluation.confidence,
         )
-    return {"base": base.name, "new": new.name, **result}
+    tables = [side.table.sort_values("image_id", ignore_index=True) for side in sides]
+    identical = tables[0].equals(tables[1]) and base.threshold == new.threshold
+    stale = {"base": base.stale_stages, "new": new.stale_stages}
+    return {"base": base.name, "new": new.name, "stale": stale, "identical": identical, **result}
 
 
 def _why_test_sets_differ(base: Revision, new: Revision) -> str:
@@ -56,11 +63,46 @@ def _why_test_sets_differ(base: Revision, new: Revision) -> str:
     return "their params.yaml choose the same images, so the dataset itself has changed: `dvc repro` both with the same"
 
 
-def render_comparison(result: dict, *, markdown: bool) -> str:
-    """What `compare_revisions` gives, the verdict first: as Markdown for a pull request, or as plain text."""
+def short_name(revision: str) -> str:
+    """The name of a revision for the head of a table, which a whole hash or a long name would make too wide."""
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision[:7]
+    return revision if len(revision) <= LONGEST else f"{revision[: LONGEST - 1]}…"
+
+
+def warn_of_stale_results(names: Sequence[str], stages: Sequence[Sequence[str]]) -> str:
+    """One line on those whose results are not of their code; empty if there are none.
+
+    Args:
+        names: of the revisions.
+        stages: of each, those that would run again.
+    """
+    found = [
+        f"the results of {name}, where dvc repro would run {', '.join(stale)} again"
+        for name, stale in zip(names, stages)
+        if stale
+    ]
+    return f"Not of this code, these parameters and data: {'; '.join(found)}" if found else ""
+
+
+def render_comparison(result: dict, *, markdown: bool, ids: bool = True) -> str:
+    """What `compare_revisions` gives, as Markdown for a pull request or as plain text.
+
+    The verdict comes first, and before it only that results are not of their code.
+
+    Args:
+        result: of `compare_revisions`.
+        markdown: or plain text.
+        ids: whether to name images whose decision changed.
+    """
     # What the data and the repository name must mean nothing but itself.
     literal, table, strong = (code, markdown_table, "**{}**") if markdown else (one_line, text_table, "{}")
-    revisions = [literal(result["base"]), literal(result["new"])]
+    revisions = [literal(short_name(result[side])) for side in ("base", "new")]
+    warning = warn_of_stale_results(revisions, [result["stale"][side] for side in ("base", "new")])
+    heads = [strong.format(warning)] if warning else []
+    if result["identical"]:
+        same = f"- All probabilities of the {result['images']} test images are the same, and so is the threshold."
+        return "\n\n".join([*heads, strong.format(f"{' → '.join(revisions)}: identical predictions"), same]) + "\n"
 
     def cells(metric: dict) -> list[str]:
         return [f"{metric['base']:.3f}", f"{metric['new']:.3f}", _difference(metric), _p_value(metric["p_adjusted"])]
@@ -84,9 +126,10 @@ def render_comparison(result: dict, *, markdown: bool) -> str:
     ]
     numbers = [*revisions, "difference", "p, adjusted"]
     blocks = [
+        *heads,
         strong.format(f"{' → '.join(revisions)}: {summarize_comparison(result)}"),
         table([["metric", *numbers, "verdict"], *metrics]),
-        "\n".join(f"- {remark}" for remark in _remarks(result, literal)),
+        "\n".join(f"- {remark}" for remark in _remarks(result, literal, LISTED if ids else 0)),
     ]
     if worse:
         blocks.append(table([["subgroup that got worse", "metric", *numbers, "lesions"], *worse]))
@@ -108,7 +151,7 @@ def summarize_comparison(result: dict) -> str:
     return summary
 
 
-def _remarks(result: dict, literal: Callable[[object], str]) -> list[str]:
+def _remarks(result: dict, literal: Callable[[object], str], named: int) -> list[str]:
     """How was compared, what was not, which subgroups and whose decisions changed, one line each."""
     remarks = [
         f"{result['images']} test images of {result['lesions']} lesions; {result['bootstrap_replicates']} paired "
@@ -131,8 +174,8 @@ def _remarks(result: dict, literal: Callable[[object], str]) -> list[str]:
         return [*remarks, "Changed decisions: not compared, as a model has no decision threshold."]
 
     def listed(ids: list[str]) -> str:
-        names = ", ".join(map(literal, ids[:LISTED])) + (f" and {len(ids) - LISTED} more" if ids[LISTED:] else "")
-        return f"{len(ids)} ({names})" if ids else "0"
+        names = ", ".join(map(literal, ids[:named])) + (f" and {len(ids) - named} more" if ids[named:] else "")
+        return f"{len(ids)} ({names})" if ids and named else str(len(ids))
 
     base, new = result["thresholds"]
     return remarks + [
@@ -147,7 +190,7 @@ def _difference(metric: dict) -> str:
     value, interval = metric["difference"]["value"], metric["difference"]["interval"]
     # Adding 0 makes 0 of the -0 that rounding leaves.
     bounds = MISSING if interval is None else ", ".join(f"{round(bound, 3) + 0.0:.3f}" for bound in interval)
-    return f"{round(value, 3) + 0.0:+.3f} [{bounds}]"
+    return f"{signed(value)} [{bounds}]"
 
 
 def _p_value(p: float) -> str:

@@ -7,15 +7,16 @@ from matplotlib.figure import Figure
 
 from stages.config import load_config
 from stages.dataset.taxonomy import class_names
-from stages.errors import InputError
-from stages.experiments.comparison import compare_revisions, render_comparison
-from stages.experiments.revision import Revision, differing_parameters, environment_differences
+from stages.errors import InputError, one_line
+from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
+from stages.experiments.revision import Revision, differing_parameters, environment_differences, run_git
 from stages.figures.revisions import draw_confusion, draw_curves
-from stages.reporting import METRICS, MISSING, code, estimate, markdown_table
+from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, signed
 
 COSTS = {"training_seconds": "training [s]", "training_images_per_second": "training speed [images/s]"}
 SHOWN = 60  # letters of a parameter's value
-LEGEND = 30  # letters of a revision's name in a picture
+ROWS = 100  # of a table: a comment on GitHub has at most 65,536 letters
+NO_METRICS = "Neither revision has metrics in Git."
 NO_REMOTE = (
     "No DVC remote is configured (`dvc remote add -d storage s3://…`): what Git does not have comes from the cache of "
     "the machine that wrote this report."
@@ -38,17 +39,13 @@ def draw_pictures(base: Revision, new: Revision) -> dict[str, Figure]:
 
 
 def _legend(revision: Revision, metric: str) -> str:
-    name = revision.name if len(revision.name) <= LEGEND else f"{revision.name[: LEGEND - 1]}…"
-    known = next((key for key in (metric, f"malignant_{metric}") if key in revision.estimates), None)
-    return name + (f"\n{METRICS[known].title} {_estimate(revision, known)}" if known else "")
+    name = short_name(revision.name)
+    # The curves are of malignancy, whatever the classes are.
+    known = revision.estimates_of_malignancy.get(metric)
+    return name + (f"\n{METRICS[metric].title} {estimate(known)}" if known else "")
 
 
-def _estimate(revision: Revision, metric: str) -> str:
-    """The number of the test images with its interval."""
-    return estimate(revision.estimates.get(metric, {"value": None, "interval": None}))
-
-
-def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[str, str]) -> str:
+def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[str, str], *, ids: bool = True) -> str:
     """The report, the verdict first; a comparison that cannot be made is not an error here.
 
     Args:
@@ -56,12 +53,15 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
         new: the other.
         remote: whether a DVC remote is configured.
         pictures: the places of the pictures of `draw_pictures`, relative to the report.
+        ids: whether to name images.
     """
-    names = [code(base.name), code(new.name)]
+    names = [code(short_name(side.name)) for side in (base, new)]
     try:
-        comparison = render_comparison(compare_revisions(base, new, load_config()), markdown=True)
+        comparison = render_comparison(compare_revisions(base, new, load_config(), ids=ids), markdown=True, ids=ids)
     except InputError as error:
-        comparison = f"**{' → '.join(names)}: not compared**\n\nWhy: {code(error)}\n\n{_metrics(base, new, names)}\n"
+        warning = warn_of_stale_results(names, [base.stale_stages, new.stale_stages])
+        comparison = (f"**{warning}**\n\n" if warning else "") + _not_compared(base, new, names, error)
+    commits = "; ".join(f"{name} is commit {_commit(side)}" for name, side in zip(names, (base, new)))
     parameters = [
         [code(key), *(_value(side.parameters[key]) if key in side.parameters else MISSING for side in (base, new))]
         for key in sorted(differing_parameters([base, new]))
@@ -70,23 +70,44 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
     # Two per line; without a table a wide screen would show each as wide as it is.
     lines = [[*links[start : start + 2], ""][:2] for start in range(0, len(links), 2)]
     sections = {
-        "Parameters": markdown_table([["parameter", *names], *parameters]) if parameters else "No parameter changed.",
+        "Parameters": _parameters(parameters, names),
+        # The workflows leave this out where pictures cannot be shown: from this heading to the next.
         "Curves": markdown_table([["", ""], *lines]) if lines else "No curve is in Git in both revisions.",
         "Data": _data(base, new, names),
         "Cost": _cost(base, new, names),
     }
-    blocks = [comparison] + ([] if remote else [f"{NO_REMOTE}\n"])
+    blocks = [comparison, f"{commits}.\n"] + ([] if remote else [f"{NO_REMOTE}\n"])
     return "\n".join(blocks + [f"### {title}\n\n{content}\n" for title, content in sections.items()])
 
 
-def _metrics(base: Revision, new: Revision, names: list[str]) -> str:
-    """What Git has of both."""
-    there = base.estimates | new.estimates
-    rows = [
-        [METRICS[name].title if name in METRICS else code(name), _estimate(base, name), _estimate(new, name)]
-        for name in [*(name for name in METRICS if name in there), *sorted(there.keys() - METRICS.keys())]
-    ]
-    return markdown_table([["metric", *names], *rows]) if rows else "Neither revision has metrics in Git."
+def _parameters(rows: list[list[str]], names: list[str]) -> str:
+    more = f"\n\n{len(rows) - ROWS} more parameters changed." if rows[ROWS:] else ""
+    return markdown_table([["parameter", *names], *rows[:ROWS]]) + more if rows else "No parameter changed."
+
+
+def _commit(revision: Revision) -> str:
+    if revision.commit:
+        return revision.commit[:7]
+    changed = run_git("status", "--porcelain", "--untracked-files=no")
+    return run_git("rev-parse", "--short=7", "HEAD") + (" and what is not committed" if changed else "")
+
+
+def _not_compared(base: Revision, new: Revision, names: list[str], error: InputError) -> str:
+    """What Git has of both, where chance cannot be ruled out."""
+    sides, kind = [base.estimates, new.estimates], ""
+    if all(sides) and base.has_diagnoses != new.has_diagnoses:
+        sides, kind = [base.estimates_of_malignancy, new.estimates_of_malignancy], ", both of malignancy"
+    there, rows, summary = sides[0] | sides[1], [], ""
+    for name in [*(name for name in METRICS if name in there), *sorted(there.keys() - METRICS.keys())]:
+        title = METRICS[name].title if name in METRICS else code(name)
+        before, after = (side.get(name, {"value": None, "interval": None}) for side in sides)
+        values, difference = (before["value"], after["value"]), MISSING
+        if None not in values:
+            difference = signed(values[1] - values[0])
+            summary = summary or f"; {title} {values[0]:.3f} → {values[1]:.3f}"
+        rows.append([title, estimate(before), estimate(after), difference])
+    table = markdown_table([[f"metric{kind}", *names, "difference"], *rows]) if rows else NO_METRICS
+    return f"**{' → '.join(names)}: not compared{summary}**\n\nWhy: {code(one_line(error))}\n\n{table}\n"
 
 
 def _value(value: object) -> str:
@@ -141,5 +162,7 @@ def _cost(base: Revision, new: Revision, names: list[str]) -> str:
         rows.append([title, *(MISSING if value is None else f"{value:.1f}" for value in (before, after)), change])
     other = environment_differences(base, new)
     rows += [[code(key), _value(before), _value(after), "other"] for key, (before, after) in other.items()]
-    here = f"\n\nBoth on {code(sides[1].get('gpu') or sides[1].get('cpu'))}, {code(sides[1].get('cpu_cores'))} cores."
+    there = sides[1]
+    device = code(there.get("gpu") or there.get("cpu") or MISSING)
+    here = f"\n\nBoth on {device}, {code(there.get('cpu_cores', MISSING))} cores."
     return markdown_table([["", *names, "change"], *rows]) + ("" if other else here)

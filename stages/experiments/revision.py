@@ -17,7 +17,7 @@ from typing import (
 
 import pandas as pd
 from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, PrettyDvcException
 from dvc.fs import GitFileSystem
 from dvc.repo import Repo
 from dvc.scm import RevError, SCMError, resolve_rev
@@ -28,6 +28,7 @@ from stages.config import PARAMS, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, one_line, regenerate
 from stages.evaluation.predictions import Predictions, read_predictions
+from stages.experiments.staleness import stale_stages
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
@@ -64,6 +65,7 @@ class _Estimate(TypedDict):
 
 class _Evaluated(TypedDict):
     metrics: dict[str, _Estimate]
+    malignancy: NotRequired["_Evaluated"]
 
 
 class _Calibration(TypedDict):
@@ -131,7 +133,9 @@ class Revision:
         try:
             return self._files.read_bytes(path.as_posix())
         except Exception as error:  # a remote fails with the errors of its own library
-            if isinstance(error, FileNotFoundError) and not self._files.exists(path.as_posix()):
+            # An output without a hash is one that no run has made.
+            known = isinstance(error, FileNotFoundError) and self._files.exists(path.as_posix())
+            if isinstance(error, FileNotFoundError) and not (known and self._files.info(path.as_posix()).get("md5")):
                 return None
             raise self._unavailable(path, error) from None
 
@@ -216,6 +220,11 @@ class Revision:
         return {out["path"]: out.get("md5", "") for stage in self.stages.values() for out in stage.get("outs", [])}
 
     @cached_property
+    def stale_stages(self) -> list[str]:
+        """The stages that would run again: the results are not of this code, these parameters and data."""
+        return stale_stages(self._files and self._files.repo) if self.stages else []
+
+    @cached_property
     def sources(self) -> dict[str, str]:
         """The hash in dvc.lock of all code and data that the stages depend on and do not make, by its path."""
         if not self.stages:
@@ -239,6 +248,17 @@ class Revision:
         without = {name: {"value": value, "interval": None} for name, value in self.metrics.items()}
         return self.details["test"]["metrics"] if self.details else without
 
+    @property
+    def has_diagnoses(self) -> bool:
+        """Whether the metrics are of a model of 7 classes."""
+        return "malignant_auroc" in self.estimates
+
+    @cached_property
+    def estimates_of_malignancy(self) -> dict[str, dict[str, Any]]:
+        """`estimates` read as of a model of benign and malignant; empty in a commit that has none of its diagnoses."""
+        test = self.details.get("test", {})
+        return test.get("malignancy", {}).get("metrics", {}) if self.has_diagnoses else self.estimates
+
     @cached_property
     def splits(self) -> dict[str, dict[str, Any]]:
         """The counts of images and lesions in metrics/split.json, by split."""
@@ -252,6 +272,8 @@ class Revision:
         return environment if environment.get("weights_md5") in made else {}
 
     def _unavailable(self, path: Path, error: Exception) -> InputError:
+        if isinstance(error, PrettyDvcException):  # its dvc.yaml or dvc.lock, as after a merge with conflicts
+            return InputError(f"DVC cannot read {self.name}: {one_line(error)}")
         why = "" if isinstance(error, FileNotFoundError) else f" ({one_line(error)})"
         return InputError(
             f"{self.name}:{path.as_posix()} is neither in DVC's cache nor on its remote{why}; "

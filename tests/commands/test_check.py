@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,8 @@ from dvc.repo import Repo
 
 from stages.commands.check import main
 from stages.errors import InputError
+from stages.experiments.revision import Revision
+from tests.history import commit, git, replace
 
 
 def test_without_a_remote_only_the_lock_is_looked_at(pipeline, capsys):
@@ -33,6 +36,41 @@ def test_a_stale_lock_is_named(pipeline):
         file.write("# edited\n")
     with pytest.raises(SystemExit, match=r"stage compute would run again: dvc\.lock is not of this code"):
         main([])
+
+
+def test_results_are_stale_after_any_change_of_what_they_come_from(pipeline):
+    """In the workspace and in a commit, also where no data were pulled."""
+    Path("code").mkdir()
+    Path("code/a.py").write_text("a")
+    Path("code/README.md").write_text("about")
+    Path(".dvcignore").write_text("code/README.md\n")
+    Path("params.yaml").write_text("rate: 1\nother: 1\n")
+    stage = "deps: [code, stage.py, data/given]\n    params: [rate]"
+    replace("dvc.yaml", "deps: [stage.py, data/given]", stage)
+    with Repo() as repo:
+        repo.reproduce()
+    commit("sound")
+    for folder in ("folder", "data/given", ".dvc/cache"):
+        shutil.rmtree(folder)
+    Path("model.json").unlink()
+    changes = {
+        "params.yaml": ("rate: 1", "rate: 2"),
+        "code/a.py": ("a", "b"),
+        "dvc.yaml": ("cmd: python", "cmd: python -B"),
+        "metrics/evaluation.json": ("0.75", "0.95"),
+        "data/given.dvc": ("md5: ", "md5: 0"),
+    }
+    for path, (old, new) in changes.items():
+        replace(path, old, new)
+        stale = Revision("workspace").stale_stages
+        git("commit", "--quiet", "--all", "--message", "changed")
+        assert (path, stale, Revision("HEAD").stale_stages) == (path, ["compute"], ["compute"])
+        git("reset", "--quiet", "--hard", "sound")
+    replace("params.yaml", "other: 1", "other: 2")
+    replace("code/README.md", "about", "more")
+    assert Revision("workspace").stale_stages == []
+    git("commit", "--quiet", "--all", "--message", "harmless")
+    assert Revision("HEAD").stale_stages == []
 
 
 def test_outside_of_a_repository_it_says_so(tmp_path, monkeypatch):

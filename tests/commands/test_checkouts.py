@@ -49,8 +49,8 @@ def test_commits_of_a_project_below_the_root_are_compared(repository, below, tmp
     assert b"weak \xe2\x86\x92 strong: better" in capfdbinary.readouterr().out
     report.main(["weak"])
     text = Path("report.md").read_text(encoding="utf-8")
-    assert "<code>weak</code> → <code>workspace</code>: better" in text
-    assert "<code>0.003</code> | <code>0.01</code>" in text
+    assert "`weak` → `workspace`: better" in text
+    assert "`0.003` | `0.01`" in text
     assert text.count(".png)") == 4
     with pytest.raises(SystemExit, match="0"):
         summarize.main(["weak", "strong"])
@@ -65,8 +65,10 @@ def test_a_project_below_the_root_is_verified_and_checked(pipeline, below, capsy
     printed = capsys.readouterr().out
     assert "gives the same bytes in all 4 files" in printed
     assert "other.txt" not in printed
-    with pytest.raises(SystemExit, match=r"model\.json is not on the remote"):
+    with pytest.raises(SystemExit, match=r"model\.json is not on the remote") as ended:
         check.main([])
+    assert "would run" not in str(ended.value)
+    assert Revision("HEAD").stale_stages == []
 
 
 def test_what_is_not_found_is_an_error_and_not_what_did_not_change(repository, below, monkeypatch):

@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from stages.commands.compare import main
 from stages.errors import InputError
 from stages.evaluation import comparison
-from stages.files import MODELS, PREDICTIONS, PREPARED
+from stages.experiments.revision import Revision
+from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv
 from tests.history import IMAGES, add_remote, change_parameter, commit, git, write_predictions
 
 ROOT = Path(__file__).parents[2]
@@ -126,11 +127,27 @@ def test_a_gate_on_a_metric_that_is_not_compared_does_not_pass(repository):
         main(["weak", "--fail-if-worse", "sensitivity_at_threshold"])
 
 
+def test_a_gate_does_not_pass_on_results_of_other_code(repository, monkeypatch):
+    monkeypatch.setattr(Revision, "stale_stages", ["train", "evaluate"])
+    with pytest.raises(SystemExit, match=r"Not of this code.*strong, where dvc repro would run train, evaluate again"):
+        main(["weak", "strong", "--fail-if-worse", "auroc"])
+
+
+def test_a_metric_that_one_model_has_not_is_shown_and_passes_no_gate(repository, capsys):
+    _, table = write_predictions(2.0, SAME)
+    table["probability_malignant"] *= 0.4
+    write_csv(PREDICTIONS, table.assign(probability_benign=1 - table["probability_malignant"]))
+    with pytest.raises(InputError, match=r"--fail-if-worse precision: without a value in one: 0\.\d+ → none"):
+        main(["weak", "--fail-if-worse", "precision"])
+    main(["weak"])
+    assert "Not compared: precision (without a value in one: 0." in capsys.readouterr().out
+
+
 def test_markdown_says_the_verdict_first_and_means_nothing_else(repository, capsys):
     git("branch", "a|b<i>_x_", "strong")
     main(["weak", "a|b<i>_x_", "--md"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(r"**<code>weak</code> → <code>a\|b\<i\>\_x\_</code>: better; AUROC +0.")
+    assert lines[0].startswith("**`weak` → `a|b<i>_x_`: better; AUROC +0.")
     table = [line.replace(r"\|", "") for line in lines if line.startswith("|")]
     assert len(table) == 2 + 13
     assert {line.count("|") for line in table} == {7}

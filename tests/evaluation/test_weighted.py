@@ -70,12 +70,18 @@ def test_a_class_that_a_replicate_lacks_is_left_out_of_its_means(classes):
         assert number == (pytest.approx(value) if value is not None else pytest.approx(np.nan, nan_ok=True))
 
 
-def test_a_class_that_is_never_predicted_has_a_precision_of_0():
+def test_where_nothing_is_predicted_malignant_there_is_no_precision():
     probabilities = np.full((4, 2), [0.9, 0.1])
     metrics = weighted_metrics(probabilities, np.array([0, 1, 0, 1]), np.ones((1, 4)))
-    assert metrics["precision"] == [0]
+    assert np.isnan(metrics["precision"]).all()
     assert metrics["f1"] == [0]
     assert metrics["accuracy"] == combine("balanced_accuracy", metrics["balanced_accuracy"]) == [0.5]
+
+
+def test_a_diagnosis_that_is_never_predicted_has_a_precision_of_0():
+    probabilities = np.full((2, 7), [0.4, *[0.1] * 6])
+    metrics = weighted_metrics(probabilities, np.array([0, 1]), np.ones((1, 2)))
+    assert metrics["macro_precision"][0, :2].tolist() == [0.5, 0]
 
 
 def test_areas_agree_with_scikit_learn(scored, weights):
