@@ -1,14 +1,12 @@
 """A small repository whose commits hold a run each, as after `dvc repro`: for tests of what compares commits."""
 
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from dvc.repo import Repo
 
-from stages.classifier.calibration import CALIBRATION, Calibration
 from stages.dataset.pixels import MANIFEST, add_places
 from stages.dataset.taxonomy import class_names
 from stages.evaluation.curves import precision_recall_table, roc_table
@@ -17,11 +15,12 @@ from stages.files import (
     DETAILS,
     ENVIRONMENT,
     EVALUATION,
-    MODELS,
     PLOTS,
     PREDICTIONS,
     PREPARED,
+    PUBLISHED,
     SPLIT_METRICS,
+    read_json,
     write_csv,
     write_json,
 )
@@ -47,11 +46,10 @@ def add_remote(url, config=".dvc/config"):
 
 
 def commit(name):
-    """Commit the workspace, as a branch; with the model, if there is one."""
-    outputs = [str(path) for path in (PREDICTIONS, MODELS / CALIBRATION, PREPARED) if path.exists()]
-    if outputs:
+    """Commit the workspace, as a branch; with the images, if there are any."""
+    if PREPARED.exists():
         with Repo() as repo:
-            repo.add(outputs)
+            repo.add(str(PREPARED))
     git("add", "--all")
     git("commit", "--quiet", "--allow-empty", "--message", name)
     git("branch", name)
@@ -81,11 +79,12 @@ def write_run(skill, images=range(IMAGES), *, speed=100.0, **options):
     write_csv(PLOTS / "reliability.csv", pd.DataFrame(bins))
     write_csv(PLOTS / "confusion_matrix.csv", confusion_table(test))
     metrics = {"auroc": {"value": min(0.5 + skill / 5, 1), "interval": [0.5, 0.9]}}
-    write_json(DETAILS, {"classes": list(test.classes), "confidence": 0.95, "test": {"metrics": metrics}})
+    details = {"classes": list(test.classes), "confidence": 0.95, "test": {"metrics": metrics}}
+    write_json(PUBLISHED[DETAILS], read_json(PUBLISHED[DETAILS]) | details)
     write_json(EVALUATION, {"auroc": metrics["auroc"]["value"]})
     counts = {dx: {"images": int(count), "lesions": 1} for dx, count in sorted(rows["dx"].value_counts().items())}
     split = {"images": len(rows), "lesions": rows["lesion_id"].nunique(), "diagnoses": counts}
-    write_json(SPLIT_METRICS, {"test": split})
+    write_json(PUBLISHED[SPLIT_METRICS], {"test": split})
     Path("dvc.lock").write_text("stages:\n  train:\n    deps:\n    - {path: stages/train.py, md5: '0'}\n")
     # A commit differs always, and says nothing of the cost.
     environment = {"cpu": "x86_64", "cpu_cores": 2, "gpu": None, "commit": f"{speed}", "dirty": speed > 100}
@@ -113,8 +112,9 @@ def write_predictions(skill, images=range(IMAGES), *, seed=0, threshold=0.5, cla
         probabilities = np.where(spread, score[:, None] / 3, (1 - score[:, None]) / 4)
         labels = diagnoses
     predictions = predictions_table(table, "test", list(labels), probabilities)
-    write_csv(PREDICTIONS, predictions)
-    write_json(MODELS / CALIBRATION, asdict(Calibration(True, 1.0, threshold, 0.9, 0.5)))
+    write_csv(PUBLISHED[PREDICTIONS], predictions)
+    calibration = {"calibration": {"threshold": threshold}} if threshold is not None else {}
+    write_json(PUBLISHED[DETAILS], calibration | {"test": {"metrics": {}}})
     rows = table.assign(dx=diagnoses, dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
     write_csv(PREPARED / MANIFEST, add_places(rows))
     return rows, predictions

@@ -23,12 +23,12 @@ STAGES = {"prepare": prepare, "split": split, "train": train, "evaluate": evalua
 LIMITS = [
     ("prepare", 4_000, "data/prepared"),
     ("split", 500, "data/split.csv"),
-    ("split", 1_500, "metrics/split.json"),
-    ("train", 60, "metrics/training"),
+    ("split", 1_500, "data/split.json"),
+    ("train", 60, "data/training"),
     ("train", 20_000, "models/model.safetensors"),
     ("evaluate", 500, "data/predictions.csv"),
-    ("evaluate", 10_000, "metrics/details.json"),
-    ("plot", 500, "plots/reliability.csv"),
+    ("evaluate", 10_000, "data/details.json"),
+    ("plot", 500, "plots/tables"),
     ("plot", 50_000, "plots/pictures"),
 ]
 SMALL, PAGE = 32 * 2**20, 4096  # bytes of a file system, and of its smallest part

@@ -30,7 +30,7 @@ from stages.evaluation.details import read_details
 from stages.experiments import report
 from stages.experiments.report import draw_pictures, render_report
 from stages.experiments.revision import WORKSPACE, Revision
-from stages.files import DETAILS, ENVIRONMENT, EVALUATION, MODELS, PLOTS, SPLIT_METRICS, write_json
+from stages.files import DETAILS, ENVIRONMENT, EVALUATION, MODELS, PLOTS, PUBLISHED, SPLIT_METRICS, write_json
 from stages.prepare import prepare_dataset
 from stages.reporting import code, escape_markdown, markdown_table
 from tests.figures.findings import details_of
@@ -342,8 +342,8 @@ def test_a_params_yaml_that_is_a_folder_is_refused(tmp_path):
 
 HELD = {
     EVALUATION: {"auroc": 0.9},
-    DETAILS: {"classes": ["benign", "malignant"], "confidence": 0.9, "test": {"metrics": {}}},
-    SPLIT_METRICS: {"test": {"images": 1, "lesions": 1, "diagnoses": {"nv": {"images": 1, "lesions": 1}}}},
+    PUBLISHED[DETAILS]: {"classes": ["benign", "malignant"], "confidence": 0.9, "test": {"metrics": {}}},
+    PUBLISHED[SPLIT_METRICS]: {"test": {"images": 1, "lesions": 1, "diagnoses": {"nv": {"images": 1, "lesions": 1}}}},
     ENVIRONMENT: {"training_seconds": 1.5, "gpu": None},
 }
 
@@ -356,7 +356,7 @@ def test_what_a_revision_holds_is_looked_at_before_a_report_quotes_it(tmp_path, 
     monkeypatch.setattr(report, "run_git", lambda *_: "")
     for path, content in HELD.items():
         write_json(path, content)
-    assert Revision(WORKSPACE).details == HELD[DETAILS]
+    assert Revision(WORKSPACE).details == HELD[PUBLISHED[DETAILS]]
     sound = spoilt.read_bytes()
 
     @FEW

@@ -14,10 +14,9 @@ pytestmark = pytest.mark.xdist_group("kills")
 OUTPUTS = (
     "data/prepared/",
     "data/augmented.npy",
-    "data/split.csv",
+    "data/split",
+    "data/training/",
     "models/model",
-    "metrics/split",
-    "metrics/training/",
 )
 
 

@@ -4,16 +4,22 @@ One clone serves all tests: each stage starts an interpreter that imports torch,
 """
 
 import hashlib
-import json
 import shutil
 
 import pytest
 from ruamel.yaml import YAML
 
+from stages.arithmetic import has_avx2
 from tests.clone import ROOT, Clone, overrides
 from tests.figures.findings import DRAWN
 
 PLOTS = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+SEVEN = {
+    "model__num_classes": "7",
+    "training__learning_rate": "3e-5",
+    "data__image_size": "48",
+    "split__test_fold": "1",
+}
 pytestmark = pytest.mark.xdist_group("pipeline")
 
 
@@ -24,23 +30,17 @@ def stages_that_would_run(dry_run: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone in which `dvc repro` has run with the committed parameters."""
+    """A clone in which `dvc repro` has run with the committed parameters.
+
+    That it gives the committed bytes where nothing was computed before is what CI sees first. Here DVC takes what it
+    has kept of that.
+    """
     clone = Clone(tmp_path_factory.mktemp("clone"))
     clone.status_before = clone.dvc("status")
+    if (ROOT / ".dvc/cache/files").is_dir():
+        shutil.copytree(ROOT / ".dvc/cache/files", clone.folder / ".dvc/cache/files")
     clone.dvc("repro")
     return clone
-
-
-def test_a_fresh_clone_reproduces_what_is_committed(clone):
-    # Another kind of processor rounds otherwise, and training makes much of it: a number there may move within the
-    # interval of the committed one. On the same kind nothing differs.
-    committed = json.loads((ROOT / "metrics/details.json").read_text(encoding="utf-8"))["test"]["metrics"]
-    measured = clone.json("metrics/evaluation.json")
-    assert measured.keys() == committed.keys()
-    for name, number in committed.items():
-        low, high = number["interval"]
-        assert low <= measured[name] <= high, name
-    assert clone.json("metrics/split.json") == json.loads((ROOT / "metrics/split.json").read_text(encoding="utf-8"))
 
 
 def test_the_sample_can_be_learnt_and_is_not_trivial(clone):
@@ -79,11 +79,9 @@ def test_a_second_repro_does_nothing(clone):
     assert "up to date" in clone.dvc("status")
 
 
-def test_outputs_are_tracked_and_nothing_else_is_left_behind(clone):
-    assert all(
-        line[3:].startswith(("metrics/", "plots/", "dvc.lock", "models/README.md"))
-        for line in clone.changes().splitlines()
-    )
+@pytest.mark.skipif(not has_avx2(), reason="the committed bytes need AVX2 instructions")
+def test_git_has_no_changes_afterwards(clone):
+    assert not clone.changes()
 
 
 @pytest.mark.parametrize(
@@ -122,9 +120,12 @@ def test_editing_a_figure_trains_nothing(clone):
 
 @pytest.fixture(scope="module")
 def experiment(clone):
-    """The same clone after an experiment with seven classes and a learning rate in exponent notation."""
+    """The same clone after an experiment with seven classes and a learning rate in exponent notation.
+
+    So that all stages run, it is also of other images in other folds.
+    """
     clone.commit("two classes")
-    clone.dvc("exp", "run", "--name", "seven", *overrides(model__num_classes="7", training__learning_rate="3e-5"))
+    clone.dvc("exp", "run", "--name", "seven", *overrides(**SEVEN))
     return clone
 
 
@@ -151,6 +152,25 @@ def test_diffs_between_two_commits(experiment):
     page = (experiment.folder / "dvc_plots/index.html").read_text(encoding="utf-8")
     assert "HEAD~1" in page
     assert "1 − specificity" in page or r"1 \u2212 specificity" in page
+
+
+def test_going_back_to_parameters_of_before_computes_nothing(experiment):
+    """Of no stage; neither here nor in an experiment's own folder, as the queue and `sweep` have."""
+    experiment.commit("seven classes, whatever else")
+    params = experiment.folder / "params.yaml"
+    seven = params.read_text(encoding="utf-8")
+    params.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    stages = ["prepare", "split", "train", "evaluate", "plot"]
+    printed = experiment.dvc("repro")
+    assert [stage for stage in stages if f"Stage '{stage}' is cached" not in printed] == []
+    for name in ("dvc.lock", "metrics/details.json", "models/README.md"):
+        assert (experiment.folder / name).read_bytes() == (ROOT / name).read_bytes()
+    experiment.commit("two classes again")
+    printed = experiment.dvc("exp", "run", "--temp", *overrides(**SEVEN))
+    assert [stage for stage in stages if f"Stage '{stage}' is cached" not in printed] == []
+    params.write_text(seven, encoding="utf-8")
+    experiment.dvc("repro")
+    experiment.commit("seven classes again")
 
 
 def test_other_networks_and_other_layouts_of_the_data(experiment):

@@ -144,7 +144,7 @@ def test_the_command_writes_the_split_its_counts_and_that_nothing_leaks(manifest
         "known_duplicates_apart": [],
         "near_duplicates": {"hash": HASH, "largest_distance": LARGEST_DISTANCE, "pairs": []},
     }
-    assert "leakage: 0 lesions in two splits, 0 near-duplicate pairs across splits (metrics/split.json)" in printed
+    assert "leakage: 0 lesions in two splits, 0 near-duplicate pairs across splits (data/split.json)" in printed
     first = SPLIT.read_bytes(), SPLIT_METRICS.read_bytes()
     split.main()
     assert (SPLIT.read_bytes(), SPLIT_METRICS.read_bytes()) == first

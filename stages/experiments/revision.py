@@ -305,19 +305,20 @@ class Revision:
 def _open(name: str) -> tuple[str, Any]:
     """The hash of a commit, and its files as a `DVCFileSystem` that starts at the working directory's place in it."""
     here = Repo()
-    commit = resolve_rev(here.scm, name)
-    root, top = Path(here.root_dir).resolve(), Path(here.scm.root_dir).resolve()
+    scm: Any = here.scm  # Git's: without Git there are no revisions
+    commit = resolve_rev(scm, name)
+    root, top = Path(here.root_dir).resolve(), Path(scm.root_dir).resolve()
     if root != Path.cwd():
         raise InputError(f"this is a folder of the repository in {root}; run from there")
     # DVC alone looks from Git's root on: of a project below it, it would find no file, and say nothing.
     place = f"/{root.relative_to(top).as_posix()}".removesuffix("/.")
     _fetch_missing(commit)
-    git = GitFileSystem(scm=here.scm, rev=commit)
+    git = GitFileSystem(scm=scm, rev=commit)
     if not git.isdir(f"{place}/{Repo.DVC_DIR}"):
         raise InputError(f"{name} is from before DVC, or from before the project moved here: it has no {place}/.dvc")
     # A relative path in the commit's settings would be taken as one from Git's root; and this is where the data is now.
     storage = {section: here.config[section] for section in ("cache", "core", "remote")}
-    return commit, DVCFileSystem(Repo(place or "/", fs=git, scm=here.scm, config=storage))
+    return commit, DVCFileSystem(Repo(place or "/", fs=git, scm=scm, config=storage))
 
 
 def _fetch_missing(*commits: str) -> None:

@@ -12,7 +12,7 @@ from stages.commands.compare import main
 from stages.errors import InputError
 from stages.evaluation import comparison
 from stages.experiments.revision import Revision
-from stages.files import MODELS, PREDICTIONS, PREPARED, write_csv
+from stages.files import PREDICTIONS, PREPARED, PUBLISHED, write_csv
 from tests.history import IMAGES, add_remote, change_parameter, commit, git, write_predictions
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_tags_are_revisions_too_and_nothing_is_checked_out(repository, bytes_bel
     assert bytes_below(Path("data")) | bytes_below(Path("models")) == before
 
 
-def test_predictions_are_read_from_the_remote_where_the_cache_has_none(repository, tmp_path):
+def test_a_fresh_clone_without_any_data_compares_and_a_remote_adds_the_subgroups(repository, tmp_path, monkeypatch):
     add_remote(tmp_path / "storage", ".dvc/config.local")
     with Repo() as repo:
         repo.push(all_branches=True)
@@ -56,6 +56,11 @@ def test_predictions_are_read_from_the_remote_where_the_cache_has_none(repositor
     result = compared("weak", "strong")
     assert result["verdict"] == "better"
     assert result["subgroups"]["looked_at"] > 0
+    git("clone", "--quiet", ".", str(tmp_path / "fork"))
+    monkeypatch.chdir(tmp_path / "fork")
+    alone = compared("origin/weak", "origin/strong")
+    assert alone["metrics"] == result["metrics"]
+    assert alone["subgroups"] is None
 
 
 def test_without_a_manifest_only_subgroups_are_left_out(repository, capsys):
@@ -74,14 +79,10 @@ def test_without_a_manifest_only_subgroups_are_left_out(repository, capsys):
         ("nonsense", "'nonsense' is not a commit, branch, tag or experiment here"),
         ("main~99", "'main~99' is not a commit"),
         ("", "the name of a revision is empty"),
-        ("empty", r"empty has no data/predictions\.csv; name a revision in which a `dvc repro` is committed"),
-        ("nowhere", r"^weak:data/predictions\.csv is neither in DVC's cache nor on its remote"),
+        ("empty", r"empty has no metrics/predictions\.csv; name a revision in which a `dvc repro` is committed"),
     ],
 )
 def test_a_revision_without_predictions_is_refused(repository, revision, message):
-    if revision == "nowhere":
-        shutil.rmtree(".dvc/cache")
-        revision = "weak"
     with pytest.raises(InputError, match=message):
         main([revision])
 
@@ -94,9 +95,9 @@ def test_outside_of_a_repository_revisions_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_damaged_table_is_named_as_git_names_it(repository):
-    PREDICTIONS.write_text("image_id\nI000\n")
+    PUBLISHED[PREDICTIONS].write_text("image_id\nI000\n")
     commit("damaged")
-    with pytest.raises(InputError, match=r"^damaged:data/predictions\.csv lacks the column"):
+    with pytest.raises(InputError, match=r"^damaged:metrics/predictions\.csv lacks the column"):
         main(["damaged", "weak"])
 
 
@@ -122,7 +123,7 @@ def test_a_gate_fails_on_the_named_metric_only(repository, capsys):
 def test_a_gate_on_a_metric_that_is_not_compared_does_not_pass(repository):
     with pytest.raises(InputError, match=r"--fail-if-worse acuracy: it is not a headline metric; .* accuracy,"):
         main(["weak", "--fail-if-worse", "acuracy"])
-    (MODELS / "calibration.json").unlink()
+    write_predictions(2.0, SAME, threshold=None)
     with pytest.raises(InputError, match="sensitivity_at_threshold: a model has no decision threshold"):
         main(["weak", "--fail-if-worse", "sensitivity_at_threshold"])
 
@@ -136,7 +137,7 @@ def test_a_gate_does_not_pass_on_results_of_other_code(repository, monkeypatch):
 def test_a_metric_that_one_model_has_not_is_shown_and_passes_no_gate(repository, capsys):
     _, table = write_predictions(2.0, SAME)
     table["probability_malignant"] *= 0.4
-    write_csv(PREDICTIONS, table.assign(probability_benign=1 - table["probability_malignant"]))
+    write_csv(PUBLISHED[PREDICTIONS], table.assign(probability_benign=1 - table["probability_malignant"]))
     with pytest.raises(InputError, match=r"--fail-if-worse precision: without a value in one: 0\.\d+ → none"):
         main(["weak", "--fail-if-worse", "precision"])
     main(["weak"])
@@ -174,8 +175,8 @@ def test_each_model_is_evaluated_at_its_own_threshold(repository, capsys):
 
 
 def test_a_commit_from_before_the_threshold_is_compared_in_all_else(repository, capsys):
-    git("rm", "--quiet", "models/calibration.json.dvc")
-    git("commit", "--quiet", "--message", "old")
+    write_predictions(2.0, SAME, threshold=None)
+    commit("old")
     write_predictions(2.0, SAME)
     result = compared("HEAD")
     assert set(result["not_compared"]) == {"sensitivity_at_threshold", "specificity_at_threshold"}
@@ -214,7 +215,7 @@ def test_the_last_bits_do_not_depend_on_the_cores(repository, monkeypatch):
 def test_a_result_that_cannot_be_written_is_told_and_nothing_is_lost(repository):
     with pytest.raises(InputError, match="--json data is not a file"):
         main(["weak", "--json", "data"])
-    assert PREDICTIONS.exists()
+    assert PUBLISHED[PREDICTIONS].exists()
     with pytest.raises(InputError, match=r"--json params\.yaml/result\.json cannot be written"):
         main(["weak", "--json", "params.yaml/result.json"])
 

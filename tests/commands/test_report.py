@@ -12,7 +12,7 @@ from stages.commands.report import main
 from stages.errors import InputError
 from stages.experiments.report import draw_pictures, render_report
 from stages.experiments.revision import Revision
-from stages.files import DETAILS, PLOTS, write_json
+from stages.files import DETAILS, PLOTS, PREDICTIONS, PUBLISHED, write_json
 from tests.history import IMAGES, change_parameter, commit, git, replace, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -71,12 +71,14 @@ def test_images_lesions_and_diagnoses_that_came_and_went_are_counted(repository)
 
 
 def test_without_predictions_it_says_so_and_shows_what_git_has(repository):
+    PUBLISHED[PREDICTIONS].unlink()
+    commit("bare")
     shutil.rmtree(".dvc/cache")
-    report = rendered("weak", "strong")
-    assert report[""].startswith("**`weak` → `strong`: not compared; AUROC 0.580 → 0.900**")
-    assert "is neither in DVC's cache nor on its remote" in report[""]
+    report = rendered("weak", "bare")
+    assert report[""].startswith("**`weak` → `bare`: not compared; AUROC 0.580 → 0.900**")
+    assert "bare has no metrics/predictions.csv" in report[""]
     assert "| AUROC | 0.580 (0.500 to 0.900) | 0.900 (0.500 to 0.900) | +0.320 |" in report[""]
-    assert len(draw_pictures(Revision("weak"), Revision("strong"))) == 4
+    assert len(draw_pictures(Revision("weak"), Revision("bare"))) == 4
     assert report["Data"].strip().startswith("Which images differ is unknown")
     assert "of each split: test 112 (56) → test 118 (59)." in rendered("strong", "more_images")["Data"]
 
@@ -136,30 +138,29 @@ def test_pictures_replace_those_of_a_report_and_nothing_else(repository):
 
 
 def test_a_damaged_file_is_named_as_git_names_it(repository):
-    DETAILS.write_text("{")
+    PUBLISHED[DETAILS].write_text("{")
     commit("damaged")
     with pytest.raises(InputError, match=r"^damaged:metrics/details\.json is not JSON \(Expecting property name"):
         main(["damaged"])
-    git("checkout", "--quiet", "HEAD~1", "--", str(DETAILS))
+    git("checkout", "--quiet", "HEAD~1", "--", str(PUBLISHED[DETAILS]))
     (PLOTS / "roc.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"^workspace:plots/roc\.csv lacks the column fpr"):
         main(["strong"])
 
 
 def test_of_two_and_seven_classes_there_is_no_confusion_matrix(repository):
-    details = json.loads(DETAILS.read_text())
-    write_json(DETAILS, details | {"classes": ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]})
+    details = json.loads(PUBLISHED[DETAILS].read_text())
+    write_json(PUBLISHED[DETAILS], details | {"classes": ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]})
     assert draw_pictures(Revision("strong"), Revision("workspace")).keys() == {"roc", "precision_recall", "reliability"}
 
 
 def test_what_no_run_has_made_yet_is_not_asked_to_be_pushed(pipeline):
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    replace("dvc.yaml", "- folder", "- data/predictions.csv")
     Path("dvc.lock").unlink()
     commit("no_run")
     report = render_report(Revision("no_run"), Revision("workspace"), True, {})
     assert report.startswith("**`no_run` → `workspace`: not compared")
-    assert "no_run has no data/predictions.csv; name a revision in which a `dvc repro` is committed" in report
+    assert "no_run has no metrics/predictions.csv; name a revision in which a `dvc repro` is committed" in report
     assert "push" not in report
 
 
@@ -211,11 +212,12 @@ def test_two_and_seven_classes_are_shown_as_models_of_malignancy(repository):
     def estimates(**values):
         return {"metrics": {name: {"value": value, "interval": [0, 1]} for name, value in values.items()}}
 
+    PUBLISHED[PREDICTIONS].unlink()
     of_seven = estimates(malignant_auroc=0.8, brier=0.5, ece=0.3)
     classes = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
     for test, own in ((estimates(auroc=0.7, brier=0.2, ece=0.05, renamed=1), classes[:2]), (of_seven, classes)):
         malignancy = {"malignancy": estimates(auroc=0.8, brier=0.1, ece=0.07)} if own is classes else {}
-        write_json(DETAILS, {"classes": own, "test": test | malignancy})
+        write_json(PUBLISHED[DETAILS], {"classes": own, "test": test | malignancy})
         git("commit", "--quiet", "--all", "--message", "details")
     shutil.rmtree(".dvc/cache")
     report = rendered("HEAD~1", "HEAD")[""]
