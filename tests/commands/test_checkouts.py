@@ -147,6 +147,7 @@ def test_what_programs_print_is_read_whatever_the_terminal_takes(pipeline, tmp_p
 
 def test_a_cache_may_be_at_a_relative_path(repository):
     shutil.move(".dvc/cache", "../cache")
+    add_remote("../../storage")
     with Path(".dvc/config").open("a") as file:
         file.write("[cache]\n    dir = ../../cache\n")
     commit("cache")
