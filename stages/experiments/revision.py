@@ -304,20 +304,21 @@ class Revision:
 
 def _open(name: str) -> tuple[str, Any]:
     """The hash of a commit, and its files as a `DVCFileSystem` that starts at the working directory's place in it."""
+    top = run_git("rev-parse", "--show-toplevel")  # Git itself says best what is wrong with a repository
     here = Repo()
-    commit = resolve_rev(here.scm, name)
-    root, top = Path(here.root_dir).resolve(), Path(here.scm.root_dir).resolve()
+    scm: Any = here.scm
+    commit, root = resolve_rev(scm, name), Path(here.root_dir).resolve()
     if root != Path.cwd():
         raise InputError(f"this is a folder of the repository in {root}; run from there")
     # DVC alone looks from Git's root on: of a project below it, it would find no file, and say nothing.
     place = f"/{root.relative_to(top).as_posix()}".removesuffix("/.")
     _fetch_missing(commit)
-    git = GitFileSystem(scm=here.scm, rev=commit)
+    git = GitFileSystem(scm=scm, rev=commit)
     if not git.isdir(f"{place}/{Repo.DVC_DIR}"):
         raise InputError(f"{name} is from before DVC, or from before the project moved here: it has no {place}/.dvc")
     # A relative path in the commit's settings would be taken as one from Git's root; and this is where the data is now.
     storage = {section: here.config[section] for section in ("cache", "core", "remote")}
-    return commit, DVCFileSystem(Repo(place or "/", fs=git, scm=here.scm, config=storage))
+    return commit, DVCFileSystem(Repo(place or "/", fs=git, scm=scm, config=storage))
 
 
 def _fetch_missing(*commits: str) -> None:
@@ -403,7 +404,7 @@ def _printed_by(command: list[str], **options: Any) -> str:
     done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
     if done.returncode:
         _, _, message = (done.stderr or "").rpartition("ERROR: ")
-        reason = one_line(message.removeprefix("unexpected error - ").split("\n\n")[0])
+        reason = one_line(message.removeprefix("unexpected error - ").partition("\n\nHaving any troubles?")[0])
         outside = "not inside of a DVC repository" in reason or "not a git repository" in reason
         hint = "; run from the root of the repository" if outside else ""
         raise InputError(f"`{' '.join(command).removeprefix(f'{sys.executable} -m ')}` fails ({reason}){hint}")

@@ -154,6 +154,12 @@ def test_a_cache_may_be_at_a_relative_path(repository):
     assert len(Revision("strong").predictions.table) == 112
 
 
+def test_another_users_repository_is_refused_with_gits_advice(repository, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(InputError, match=r"dubious ownership .* git config --global --add safe\.directory"):
+        Revision("strong")
+
+
 WAY_BACK = """\
 from stages.config import load_config
 from stages.launch import run
