@@ -403,7 +403,8 @@ def _printed_by(command: list[str], **options: Any) -> str:
     }
     done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
     if done.returncode:
-        _, _, message = (done.stderr or "").rpartition("ERROR: ")
+        # Git says on standard output which files an unfinished merge has left.
+        _, _, message = (done.stderr or done.stdout or "").rpartition("ERROR: ")
         reason = one_line(message.removeprefix("unexpected error - ").partition("\n\nHaving any troubles?")[0])
         outside = "not inside of a DVC repository" in reason or "not a git repository" in reason
         hint = "; run from the root of the repository" if outside else ""

@@ -129,11 +129,11 @@ def test_a_commit_is_verified_whatever_the_path_and_peoples_settings(pipeline, t
         git("config", "--file", str(tmp_path / "gitconfig"), key, value)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
-    Path("Bild ä.txt").write_text("new")
+    Path("Bild ä\n.txt").write_text("new")
     verify.main([])
     printed = capsys.readouterr().out
     assert "gives the same bytes in all 4 files" in printed
-    assert "not verified: Bild ä.txt" in printed
+    assert "not verified: Bild ä\\n.txt\n" in printed
 
 
 def test_what_programs_print_is_read_whatever_the_terminal_takes(pipeline, tmp_path, capsys, monkeypatch):
