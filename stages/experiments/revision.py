@@ -312,6 +312,13 @@ def _open(name: str) -> tuple[str, Any]:
         raise InputError(f"this is a folder of the repository in {root}; run from there")
     # DVC alone looks from Git's root on: of a project below it, it would find no file, and say nothing.
     place = f"/{root.relative_to(top).as_posix()}".removesuffix("/.")
+    try:
+        scm.pygit2.repo.index  # noqa: B018  with one that is split, or sparse, reading any file would wait for ever
+    except Exception as error:
+        raise InputError(
+            f"DVC cannot read Git's index here ({one_line(error)}); write another: `git config core.splitIndex false && "
+            "git update-index --no-split-index`, or `git sparse-checkout reapply --no-sparse-index`"
+        ) from None
     _fetch_missing(commit)
     git = GitFileSystem(scm=scm, rev=commit)
     if not git.isdir(f"{place}/{Repo.DVC_DIR}"):

@@ -160,6 +160,19 @@ def test_another_users_repository_is_refused_with_gits_advice(repository, monkey
         Revision("strong")
 
 
+def test_an_index_that_dvc_cannot_read_is_refused(repository):
+    """DVC would wait for ever for the first file."""
+    git("config", "core.splitIndex", "true")
+    git("update-index", "--split-index")
+    with pytest.raises(
+        InputError, match=r"cannot read Git's index here \(.*`git config core\.splitIndex false && git up"
+    ):
+        Revision("strong")
+    git("config", "core.splitIndex", "false")
+    git("update-index", "--no-split-index")
+    assert Revision("strong").parameters
+
+
 WAY_BACK = """\
 from stages.config import load_config
 from stages.launch import run
