@@ -316,8 +316,8 @@ def _open(name: str) -> tuple[str, Any]:
         scm.pygit2.repo.index  # noqa: B018  with one that is split, or sparse, reading any file would wait for ever
     except Exception as error:
         raise InputError(
-            f"DVC cannot read Git's index here ({one_line(error)}); write another: `git config core.splitIndex false && "
-            "git update-index --no-split-index`, or `git sparse-checkout reapply --no-sparse-index`"
+            f"DVC cannot read Git's index here ({one_line(error)}); write it anew: `git config core.splitIndex false "
+            "&& git update-index --no-split-index`, or `git sparse-checkout reapply --no-sparse-index`"
         ) from None
     _fetch_missing(commit)
     git = GitFileSystem(scm=scm, rev=commit)

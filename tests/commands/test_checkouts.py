@@ -9,9 +9,11 @@ import pytest
 from dvc.repo import Repo
 
 from stages.commands import check, compare, report, summarize, verify
+from stages.dataset.pixels import MANIFEST
 from stages.errors import InputError
 from stages.experiments import queue, revision
 from stages.experiments.revision import Revision
+from stages.files import PREPARED
 from tests.commands.conftest import ROOT
 from tests.history import add_remote, commit, git
 
@@ -151,7 +153,7 @@ def test_a_cache_may_be_at_a_relative_path(repository):
     with Path(".dvc/config").open("a") as file:
         file.write("[cache]\n    dir = ../../cache\n")
     commit("cache")
-    assert Revision("strong").threshold == 0.5
+    assert Revision("strong").read(PREPARED / MANIFEST)
 
 
 def test_another_users_repository_is_refused_with_gits_advice(repository, monkeypatch):
