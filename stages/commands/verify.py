@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.command_line import new_parser
-from stages.errors import InputError
+from stages.errors import InputError, printable
 
 if TYPE_CHECKING:
     from stages.experiments.revision import Revision
@@ -180,7 +180,7 @@ def render_text(result: Verification, tolerance: float | None, uncommitted: list
         lines.append(f"dvc.lock was made from other code, data or parameters: {', '.join(result.stale)}")
     if uncommitted:
         more = f" and {len(uncommitted) - LISTED} more" if uncommitted[LISTED:] else ""
-        shown = ", ".join(uncommitted[:LISTED])
+        shown = ", ".join(map(printable, uncommitted[:LISTED]))
         lines.append(f"the workspace has changes that are not committed and not verified: {shown}{more}")
     other = {path: status for path, status in result.files.items() if status != SAME}
     commit, count = result.commit[:7], len(result.files)

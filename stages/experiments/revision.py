@@ -304,6 +304,7 @@ class Revision:
 
 def _open(name: str) -> tuple[str, Any]:
     """The hash of a commit, and its files as a `DVCFileSystem` that starts at the working directory's place in it."""
+    top = run_git("rev-parse", "--show-toplevel")  # Git itself says best what is wrong with a repository
     here = Repo()
     scm: Any = here.scm  # Git's: without Git there are no revisions
     commit = resolve_rev(scm, name)
@@ -312,6 +313,13 @@ def _open(name: str) -> tuple[str, Any]:
         raise InputError(f"this is a folder of the repository in {root}; run from there")
     # DVC alone looks from Git's root on: of a project below it, it would find no file, and say nothing.
     place = f"/{root.relative_to(top).as_posix()}".removesuffix("/.")
+    try:
+        scm.pygit2.repo.index  # noqa: B018  with one that is split, or sparse, reading any file would wait for ever
+    except Exception as error:
+        raise InputError(
+            f"DVC cannot read Git's index here ({one_line(error)}); write it anew: `git config core.splitIndex false "
+            "&& git update-index --no-split-index`, or `git sparse-checkout reapply --no-sparse-index`"
+        ) from None
     _fetch_missing(commit)
     git = GitFileSystem(scm=scm, rev=commit)
     if not git.isdir(f"{place}/{Repo.DVC_DIR}"):
@@ -403,8 +411,9 @@ def _printed_by(command: list[str], **options: Any) -> str:
     }
     done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
     if done.returncode:
-        _, _, message = (done.stderr or "").rpartition("ERROR: ")
-        reason = one_line(message.removeprefix("unexpected error - ").split("\n\n")[0])
+        # Git says on standard output which files an unfinished merge has left.
+        _, _, message = (done.stderr or done.stdout or "").rpartition("ERROR: ")
+        reason = one_line(message.removeprefix("unexpected error - ").partition("\n\nHaving any troubles?")[0])
         outside = "not inside of a DVC repository" in reason or "not a git repository" in reason
         hint = "; run from the root of the repository" if outside else ""
         raise InputError(f"`{' '.join(command).removeprefix(f'{sys.executable} -m ')}` fails ({reason}){hint}")

@@ -9,9 +9,11 @@ import pytest
 from dvc.repo import Repo
 
 from stages.commands import check, compare, report, summarize, verify
+from stages.dataset.pixels import MANIFEST
 from stages.errors import InputError
 from stages.experiments import queue, revision
 from stages.experiments.revision import Revision
+from stages.files import PREPARED
 from tests.commands.conftest import ROOT
 from tests.history import add_remote, commit, git
 
@@ -129,11 +131,11 @@ def test_a_commit_is_verified_whatever_the_path_and_peoples_settings(pipeline, t
         git("config", "--file", str(tmp_path / "gitconfig"), key, value)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
-    Path("Bild ä.txt").write_text("new")
+    Path("Bild ä\n.txt").write_text("new")
     verify.main([])
     printed = capsys.readouterr().out
     assert "gives the same bytes in all 4 files" in printed
-    assert "not verified: Bild ä.txt" in printed
+    assert "not verified: Bild ä\\n.txt\n" in printed
 
 
 def test_what_programs_print_is_read_whatever_the_terminal_takes(pipeline, tmp_path, capsys, monkeypatch):
@@ -147,10 +149,30 @@ def test_what_programs_print_is_read_whatever_the_terminal_takes(pipeline, tmp_p
 
 def test_a_cache_may_be_at_a_relative_path(repository):
     shutil.move(".dvc/cache", "../cache")
+    add_remote("../../storage")
     with Path(".dvc/config").open("a") as file:
         file.write("[cache]\n    dir = ../../cache\n")
     commit("cache")
-    assert len(Revision("strong").predictions.table) == 112
+    assert Revision("strong").read(PREPARED / MANIFEST)
+
+
+def test_another_users_repository_is_refused_with_gits_advice(repository, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(InputError, match=r"dubious ownership .* git config --global --add safe\.directory"):
+        Revision("strong")
+
+
+def test_an_index_that_dvc_cannot_read_is_refused(repository):
+    """DVC would wait for ever for the first file."""
+    git("config", "core.splitIndex", "true")
+    git("update-index", "--split-index")
+    with pytest.raises(
+        InputError, match=r"cannot read Git's index here \(.*`git config core\.splitIndex false && git up"
+    ):
+        Revision("strong")
+    git("config", "core.splitIndex", "false")
+    git("update-index", "--no-split-index")
+    assert Revision("strong").parameters
 
 
 WAY_BACK = """\

@@ -90,7 +90,7 @@ def test_a_revision_without_predictions_is_refused(repository, revision, message
 def test_outside_of_a_repository_revisions_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    with pytest.raises(InputError, match=r"not inside of a DVC repository.*; run from the root"):
+    with pytest.raises(InputError, match=r"not a git repository.*; run from the root"):
         main(["main"])
 
 

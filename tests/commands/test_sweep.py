@@ -244,6 +244,16 @@ def test_a_repository_that_was_copied_has_no_changes(project):
     assert queues.workspace_revision() == shell("git", "rev-parse", "HEAD").strip()
 
 
+def test_an_unfinished_merge_is_named(project):
+    for branch in ("one", "other"):
+        shell("git", "checkout", "--quiet", "-b", branch, "main")
+        (project / "stage.py").write_text(branch)
+        shell("git", "commit", "--quiet", "--all", "--message", branch)
+    subprocess.run(["git", "merge", "--quiet", "one"], check=False, capture_output=True)
+    with pytest.raises(InputError, match=r"fails \(stage\.py: needs merge\)"):
+        queues.workspace_revision()
+
+
 def test_who_changes_something_needs_a_name(project, tmp_path_factory, monkeypatch):
     """DVC keeps changes in a stash of Git, which is somebody's."""
     for role in ("AUTHOR", "COMMITTER"):

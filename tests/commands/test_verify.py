@@ -186,5 +186,5 @@ def test_outside_of_a_repository_it_says_so(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="run from the root of the repository"):
         main([])
     Repo.init(".", no_scm=True).close()
-    with pytest.raises(InputError, match="Only supported for Git repositories"):
+    with pytest.raises(InputError, match="not a git repository"):
         main([])
