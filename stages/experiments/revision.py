@@ -306,9 +306,9 @@ def _open(name: str) -> tuple[str, Any]:
     """The hash of a commit, and its files as a `DVCFileSystem` that starts at the working directory's place in it."""
     top = run_git("rev-parse", "--show-toplevel")  # Git itself says best what is wrong with a repository
     here = Repo()
-    scm: Any = here.scm  # Git's: without Git there are no revisions
+    scm: Any = here.scm
     commit = resolve_rev(scm, name)
-    root, top = Path(here.root_dir).resolve(), Path(scm.root_dir).resolve()
+    root = Path(here.root_dir).resolve()
     if root != Path.cwd():
         raise InputError(f"this is a folder of the repository in {root}; run from there")
     # DVC alone looks from Git's root on: of a project below it, it would find no file, and say nothing.
