@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install repro test lint format scan audit docs lock schema sample s3 clean
+.PHONY: help install repro test lint format scan audit docs lock merge schema sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -54,6 +54,20 @@ lock: $(VENV)/installed-dev  ## compile requirements*.in into requirements*.txt,
 
 COMPILE := --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --generate-hashes
+
+# What the stages write, in either branch and in both, is what .gitattributes keeps Git from merging line by line.
+ADD_OUTPUTS := git ls-files -z --cached --others --exclude-standard ':(attr:-merge)' | xargs -0 git add --
+
+merge: $(VENV)/installed  ## merge BRANCH=… into this branch, with the outputs of a run of both; again after conflicts
+	@git rev-parse -q --verify MERGE_HEAD || git merge --no-ff --no-commit "$${BRANCH:?which? make merge BRANCH=name}"; \
+		git rev-parse -q --verify MERGE_HEAD
+	$(ADD_OUTPUTS)
+	@left=$$(git diff --name-only | sort -u); test -z "$$left" || { echo "error: in conflict, or changed and not added:" \
+		$$left "(edit, git add, and run make merge again; or git merge --abort)" >&2; exit 1; }
+	git ls-files -z '*.dvc' | xargs -0 -r dvc checkout
+	dvc repro
+	$(ADD_OUTPUTS)
+	git commit --no-edit
 
 clean:  ## remove the virtual environment and what runs have left
 	rm -rf $(VENV) checkpoints dvc_plots site report.md report_pictures
