@@ -34,7 +34,7 @@ scan: $(VENV)/installed-dev  ## search all files for keys and passwords
 # In an environment of its own: what searches the pinned packages should not be one of them. Strict: a package that could
 # not be looked up is an error, too.
 audit: $(VENV)/installed-dev  ## look the pinned packages up among known vulnerabilities; needs the network
-	uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.txt -r requirements-dev.txt
+	uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --require-hashes -r requirements.txt -r requirements-dev.txt
 
 docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
 	mkdocs build --strict --quiet
