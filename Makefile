@@ -1,12 +1,12 @@
 # `make repro` and `make test` do everything on a machine with Python 3.11–3.13, git and make.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install repro test lint format scan audit docs lock schema sample s3 clean
+.PHONY: help install repro test lint format scan audit docs lock merge schema sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ scan: $(VENV)/installed-dev  ## search all files for keys and passwords
 # In an environment of its own: what searches the pinned packages should not be one of them. Strict: a package that could
 # not be looked up is an error, too.
 audit: $(VENV)/installed-dev  ## look the pinned packages up among known vulnerabilities; needs the network
-	uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.txt -r requirements-dev.txt
+	uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --require-hashes -r requirements.txt -r requirements-dev.txt
 
 docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
 	mkdocs build --strict --quiet
@@ -53,7 +53,21 @@ lock: $(VENV)/installed-dev  ## compile requirements*.in into requirements*.txt,
 	uv pip compile $(COMPILE) requirements-dev.in -o requirements-dev.txt
 
 COMPILE := --quiet --universal --python-version 3.11 --fork-strategy fewest \
-	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --generate-hashes
+
+# What the stages write, in either branch and in both, is what .gitattributes keeps Git from merging line by line.
+ADD_OUTPUTS := git ls-files -z --cached --others --exclude-standard ':(attr:-merge)' | xargs -0 git add --
+
+merge: $(VENV)/installed  ## merge BRANCH=… into this branch, with the outputs of a run of both; again after conflicts
+	@git rev-parse -q --verify MERGE_HEAD || git merge --no-ff --no-commit "$${BRANCH:?which? make merge BRANCH=name}"; \
+		git rev-parse -q --verify MERGE_HEAD
+	$(ADD_OUTPUTS)
+	@left=$$(git diff --name-only | sort -u); test -z "$$left" || { echo "error: in conflict, or changed and not added:" \
+		$$left "(edit, git add, and run make merge again; or git merge --abort)" >&2; exit 1; }
+	git ls-files -z '*.dvc' | xargs -0 -r dvc checkout
+	dvc repro
+	$(ADD_OUTPUTS)
+	git commit --no-edit
 
 clean:  ## remove the virtual environment and what runs have left
 	rm -rf $(VENV) checkpoints dvc_plots site report.md report_pictures
@@ -63,14 +77,18 @@ $(BIN)/python:
 		{ echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 to 3.13 is needed: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# Nothing is installed whose hash is not in requirements*.txt, nor built by anything else: setuptools comes first.
+HASHED := --quiet --require-hashes --no-build-isolation
+PIP := python -m pip install --disable-pip-version-check $(HASHED)
+
 # uv unpacks on all cores, in a fifth of pip's time; but it does not know a mirror that only pip is configured for.
 # Bytecode is compiled now, not by the first run.
 $(VENV)/installed: requirements.txt | $(BIN)/python
-	python -m pip install --quiet --disable-pip-version-check "$$(grep ^uv== requirements-dev.txt)"
-	uv pip install --quiet --compile-bytecode -r requirements.txt || \
-		python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	sed -nE '/^(setuptools|uv)==/,/[^\\]$$/p' requirements.txt requirements-dev.txt | $(PIP) -r /dev/stdin
+	uv pip install --python $(BIN)/python --compile-bytecode $(HASHED) -r requirements.txt || \
+		$(PIP) -r requirements.txt
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	@touch $@
