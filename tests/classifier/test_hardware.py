@@ -34,6 +34,7 @@ WITHOUT_EFFECT = {
     "rich",
     "ruamel.yaml",
     "sqlalchemy",
+    "submitit",
     "threadpoolctl",
     "typing-extensions",
 }
