@@ -6,6 +6,7 @@ The objective is taken from the validation images; nothing here can read a numbe
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -27,7 +28,7 @@ from stages.files import DETAILS, MODEL_DESCRIPTION, PUBLISHED, TRAINING_METRICS
 
 LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json
 METRICS = (LOSS, *dict.fromkeys([*BinaryMetrics.model_fields, *DiagnosisMetrics.model_fields]))
-CURVE = TRAINING_METRICS / "plots/metrics/val/loss.tsv"
+CURVE = Path("plots/metrics/val/loss.tsv")
 RANGE = re.compile(r"(uniform|loguniform|range|choice)\((.*)\)")
 
 
@@ -139,7 +140,7 @@ def search(
                 continue
             if task is not None and task.state == RUNNING and trial.number in asked:
                 folder = queue.folder(task)
-                curve = folder / CURVE if folder else None
+                curve = folder / TRAINING_METRICS / CURVE if folder else None
                 _report(asked[trial.number], curve.read_bytes() if curve and curve.is_file() else None, study.direction)
                 if asked[trial.number].should_prune():
                     queue.end(task)
@@ -151,7 +152,9 @@ def search(
                 continue
             value = objective(task.name, metric) if task.state == SUCCESS else None
             if value is not None and trial.number in asked:
-                _report(asked[trial.number], Revision(task.name).read(CURVE), study.direction)
+                _report(
+                    asked[trial.number], Revision(task.name).read(PUBLISHED[TRAINING_METRICS] / CURVE), study.direction
+                )
             study.tell(trial.number, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
             yield study.trials[trial.number], task
         while len(running) < queue.jobs and len(study.get_trials(deepcopy=False)) < trials:

@@ -24,6 +24,7 @@ from stages.experiments import cluster, search
 from stages.experiments import queue as queues
 from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
 from stages.experiments.revision import Revision
+from stages.files import PUBLISHED, TRAINING_METRICS
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """\
@@ -403,13 +404,13 @@ class LossesQueue:
 
     def add(self, overrides: list[str], name: str) -> None:
         self.tasks[name] = Task(name, name, RUNNING)
-        curve = self.root / name / search.CURVE
+        curve = self.root / name / TRAINING_METRICS / search.CURVE
         curve.parent.mkdir(parents=True)
         curve.write_text(f"step\t{overrides[0].removeprefix('x=')}\n")
 
     def poll(self) -> list[Task]:
         for task in self.tasks.values():
-            curve = self.root / task.name / search.CURVE
+            curve = self.root / task.name / TRAINING_METRICS / search.CURVE
             header, *lines = curve.read_text().splitlines()
             curve.write_text("\n".join([header, *lines, f"{len(lines)}\t{header.split()[1]}", ""]))
             self.tasks[task.name] = task._replace(state=SUCCESS if len(lines) >= 6 else task.state)
@@ -426,7 +427,11 @@ class LossesQueue:
 def test_a_trial_that_is_worse_than_the_median_is_ended(metric, project, tmp_path, monkeypatch):
     space, fixed = search.parse_space(["x=uniform(0,1)"])
     queue = LossesQueue(tmp_path / "running")
-    committed = lambda name: SimpleNamespace(read=lambda path: (queue.root / name / path).read_bytes())  # noqa: E731
+    committed = lambda name: SimpleNamespace(  # noqa: E731
+        read=lambda path: (
+            queue.root / name / TRAINING_METRICS / path.relative_to(PUBLISHED[TRAINING_METRICS])
+        ).read_bytes()
+    )
     monkeypatch.setattr(search, "Revision", committed)
     sign = 1 if metric == search.LOSS else -1
     monkeypatch.setattr(search, "objective", lambda name, _: sign * study.trials[int(name[-4:])].params["x"])

@@ -31,7 +31,7 @@ stages:
     outs:
       - models/model.json
       - models/model.safetensors
-      - metrics/training: {cache: false}
+      - data/training
 """
 
 pytestmark = pytest.mark.xdist_group("slurm")
