@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from stages.errors import DiskFullError, InputError, no_space
+from stages.locks import wait_for_lock
+from stages.ranks import is_first_process, require_one_process
 
 # Below DVC's folder for what Git does not keep; a queued experiment has one of its own.
 LOCK = Path(".dvc/tmp/stage.lock")
@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}{hint}")
 
 
-def run_stage(main: Callable[[], None], description: str | None) -> None:
+def run_stage(main: Callable[[], None], description: str | None, several_processes: bool = False) -> None:
     """`run`, for one stage at a time in a folder: another waits, and says so. It takes no arguments but `--help`.
 
     `dvc repro` sees to that itself; but if `dvc` is killed, its stage continues, and a second `dvc repro` would start
@@ -62,6 +62,7 @@ def run_stage(main: Callable[[], None], description: str | None) -> None:
     Args:
         main: the stage.
         description: what it does, for `--help`.
+        several_processes: whether it may run in several processes, of which the first takes the lock.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}",
@@ -71,23 +72,11 @@ def run_stage(main: Callable[[], None], description: str | None) -> None:
 
     def alone() -> None:
         parser.parse_args()
-        lock = FileLock(LOCK)
+        if not several_processes:
+            require_one_process()
         if is_first_process() and LOCK.parents[1].is_dir():
             LOCK.parent.mkdir(exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                print("another stage is running in this folder; waiting until it ends", flush=True)
-                lock.acquire()
+            lock = wait_for_lock(LOCK, "another stage is running in this folder; waiting until it ends")  # noqa: F841
         main()
 
     run(alone)
-
-
-def is_first_process() -> bool:
-    """Whether this is the first of all training processes, on whichever machine, or the only one.
-
-    It is told by the variables that torchrun, SLURM's srun, Lightning, or a user who starts each machine by hand sets.
-    """
-    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in names)

@@ -42,6 +42,7 @@ from stages.files import (
     write_json,
 )
 from stages.launch import run_stage
+from stages.ranks import start_in_slurm
 from stages.training.checkpoints import checkpoint_folder, prune
 from stages.training.ensemble import Member, choose_val_folds, combine, member_metrics, train_member
 from stages.training.loggers import end_logging, log_results
@@ -179,6 +180,7 @@ def _listed(values: Iterable) -> str:
 
 def main() -> None:
     config = load_config()
+    start_in_slurm(config.training.devices, config.training.num_nodes)
     lease_gpus(config.training.devices)
     training = train_model(config)
     if training is None:
@@ -195,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__)
+    run_stage(main, __doc__, several_processes=True)

@@ -359,3 +359,17 @@ def s3_port():
                 return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A SLURM of two nodes on this machine, whose jobs run without a GPU."""
+    from tests.slurm import Slurm, why_not
+
+    if reason := why_not():
+        pytest.skip(f"needs SLURM: {reason}")
+    with Slurm(tmp_path_factory.mktemp("slurm")) as started:
+        environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+        # The nodes have no addresses by their names, as those of a cluster do.
+        started.environment |= environment | {"OMP_WAIT_POLICY": "passive", "MASTER_ADDR": "127.0.0.1"}
+        yield started

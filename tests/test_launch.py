@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from stages.errors import InputError
-from stages.launch import LOCK, is_first_process, run
+from stages.launch import LOCK, run
 
 ROOT = Path(__file__).parents[1]
 # SIGINT as at a terminal: a shell ignores it in what it starts in the background.
@@ -106,45 +106,20 @@ def test_a_stage_that_was_killed_does_not_block_the_next(repository):
     assert start().communicate(timeout=60)[0] == "ran\n"
 
 
-# What torchrun and srun set in each of two processes on each of two machines, and Lightning in those that it starts,
-# where each machine is started by hand.
-PROCESSES = {
-    "torchrun": [
-        {"RANK": str(2 * node + local), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
-        for node in range(2)
-        for local in range(2)
-    ],
-    "srun": [
-        {"SLURM_PROCID": str(2 * node + local), "SLURM_LOCALID": str(local), "SLURM_NODEID": str(node)}
-        for node in range(2)
-        for local in range(2)
-    ],
-    "torchrun under srun": [
-        {"SLURM_PROCID": str(node), "RANK": str(2 * node + local), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
-        for node in range(2)
-        for local in range(2)
-    ],
-    "Lightning": [{}, {"LOCAL_RANK": "1"}, {"NODE_RANK": "1"}, {"NODE_RANK": "1", "LOCAL_RANK": "1"}],
-}
-
-
-@pytest.mark.parametrize("launcher", PROCESSES)
-def test_of_all_processes_on_all_machines_one_is_the_first(launcher, monkeypatch):
-    first = []
-    for variables in PROCESSES[launcher]:
-        with monkeypatch.context() as patch:
-            for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"):
-                patch.delenv(name, raising=False)
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            first.append(is_first_process())
-    assert first == [True, False, False, False]
-
-
 def test_processes_that_train_together_do_not_wait_for_each_other(repository):
     LOCK.parent.mkdir()
     with FileLock(LOCK):
-        assert start(RANK="2", LOCAL_RANK="0", GROUP_RANK="1").communicate(timeout=60)[0] == "ran\n"
+        together = STAGE.replace("'a stage'", "'a stage', several_processes=True")
+        assert start(together, NODE_RANK="1").communicate(timeout=120)[0] == "ran\n"
+
+
+def test_a_stage_that_is_one_process_refuses_to_be_several(repository):
+    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}
+    refused = start(stderr=subprocess.PIPE, **srun).communicate(timeout=120)
+    assert refused == (
+        "",
+        "error: SLURM started 4 processes, but this stage is a single one: start it with `dvc repro`\n",
+    )
 
 
 def test_without_a_repository_there_is_nothing_to_lock(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ EXAMPLES = """\
 examples:
   python -m stages sweep -S 'split.test_fold=range(7)' --name folds
   dvc exp run -S 'training.learning_rate=1e-4,3e-4' --queue && python -m stages sweep
+  python -m stages sweep --slurm partition=gpu,gpus=1,time=4:00:00 --jobs 20
   python -m stages sweep --optuna 50 --study rates --metric loss \\
       -S 'training.learning_rate=loguniform(1e-5,1e-3)' -S 'model.dropout_rate=uniform(0,0.5)' \\
       -S 'training.batch_size=choice(16,32)' -S training.max_epochs=10
@@ -56,8 +57,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     override = "queue experiments first: each combination of comma lists, range() and choice()"
     add("-S", "--set-param", action="append", default=[], metavar="KEY=VALUES", help=override)
     add("--name", help="name of these experiments: NAME-1, NAME-2 …; if some are queued already, continues with them")
-    jobs = "experiments at once (default: GPUs / training.devices, at least 1)"
+    jobs = "experiments at once (default: GPUs / training.devices, at least 1; with --slurm, 8)"
     add("-j", "--jobs", type=int, metavar="N", help=jobs)
+    slurm = "run each experiment as a job of SLURM, with these options of sbatch: partition=a,gpus=1,time=4:00:00 …"
+    add("--slurm", type=_options, metavar="KEY=VALUE,…", help=slurm)
     add = parser.add_argument_group("search").add_argument
     add("--optuna", type=int, metavar="TRIALS", help="search -S ranges until the study has this many trials")
     add("--study", default="search", metavar="NAME", help="name of the study (default: %(default)s)")
@@ -71,6 +74,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if value is not None and value < 1:
             raise InputError(f"{option} is {value}; it must be at least 1")
     return args
+
+
+def _options(text: str) -> dict[str, str | bool]:
+    """Options of sbatch by name, without their dashes; one without a value is a switch."""
+    pairs = [option.partition("=") for option in text.split(",") if option]
+    return {name.strip().lstrip("-"): value.strip() if equals else True for name, equals, value in pairs}
 
 
 def _values(overrides: list[str], key: str, default: Any) -> list[str]:
@@ -94,7 +103,7 @@ def _run_queue(queue: Any, args: argparse.Namespace) -> int:
             names.append(task.name)
         else:
             failed += 1
-            print(error_of(task), flush=True)
+            print(error_of(queue.log(task)), flush=True)
     if names:
         print(f"\n{results_table(names)}")
     elif not failed:
@@ -103,16 +112,18 @@ def _run_queue(queue: Any, args: argparse.Namespace) -> int:
 
 
 def _search(queue: Any, args: argparse.Namespace) -> int:
+    from optuna.trial import TrialState
+
     from stages.experiments import search
     from stages.experiments.queue import error_of
 
     space, fixed = search.parse_space(args.set_param)
     study = search.open_study(args.study, args.storage, args.metric, space, fixed)
     for trial, task in search.search(study, space, fixed, args.metric, args.optuna, args.seed, queue):
-        value = "failed" if trial.value is None else f"{trial.value:.4f}"
+        value = {TrialState.FAIL: "failed", TrialState.PRUNED: "pruned"}.get(trial.state) or f"{trial.value:.4f}"
         print(f"[{trial.number + 1}/{args.optuna}] {task.name}: {args.metric} {value}", flush=True)
-        if trial.value is None:
-            print(error_of(task), flush=True)
+        if trial.state == TrialState.FAIL:
+            print(error_of(queue.log(task)), flush=True)
     table = study.trials_dataframe(attrs=("number", "value", "params", "state"))
     table = table.sort_values("value", ascending=args.metric == search.LOSS).rename(columns={"value": args.metric})
     print(f"\nTrials on the validation images:\n{table.to_string(index=False, na_rep='–')}")
@@ -138,7 +149,13 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config()  # a mistake in params.yaml is reported before anything is queued
     devices = _values(args.set_param, "training.devices", config.training.devices)
     each = max([1, *(int(value) for value in devices if value.isdecimal())])
-    with ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each)) as queue:
+    if args.slurm is None:
+        queues = ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each))
+    else:
+        from stages.experiments.cluster import ClusterQueue
+
+        queues = ClusterQueue(args.jobs or 8, args.slurm)
+    with queues as queue:
         for task in queue.status()[0]:
             if task.state == QUEUED:
                 try:

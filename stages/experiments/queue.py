@@ -5,6 +5,7 @@ forever once its worker was killed, and does not queue again what was interrupte
 """
 
 import json
+import platform
 import re
 import shlex
 import shutil
@@ -17,11 +18,11 @@ from typing import Any, NamedTuple
 
 import psutil
 from dvc.repo import Repo
-from filelock import FileLock, Timeout
 
 from stages.config import PARAMS
 from stages.errors import InputError
 from stages.experiments.revision import Revision, run_dvc, run_git
+from stages.locks import try_lock
 
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 # A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
@@ -55,6 +56,8 @@ class ExperimentQueue:
 
     Attributes:
         jobs: how many experiments are to run at once.
+        cache: DVC's folder for the content of files.
+        place: which of the queues that work on one search this is.
         stopping: set it, and the next poll raises KeyboardInterrupt.
 
     Raises:
@@ -63,24 +66,23 @@ class ExperimentQueue:
 
     def __init__(self, jobs: int) -> None:
         self.jobs, self.stopping = jobs, False
+        self.place = f"{platform.node()}:{Path.cwd()}"
         self._unfinished: set[str] = set()
         self._missing: dict[str, int] = {}  # for how many polls running experiments have had no process
         self._started, self._starts = -float(START_SECONDS), 0
         if not Path(".dvc").is_dir():
             raise InputError("this is not the root of a DVC repository; run from there")
         # DVC takes its own folder for a URL and a format, and writes the path of its cache as ASCII.
-        cache = Repo().cache.local_cache_dir
+        self.cache = cache = Repo().cache.local_cache_dir
         if unfit := re.search(r"[#%?{}]", str(Path.cwd())) or re.search(r"[^ -~]", cache):
             raise InputError(
                 f"DVC cannot queue experiments here: {unfit.string} has a {unfit[0]!r}; move the repository, or, if it "
                 "is the cache's path alone, the cache: `mv .dvc/cache PATH && dvc cache dir --local PATH`"
             )
         Path(".dvc/tmp").mkdir(exist_ok=True)
-        self._lock = FileLock(".dvc/tmp/sweep.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError("another sweep runs in this repository; wait for its end") from None
+        if (lock := try_lock(Path(".dvc/tmp/sweep.lock"))) is None:
+            raise InputError("another sweep runs in this repository; wait for its end")
+        self._lock = lock
 
     def __enter__(self) -> "ExperimentQueue":
         return self
@@ -160,6 +162,26 @@ class ExperimentQueue:
         self._missing = {task.revision: self._missing.get(task.revision, 0) + 1 for task in gone}
         return [task for task in gone if self._missing[task.revision] >= LOST_POLLS]
 
+    def log(self, task: Task) -> str:
+        """What an experiment has printed, or why there is nothing."""
+        try:
+            return run_dvc("queue", "logs", task.revision)
+        except InputError as error:  # it has none
+            return str(error)
+
+    def folder(self, task: Task) -> Path | None:
+        """Where an experiment runs; None: it does not."""
+        for process in psutil.process_iter(["cmdline"]):
+            if task.revision in " ".join(process.info["cmdline"] or ()):
+                with suppress(psutil.Error):
+                    return next((Path(child.cwd()) for child in process.children(recursive=True)), None)
+        return None
+
+    def end(self, task: Task) -> None:
+        """End an experiment that is not worth its time; it counts as failed."""
+        with suppress(InputError):  # it has just ended
+            self._end(task)
+
     def _end(self, task: Task) -> None:
         """Have DVC interrupt a running experiment, or count it as failed if it has no process."""
         if not task.has_process:
@@ -208,12 +230,8 @@ class ExperimentQueue:
                 self.queue_again(task)
 
 
-def error_of(task: Task) -> str:
-    """Why an experiment failed: the message of its stage, or the last lines of its log."""
-    try:
-        log = run_dvc("queue", "logs", task.revision)
-    except InputError as error:  # it has none
-        return str(error)
+def error_of(log: str) -> str:
+    """Why an experiment failed, of what it printed: the message of its stage, or the last lines."""
     # A stage of this pipeline says "error: …"; DVC follows with "ERROR: failed to reproduce 'train': …".
     errors = re.findall(r"^error: .*?(?=^ERROR:|\Z)", log, re.MULTILINE | re.DOTALL)
     return (errors[-1] if errors else "\n".join(log.rstrip().splitlines()[-4:])).rstrip()

@@ -4,7 +4,6 @@ The objective is taken from the validation images; nothing here can read a numbe
 """
 
 import json
-import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +15,20 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import OptunaError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from ruamel.yaml import YAML, YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
 from stages.errors import InputError
 from stages.evaluation.details import BinaryMetrics, DiagnosisMetrics
-from stages.experiments.queue import SUCCESS, ExperimentQueue, Task, as_overrides
+from stages.experiments.queue import RUNNING, SUCCESS, ExperimentQueue, Task, as_overrides
 from stages.experiments.revision import Revision, run_git
-from stages.files import DETAILS, MODEL_DESCRIPTION, PUBLISHED
+from stages.files import DETAILS, MODEL_DESCRIPTION, PUBLISHED, TRAINING_METRICS
 
 LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json
 METRICS = (LOSS, *dict.fromkeys([*BinaryMetrics.model_fields, *DiagnosisMetrics.model_fields]))
+CURVE = Path("plots/metrics/val/loss.tsv")
 RANGE = re.compile(r"(uniform|loguniform|range|choice)\((.*)\)")
 
 
@@ -122,28 +123,44 @@ def search(
 ) -> Iterator[tuple[FrozenTrial, Task]]:
     """Run trials until the study has `trials` of them, those of other machines included.
 
+    One whose validation curve is worse than the median of the others at the same epoch is ended.
+
     Yields:
-        Each trial that ends, without a value if it failed, and its experiment.
+        Each trial that ends, without a value if it failed or was pruned, and its experiment.
 
     Raises:
         InputError: an experiment cannot be queued.
     """
-    place = f"{platform.node()}:{Path.cwd()}"
+    asked: dict[int, optuna.Trial] = {}  # only these can report: of those of an earlier sweep the result counts alone
     while True:
         tasks, running = {task.name: task for task in queue.poll()}, []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             task = tasks.get(experiment_name(study, trial))
-            if trial.user_attrs.get("place") != place:
+            if trial.user_attrs.get("place") != queue.place:
                 continue
+            if task is not None and task.state == RUNNING and trial.number in asked:
+                folder = queue.folder(task)
+                curve = folder / TRAINING_METRICS / CURVE if folder else None
+                _report(asked[trial.number], curve.read_bytes() if curve and curve.is_file() else None, study.direction)
+                if asked[trial.number].should_prune():
+                    queue.end(task)
+                    study.tell(trial.number, state=TrialState.PRUNED)
+                    yield study.trials[trial.number], task
+                    continue
             if task is None or task.unfinished:
                 running.append(trial)
                 continue
             value = objective(task.name, metric) if task.state == SUCCESS else None
+            if value is not None and trial.number in asked:
+                _report(
+                    asked[trial.number], Revision(task.name).read(PUBLISHED[TRAINING_METRICS] / CURVE), study.direction
+                )
             study.tell(trial.number, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
             yield study.trials[trial.number], task
         while len(running) < queue.jobs and len(study.get_trials(deepcopy=False)) < trials:
             running.append(ask(study, space, seed))
-            running[-1].set_user_attr("place", place)
+            running[-1].set_user_attr("place", queue.place)
+            asked[running[-1].number] = running[-1]
         for trial in running:
             # Also what was drawn before the search was killed.
             if (name := experiment_name(study, trial)) not in tasks:
@@ -160,8 +177,20 @@ def ask(study: optuna.Study, space: dict[str, BaseDistribution], seed: int) -> o
     """Draw the parameters of the next trial; what is drawn depends on the seed, its number and the trials before it."""
     # One seed for all would draw the same again after each restart.
     number = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=(seed + 1000003 * number) % 2**32)
+    # Of those that other workers have drawn and that still run, it keeps away.
+    study.sampler = optuna.samplers.TPESampler(seed=(seed + 1000003 * number) % 2**32, constant_liar=True)
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2, n_min_trials=5)
     return study.ask(space)
+
+
+def _report(trial: optuna.Trial, curve: bytes | None, direction: StudyDirection) -> None:
+    """Tell a trial the validation losses of its experiment, as DVCLive has logged them so far."""
+    # A study that is after the largest metric is told what is the larger the better. The last line may be half written.
+    sign = 1 if direction == StudyDirection.MINIMIZE else -1
+    lines = (curve or b"").decode().rpartition("\n")[0].splitlines()[1:]
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    for number in range(len(known), len(lines)):
+        trial.report(sign * float(lines[number].split("\t")[-1]), number)
 
 
 def experiment_name(study: optuna.Study, trial: Any) -> str:

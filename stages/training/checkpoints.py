@@ -37,8 +37,11 @@ _AUGMENTATION = ("augment", "augment_strength", "cutout", "mixup", "cutmix")
 
 
 def checkpoint_folder(root: Path) -> Path:
-    """Where checkpoints lie: in the main repository, for a queued experiment's own copy is deleted when it fails."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / root
+    """Where checkpoints lie: in the folder that CHECKPOINT_DIR names, as on a disk that several machines share.
+
+    Else in the main repository: a queued experiment's own copy is deleted when it fails.
+    """
+    return Path(os.environ.get("CHECKPOINT_DIR") or Path(os.environ.get("DVC_ROOT", ".")) / root)
 
 
 def fingerprint(config: Config, inputs: Iterable[Path]) -> str:

@@ -19,6 +19,7 @@ from stages.training.checkpoints import Checkpoints, fingerprint
 from stages.training.loggers import MetricLogger, create_loggers
 from stages.training.loop import Fit, TrainingLoop
 from stages.training.module import SkinLesionClassifier
+from stages.training.processes import say
 
 # Smaller validation batches would be launched more slowly than they are computed. Where training takes as many images
 # at a time, validation finds its convolutions planned: cuDNN takes 2 to 3 seconds for those of EfficientNet-B0.
@@ -105,11 +106,11 @@ def train_member(
                 gc.collect()  # the loop and the captured step hold each other, and the GPU's memory
         torch.cuda.empty_cache()
         config = replace(config, training=divided(config, fabric.world_size))
-        fabric.print(
+        say(
+            fabric,
             "out of memory: training starts anew with fewer images at a time, as "
             f"training.batch_size={config.training.batch_size} and "
             f"training.accumulate_grad_batches={config.training.accumulate_grad_batches} do on any GPU",
-            flush=True,
         )
 
 

@@ -3,6 +3,7 @@
 import math
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from stages.training.loggers import MetricLogger
 from stages.training.module import SkinLesionClassifier
 from stages.training.monitoring import AsyncLossQueue, Display, StepLoss, Throughput
 from stages.training.optimization import FUSED, LearningRate, is_capturable
-from stages.training.processes import any_process, gather_rows
+from stages.training.processes import any_process, gather_rows, say
 from stages.training.step import TrainingStep
 
 # Every so many batches several processes ask each other whether to save or to stop, and wait for the answer.
@@ -126,9 +127,9 @@ class TrainingLoop:
             self.take_step = CapturedStep(self.step)
             if not is_capturable(self.optimizer):
                 captured = ", ".join(FUSED)
-                fabric.print(f"updates of {training.optimizer} are not captured: only those of {captured} can be")
+                say(fabric, f"updates of {training.optimizer} are not captured: only those of {captured} can be")
         elif training.compile == "graph" or (training.compile != "none" and fabric.device.type == "cuda"):
-            fabric.print(f"steps are not captured as a CUDA graph: {reason}")
+            say(fabric, f"steps are not captured as a CUDA graph: {reason}")
         if training.detect_anomaly:
             add_nonfinite_hooks(module.network, gradients=training.precision != 16)
         self.progress, self.best_weights = Progress(), {}
@@ -144,12 +145,15 @@ class TrainingLoop:
 
         Raises:
             InputError: a loss is not finite, or the checkpoint is damaged.
-            TerminatedError: SIGTERM came; a checkpoint has everything.
+            TerminatedError: SIGTERM or SIGUSR1 came; a checkpoint has everything.
             KeyboardInterrupt: SIGINT came; likewise.
             torch.OutOfMemoryError: a batch does not fit into the GPU's memory.
         """
-        if self.training.resume and (state := self.checkpoints.load()) is not None:
-            self._restore(state)
+        if self.training.resume:
+            # The other machines need not see the disk that it lies on.
+            state = self.checkpoints.load() if self.fabric.is_global_zero else None
+            if (state := self.fabric.broadcast(state)) is not None:
+                self._restore(state)
         self._profiler.setup(stage="fit", local_rank=self.fabric.local_rank)
         try:
             with self._noting_signals():
@@ -314,11 +318,14 @@ class TrainingLoop:
             for logger in self.loggers:
                 logger.log_metrics(metrics, step)
         position = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}"
-        self.fabric.print(f"resuming from {self.checkpoints.path}: {position}", flush=True)
+        say(self.fabric, f"resuming from {self.checkpoints.path}: {position}")
 
     @contextmanager
     def _noting_signals(self) -> Iterator[None]:
-        """Note SIGTERM and SIGINT, for `_checkpoint` to stop at; a second SIGINT stops at once."""
+        """Note SIGTERM, SIGUSR1 and SIGINT, for `_checkpoint` to stop at; a second SIGINT stops at once.
+
+        SIGUSR1 is what SLURM's users have it send before the time limit.
+        """
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._signal == number == signal.SIGINT:
@@ -328,7 +335,7 @@ class TrainingLoop:
         if threading.current_thread() is not threading.main_thread():  # which Python does not send signals to
             yield
             return
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         try:
             yield
         finally:
@@ -340,8 +347,10 @@ class TrainingLoop:
         if not self.checkpoints.last_save_ok:
             kept = "there was no space for a checkpoint: the same command resumes from the previous one, if any"
         if self._signal == signal.SIGINT:
-            self.fabric.print(f"interrupted; {kept}", flush=True)
+            say(self.fabric, f"interrupted; {kept}")
             raise KeyboardInterrupt
+        if not self.fabric.is_global_zero:
+            sys.exit(1)  # the first process says why
         raise TerminatedError(f"terminated; {kept}")
 
 

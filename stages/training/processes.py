@@ -6,32 +6,26 @@ from collections.abc import Iterable
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from torch import Tensor
 
 from stages.config import TrainingConfig
 from stages.errors import InputError
+from stages.ranks import join
 
 
 def start_processes(training: TrainingConfig) -> Fabric:
-    """Start and connect the processes that the parameters ask for, or join those that torchrun or SLURM has started.
+    """Start and connect the processes that the parameters ask for, or join those that have been started.
 
     Returns:
         Which of them this is (`global_rank`, `world_size`), its device, and Lightning's communication with the others.
 
     Raises:
-        InputError: there are fewer devices than asked for, or torchrun started another number of processes.
+        InputError: there are fewer devices than asked for, or others were started.
     """
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    wanted = training.devices * training.num_nodes
     # With one device Lightning would not check: each process would train alone, and write to the same files.
-    if TorchElasticEnvironment.detect() and (started := TorchElasticEnvironment().world_size()) != wanted:
-        raise InputError(
-            f"torchrun started {started} processes, but training.devices × training.num_nodes is "
-            f"{training.devices} × {training.num_nodes}; set them so that their product is {started}, "
-            "or change torchrun's --nproc-per-node and --nnodes"
-        )
+    environment = join(training.devices, training.num_nodes)
     on_gpu = torch.cuda.is_available()
     if on_gpu and training.devices > torch.cuda.device_count():
         raise InputError(f"training.devices is {training.devices}; this machine has {torch.cuda.device_count()} GPUs")
@@ -39,10 +33,17 @@ def start_processes(training: TrainingConfig) -> Fabric:
         accelerator="gpu" if on_gpu else "cpu",
         devices=training.devices,
         num_nodes=training.num_nodes,
-        strategy="ddp" if training.strategy == "ddp" or wanted > 1 else "auto",
+        strategy="ddp" if training.strategy == "ddp" or training.devices * training.num_nodes > 1 else "auto",
+        plugins=[environment],
     )
     fabric.launch()
     return fabric
+
+
+def say(fabric: Fabric, message: str) -> None:
+    """Print a message once; `Fabric.print` would on each machine."""
+    if fabric.is_global_zero:
+        print(message, flush=True)
 
 
 def is_distributed() -> bool:

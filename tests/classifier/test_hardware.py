@@ -34,6 +34,7 @@ WITHOUT_EFFECT = {
     "rich",
     "ruamel.yaml",
     "sqlalchemy",
+    "submitit",
     "threadpoolctl",
     "typing-extensions",
 }
@@ -172,6 +173,10 @@ def test_each_stage_leases_gpus_of_its_own_and_waits_where_none_is_free(monkeypa
     start(2)
     assert seen[-1] == "5,7"
     assert "waiting until 2 of 3 are free" in capsys.readouterr().out
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")  # which counts its own GPUs from 0
     start(1)
-    assert seen[-1] == "2,5,7"  # SLURM has chosen
+    start(1)
+    assert seen[-2:] == ["2", "5"]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    start(1)
+    assert seen[-1] == "2,5,7"  # its launcher has chosen

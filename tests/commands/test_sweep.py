@@ -2,24 +2,29 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import psutil
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
 from stages.commands import sweep
 from stages.errors import InputError
+from stages.experiments import cluster, search
 from stages.experiments import queue as queues
-from stages.experiments import search
-from stages.experiments.queue import FAILED, QUEUED, SUCCESS, ExperimentQueue, Task
+from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
 from stages.experiments.revision import Revision
+from stages.files import PUBLISHED, TRAINING_METRICS
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """\
@@ -42,7 +47,7 @@ params = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text(
 rate, fold = params["training"]["learning_rate"], params["split"]["test_fold"]
 if rate > 1:
     sys.exit("error: training.learning_rate is too high;\\n  lower it")
-gate = pathlib.Path(os.environ["DVC_ROOT"] if "DVC_ROOT" in os.environ else ".", ".dvc/tmp/gate")
+gate = pathlib.Path(os.environ["GATE"])
 while gate.exists():  # held until the gate is gone
     (gate / str(fold)).touch()
     time.sleep(0.1)
@@ -88,7 +93,9 @@ def project(template, params, tmp_path, monkeypatch):
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "test@example.org")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("GATE", str(tmp_path / ".dvc/tmp/gate"))
     monkeypatch.setattr(queues, "POLL_SECONDS", 1)
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 1)
     shell("git", "add", "--all")
     shell("git", "commit", "--quiet", "--message", "pipeline")
     yield tmp_path
@@ -161,6 +168,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     # What is private to DVC: if it has moved, mend the place that is named.
     assert task.has_process, "Task.has_process"
     assert list(queues.RUN_INFO.glob(f"{task.revision}*")), "queue.RUN_INFO"
+    assert (ExperimentQueue.folder(None, task) / "stage.py").is_file()
     # The worker and all that it runs, as when a machine is restarted.
     [worker] = processes(project, "queue-worker")
     for process in [worker, *worker.children(recursive=True)]:
@@ -178,6 +186,63 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     assert "still queued: left-" in capfd.readouterr().out
     assert {task.name: task.state for task in listed()} == {"left-1": SUCCESS, "left-2": SUCCESS}
     assert Revision("left-2").parameters["split.test_fold"] == 3
+
+
+def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project, slurm, monkeypatch, capfd):
+    gate = project / ".dvc/tmp/gate"
+    gate.mkdir()
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.environment[name])
+    options = ["-S", "split.test_fold=range(6)", "-S", "training.learning_rate=0.1", "--name", "wide"]
+    options += ["--slurm", "gpus=0,cpus-per-task=1,time=10", "--jobs", "6"]
+
+    def jobs() -> list[str]:
+        return [(path.read_text().split() or [""])[-1] for path in sorted(cluster.JOBS.glob("*/jobs"))]
+
+    def stop() -> None:
+        wait_for(lambda: len(list(gate.iterdir())) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def disturb() -> None:
+        wait_for(lambda: len(list(gate.iterdir())) == 4)  # as many as there are processors
+        running = slurm.run("squeue", "--noheader", "--states=RUNNING", "--sort=i", "--format=%A").split()
+        slurm.run("scancel", running[0])
+        slurm.run("scancel", "--full", "--signal=KILL", running[1])
+        slurm.run("scancel", "--signal=USR2", running[2])  # as before the time limit, or a preemption
+        slurm.start_soon(running[2])
+        wait_for(lambda: not {*running[:2]} & {*jobs()})  # both are submitted again
+        shutil.rmtree(gate)
+
+    with pytest.raises(InputError, match=r"SLURM does not take wide-\d \(.*invalid partition"):
+        sweep.main([*options[:-3], "partition=nowhere"])
+    pool = ThreadPoolExecutor()
+    try:
+        stopping = pool.submit(stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.main([*options[:-1], "2"])
+        stopping.result()
+        assert slurm.run("squeue", "--noheader") == ""
+        assert {task.state for task in listed()} == {QUEUED}
+        for file in gate.iterdir():
+            file.unlink()
+        # A failure is told, and stops nothing.
+        shell("dvc", "exp", "run", "--queue", "--name", "high", "-S", "training.learning_rate=2")
+        disturbing = pool.submit(disturb)
+        assert swept(*options) == 1
+        disturbing.result()
+    finally:
+        pool.shutdown(wait=False)
+    printed = capfd.readouterr().out
+    assert "still queued: wide-1, wide-2, wide-3, wide-4, wide-5, wide-6" in printed
+    assert printed.count("its job has ended; submitted again") == 2
+    assert re.search(r"high: failed; \d left\nerror: training.learning_rate is too high;\n  lower it\n", printed)
+    assert listed() == []
+    folds = {
+        name: Revision(name).parameters["split.test_fold"]
+        for name in shell("dvc", "exp", "list", "--name-only").split()
+    }
+    assert folds == {f"wide-{number + 1}": number for number in range(6)}
+    assert not list(cluster.JOBS.glob("*/clone"))
 
 
 def test_an_experiment_is_queued_again_only_as_it_was(project, capfd):
@@ -201,6 +266,12 @@ def test_an_experiment_is_queued_again_only_as_it_was(project, capfd):
 def test_two_sweeps_at_once_are_refused(project):
     with ExperimentQueue(1), pytest.raises(InputError, match="another sweep runs"):
         ExperimentQueue(1)
+
+
+def test_without_slurm_there_is_no_sweep_on_it(project, monkeypatch):
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="--slurm: there is no sbatch here"):
+        sweep.main(["--slurm", "gpus=1"])
 
 
 def test_queued_experiments_must_find_their_data(project):
@@ -331,6 +402,62 @@ def test_a_search_makes_an_experiment_of_each_trial_and_goes_on_where_it_was(pro
     # Another objective cannot be compared with the first.
     with pytest.raises(InputError, match=r"started with other settings.*--study"):
         sweep.main(["--optuna", "5", *options, "--metric", "auroc"])
+
+
+class LossesQueue:
+    """Experiments that log the loss `x` at each poll, and end after six; in place of those that take time."""
+
+    jobs, place = 2, "here"
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.tasks, self.ended = root, {}, []
+
+    def add(self, overrides: list[str], name: str) -> None:
+        self.tasks[name] = Task(name, name, RUNNING)
+        curve = self.root / name / TRAINING_METRICS / search.CURVE
+        curve.parent.mkdir(parents=True)
+        curve.write_text(f"step\t{overrides[0].removeprefix('x=')}\n")
+
+    def poll(self) -> list[Task]:
+        for task in self.tasks.values():
+            curve = self.root / task.name / TRAINING_METRICS / search.CURVE
+            header, *lines = curve.read_text().splitlines()
+            curve.write_text("\n".join([header, *lines, f"{len(lines)}\t{header.split()[1]}", ""]))
+            self.tasks[task.name] = task._replace(state=SUCCESS if len(lines) >= 6 else task.state)
+        return list(self.tasks.values())
+
+    def folder(self, task: Task) -> Path:
+        return self.root / task.name
+
+    def end(self, task: Task) -> None:
+        self.ended.append(task.name)
+
+
+@pytest.mark.parametrize("metric", [search.LOSS, "auroc"])
+def test_a_trial_that_is_worse_than_the_median_is_ended(metric, project, tmp_path, monkeypatch):
+    space, fixed = search.parse_space(["x=uniform(0,1)"])
+    queue = LossesQueue(tmp_path / "running")
+    committed = lambda name: SimpleNamespace(  # noqa: E731
+        read=lambda path: (
+            queue.root / name / TRAINING_METRICS / path.relative_to(PUBLISHED[TRAINING_METRICS])
+        ).read_bytes()
+    )
+    monkeypatch.setattr(search, "Revision", committed)
+    sign = 1 if metric == search.LOSS else -1
+    monkeypatch.setattr(search, "objective", lambda name, _: sign * study.trials[int(name[-4:])].params["x"])
+    study = search.open_study("losses", str(tmp_path / "journal"), metric, space, fixed)
+    ended = [trial for trial, _ in search.search(study, space, fixed, metric, 16, 0, queue)]
+    assert len(ended) == 16
+    pruned = [trial for trial in ended if trial.state == TrialState.PRUNED]
+    assert pruned
+    assert queue.ended == [search.experiment_name(study, trial) for trial in pruned]
+    complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    assert len(complete) + len(pruned) == 16
+    for trial in pruned:
+        assert 3 <= len(trial.intermediate_values) < 6
+        assert trial.params["x"] > min(other.params["x"] for other in complete)
+        before = ended[: ended.index(trial)]
+        assert sum(other.state == TrialState.COMPLETE for other in before) >= 5
 
 
 def test_the_same_seed_draws_the_same(project):

@@ -85,7 +85,9 @@ def test_processes_that_the_parameters_do_not_know_of_train_nothing(workspace, p
     before = (MODELS / "model.json").read_bytes()
     done = start_python(*TORCHRUN, "-m", "stages.train", timeout=120)
     assert done.returncode != 0
-    expected = "error: torchrun started 2 processes, but training.devices × training.num_nodes is 1 × 1; set them so"
+    expected = (
+        "error: torchrun started 2 processes on 1 machine, but training.devices × training.num_nodes is 1 × 1; set"
+    )
     assert expected in done.stderr
     assert (MODELS / "model.json").read_bytes() == before
 

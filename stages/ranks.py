@@ -1,0 +1,172 @@
+"""Which of the processes that run a stage together this one is, and who started them."""
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins.environments import ClusterEnvironment
+
+# A launcher sets one of them in each process that it starts. Where there is none, nobody has to import PyTorch to know.
+_MARKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_STEP_NUM_TASKS", "JSM_NAMESPACE_SIZE")
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+class Launch(NamedTuple):
+    """How the processes of a stage were started.
+
+    Attributes:
+        launcher: that has started all of them; None: each machine is started by hand, or there is one process.
+        environment: Lightning's view of them.
+        machines: their number; None where the launcher does not say.
+    """
+
+    launcher: str | None
+    environment: "ClusterEnvironment"
+    machines: int | None = None
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of all processes, on whichever machine, or the only one."""
+    if (launch := find_launch()) is None:
+        return True
+    environment = launch.environment
+    # Without a launcher the rank depends on the parameters.
+    rank = environment.global_rank() if launch.launcher else environment.node_rank() or environment.local_rank()
+    return rank == 0
+
+
+def has_own_gpus() -> bool:
+    """Whether who has started this process has also chosen its GPU, as for one of several."""
+    return "LOCAL_RANK" in os.environ or _launcher() is not None
+
+
+def require_one_process() -> None:
+    """Check that nobody has started several processes, each of which would write the same files.
+
+    Raises:
+        InputError: they have.
+    """
+    launch = find_launch()
+    if launch is not None and launch.launcher and (started := launch.environment.world_size()) > 1:
+        raise InputError(
+            f"{launch.launcher} started {started} processes, but this stage is a single one: start it with `dvc repro`"
+        )
+
+
+def join(devices: int, num_nodes: int) -> "ClusterEnvironment":
+    """Lightning's view of the processes that have been started, or that it is to start.
+
+    Args:
+        devices: `training.devices`, processes of a machine.
+        num_nodes: `training.num_nodes`, machines.
+
+    Raises:
+        InputError: others were started than the parameters say.
+    """
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    wanted = f"training.devices × training.num_nodes is {devices} × {num_nodes}"
+    launch = find_launch() or Launch(None, LightningEnvironment())
+    if launch.launcher:
+        started, machines = launch.environment.world_size(), launch.machines or num_nodes
+        if (started, machines) == (devices * num_nodes, num_nodes):
+            return launch.environment
+        places = f" on {machines} machine{'s' * (machines > 1)}" if launch.machines else ""
+        raise InputError(
+            f"{launch.launcher} started {started} processes{places}, but {wanted}; set them to "
+            f"{started // machines or 1} × {machines}, or have {launch.launcher} start as many as they say"
+        )
+    for name, value, number in (("NODE_RANK", launch.environment.node_rank(), num_nodes),
+                                ("LOCAL_RANK", launch.environment.local_rank(), devices)):  # fmt: skip
+        if value >= number:
+            raise InputError(f"{name} is {value}, but {wanted}: it must be less than {number}")
+    if num_nodes > 1 and (missing := [name for name in ("MASTER_ADDR", "NODE_RANK") if name not in os.environ]):
+        raise InputError(
+            f"{wanted}, and there is no {' and no '.join(missing)}, which tells the machines of each other: start all "
+            "processes by srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each machine"
+        )
+    return launch.environment
+
+
+def find_launch() -> Launch | None:
+    """How this process was started; None: by itself.
+
+    Raises:
+        InputError: MPI has started several processes, and there is no mpi4py to tell them apart.
+    """
+    launcher = _launcher()
+    if launcher is None and not any(name in os.environ for name in _MARKS):
+        return None
+    from lightning_fabric.plugins import environments
+
+    get = os.environ.get
+    if launcher == "torchrun":
+        return Launch(launcher, environments.TorchElasticEnvironment(), int(get("GROUP_WORLD_SIZE", "1")))
+    if launcher == "SLURM":
+        # Lightning wants this variable, which srun sets for some of its options only, or leaves as sbatch has set it.
+        machines = int(os.environ["SLURM_STEP_NUM_NODES"])
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(int(os.environ["SLURM_STEP_NUM_TASKS"]) // machines)
+        return Launch(launcher, environments.SLURMEnvironment(), machines)
+    if launcher == "LSF":
+        return Launch(launcher, environments.LSFEnvironment())
+    if launcher == "MPI":
+        if not environments.MPIEnvironment.detect():
+            raise InputError("MPI started several processes, which mpi4py tells apart: `pip install mpi4py`")
+        return Launch(launcher, environments.MPIEnvironment())
+    if launcher == "Kubernetes":
+        environment = environments.KubeflowEnvironment()
+        return Launch(launcher, environment, environment.world_size())  # one process in each pod
+    return Launch(None, environments.LightningEnvironment())
+
+
+def _launcher() -> str | None:
+    """Who has started several processes, as their variables tell."""
+    get = os.environ.get
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # first: it may run under any of the others
+        return "torchrun"
+    if "LOCAL_RANK" in os.environ:  # Lightning's own processes have those of the others, too
+        return None
+    if int(get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return "SLURM"
+    if "JSM_NAMESPACE_SIZE" in os.environ:
+        return "LSF"
+    if any(int(get(name, "1")) > 1 for name in _MPI_SIZES):
+        return "MPI"
+    if {"MASTER_ADDR", "RANK", "WORLD_SIZE"} <= os.environ.keys():  # as an operator of Kubernetes sets them in each pod
+        return "Kubernetes"
+    return None
+
+
+def start_in_slurm(devices: int, num_nodes: int) -> None:
+    """In the script of a SLURM job, replace this process by srun, which starts all that the parameters ask for.
+
+    So `dvc repro` in the script uses all machines of the job, and SLURM's signals reach the training alone, which saves
+    a checkpoint, and not DVC. Elsewhere nothing happens.
+
+    Args:
+        devices: `training.devices`, processes of a machine.
+        num_nodes: `training.num_nodes`, machines.
+
+    Raises:
+        InputError: the job has another number of machines.
+    """
+    started = any(name in os.environ for name in ("SLURM_STEP_ID", "LOCAL_RANK", "NODE_RANK"))
+    if "SLURM_JOB_ID" not in os.environ or started or _launcher() or not (srun := shutil.which("srun")):
+        return
+    machines = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if machines != num_nodes:
+        raise InputError(
+            f"the SLURM job has {machines} machine{'s' * (machines > 1)}, but training.num_nodes is {num_nodes}; set "
+            f"it to {machines}, or submit the job with --nodes={num_nodes}"
+        )
+    # Each process sees the GPUs of its machine, of which it takes its own, and computes on all of its processors.
+    options = [f"--nodes={num_nodes}", f"--ntasks={devices * num_nodes}", f"--ntasks-per-node={devices}"]
+    # Beside others: a sweep in a job runs several trainings at once, which lease its GPUs.
+    options += ["--export=ALL", "--cpu-bind=none", "--kill-on-bad-exit=1", "--overlap"]
+    for name in ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK"):  # those of the script, which is one task
+        os.environ.pop(name, None)
+    os.execv(srun, [srun, *options, sys.executable, "-m", "stages.train"])  # noqa: S606
