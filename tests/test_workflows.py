@@ -74,7 +74,7 @@ def test_commands_of_the_workflows_exist():
     assert commands == {"report", "check", "compare"}
     assert all((ROOT / f"stages/commands/{command}.py").is_file() for command in commands)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets == {"audit", "docs", "install", "scan", "test"}
+    assert targets == {"audit", "docs", "install", "repro", "scan", "test"}
     assert all(f"\n{target}: " in makefile for target in targets)
 
 
