@@ -6,11 +6,15 @@ Reads `data/split.json`, `data/training/`, `data/predictions.csv`, `data/details
 
 import shutil
 
+from stages.errors import regenerate
 from stages.files import PLOTS, PUBLISHED, TABLES, replacing
 from stages.launch import run_stage
 
 
 def main() -> None:
+    for source in (*PUBLISHED, TABLES):
+        if not source.exists():
+            raise regenerate(f"{source} does not exist")
     tables = {path: PLOTS / path.name for path in sorted(TABLES.iterdir())}
     for source, copy in (PUBLISHED | tables).items():
         with replacing(copy) as partial:

@@ -136,7 +136,7 @@ def _largest_difference(then: dict[str, float | None], now: dict[str, float | No
     pairs = [(then[name], now[name]) for name in then.keys() & now.keys()]
     gaps = [0.0 if one == other else abs(one - other) for one, other in pairs if one is not None and other is not None]
     unknown = sum(one is None and other is None for one, other in pairs)
-    return max(gaps, default=0.0) if then.keys() == now.keys() and len(gaps) + unknown == len(then) else None
+    return max(gaps) if gaps and then.keys() == now.keys() and len(gaps) + unknown == len(then) else None
 
 
 def _stale(committed: "Revision", made: "Revision") -> list[str]:

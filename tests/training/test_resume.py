@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from stages import training
 from stages.errors import TerminatedError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
 from stages.train import train_model
-from stages.training import ensemble, module
+from stages.training import ensemble, module, step
 
 PACKAGE = str(Path(training.__file__).parent)
 SHORT = {
@@ -45,6 +46,8 @@ CASES = {
         "training.batch_size": 4,
         "training.accumulate_grad_batches": 3,
         "training.ema_decay": 0.9,
+        "training.learning_rate": 0.05,
+        "training.val_check_interval": 1,
         "training.lr_scheduler": "reduce_on_plateau",
         "training.lr_plateau_patience": 0,
         "training.frozen_epochs": 1,
@@ -61,6 +64,9 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # Several validation batches, as HAM10000 has; and the loss scaling of 16 bits, in which a CPU computes too slowly.
     monkeypatch.setitem(module.PRECISIONS, 16, None)
+    # So small a scale, in each step another, that it decides the last bits of the gradients.
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**-126, growth_factor=16.0, growth_interval=1)
+    monkeypatch.setattr(step.torch.amp, "GradScaler", scaler)
     monkeypatch.setattr(ensemble, "VALIDATION_BATCH", 6)
     monkeypatch.setattr(ensemble, "choose_precision", lambda config, _: 16 if config.training.precision == 16 else 32)
     # Where training does not listen, SIGTERM ends the process, as a kill does: that is the other parameter.
