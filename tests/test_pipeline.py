@@ -180,9 +180,8 @@ def test_other_networks_and_other_layouts_of_the_data(experiment):
     shutil.copy(sample / "HAM10000_metadata.csv", other)
     for part in ("HAM10000_images_part_1", "HAM10000_images_part_2"):
         shutil.make_archive(str(other / part), "zip", sample / part)
-    parameters = overrides(
-        data__data_dir="data/ham10000", model__name="resnet", model__variant="18", model__num_classes="2"
-    )
+    resnet = {"model__name": "resnet", "model__variant": "18", "model__num_classes": "2"}
+    parameters = overrides(**SEVEN | resnet | {"data__data_dir": "data/ham10000"})
     output = experiment.dvc("exp", "run", "--name", "zipped", *parameters)
     # The same images in another layout are the same prepared data: the split does not run again.
     assert "Stage 'split' didn't change" in output
