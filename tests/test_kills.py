@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -28,12 +29,16 @@ def read_until(process, text):
     pytest.fail(f"ended without {text!r}: {process.stderr.read()}")
 
 
+@contextmanager
 def paused_in_training(dvc):
-    """The stage below a `dvc repro`, once it trains, stopped until it is told to go on."""
+    """Let the stage below a `dvc repro` begin to train, and stop it meanwhile."""
     read_until(dvc, "epoch 2/")
     (training,) = (child for child in psutil.Process(dvc.pid).children(recursive=True) if not child.children())
     training.suspend()
-    return training
+    try:
+        yield
+    finally:
+        training.resume()
 
 
 def contents(clone):
@@ -45,44 +50,37 @@ def contents(clone):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone in which training has just begun, under a `dvc repro` that runs."""
+    """A clone in which a `dvc repro` trains, and what another one said meanwhile."""
     clone = Clone(tmp_path_factory.mktemp("clone"))
     quick = {"max_epochs": "4", "early_stopping_patience": "100", "checkpoint_minutes": "0.001"}
     set_parameters(clone.folder, QUICK | {f"training.{name}": value for name, value in quick.items()})
     clone.running = clone.start("repro", "train")
-    clone.training = paused_in_training(clone.running)
+    with paused_in_training(clone.running):
+        clone.refused = clone.fails("repro", "train")
     return clone
 
 
 @pytest.fixture(scope="module")
-def refused(clone):
-    """What a `dvc repro` says while another one runs."""
-    return clone.fails("repro", "train")
-
-
-@pytest.fixture(scope="module")
-def whole(clone, refused):
-    """What the first of them, which nobody kills, gives."""
-    clone.training.resume()
+def whole(clone):
+    """What the first `dvc repro`, which nobody kills, gives."""
     _, errors = clone.running.communicate()
     assert clone.running.returncode == 0, errors
     return contents(clone)
 
 
-def test_a_second_repro_stops_and_says_which_process_it_would_disturb(clone, refused):
-    assert "is busy, it is being blocked by" in refused
-    assert f"(PID {clone.running.pid})" in refused
-    assert "Traceback" not in refused
+def test_a_second_repro_stops_and_says_which_process_it_would_disturb(clone):
+    assert "is busy, it is being blocked by" in clone.refused
+    assert f"(PID {clone.running.pid})" in clone.refused
+    assert "Traceback" not in clone.refused
 
 
 def test_whatever_dvc_left_behind_the_next_repro_ends_with_the_same_files(clone, whole):
     dvc = clone.start("repro", "train", "--force")
-    orphan = paused_in_training(dvc)
-    dvc.kill()
-    dvc.wait()  # DVC takes one that was not waited for, a zombie, for one that still runs
-    again = clone.start("repro", "train", "--no-run-cache")
-    read_until(again, "another stage is running in this folder")
-    orphan.resume()
+    with paused_in_training(dvc):
+        dvc.kill()
+        dvc.wait()  # DVC takes one that was not waited for, a zombie, for one that still runs
+        again = clone.start("repro", "train", "--force")
+        read_until(again, "another stage is running in this folder")
     printed, errors = again.communicate()
     assert again.returncode == 0, errors
     assert "resuming from" in printed
