@@ -16,6 +16,7 @@ from stages.files import (
     PLOTS,
     PREDICTIONS,
     PREPARED,
+    TABLES,
     TRAINING_METRICS,
     read_csv,
     read_json,
@@ -37,7 +38,7 @@ PNGS = {
     "training_curves",
 }
 # Of each table what DVC draws against what, which have to be numbers.
-TABLES = {
+COLUMNS = {
     "confusion_matrix": [],
     "decision_curve": ["threshold", "model", "lower", "upper", "treat_all", "treat_none"],
     "precision_recall": ["recall", "precision", "lower", "upper"],
@@ -66,7 +67,7 @@ def test_every_table_and_picture_is_drawn_again_with_the_same_bytes(evaluated, b
     plot.main()
     first = bytes_below(PLOTS)
     drawn = {name for name in first if name.endswith((".csv", ".png"))}
-    assert drawn == {f"{name}.csv" for name in TABLES} | {f"pictures/{name}.png" for name in PNGS}
+    assert drawn == {f"tables/{name}.csv" for name in COLUMNS} | {f"pictures/{name}.png" for name in PNGS}
     for name in PNGS:
         with Image.open(PICTURES / f"{name}.png") as picture:
             assert picture.width == 900
@@ -79,8 +80,8 @@ def test_every_table_and_picture_is_drawn_again_with_the_same_bytes(evaluated, b
 def test_the_tables_are_of_the_test_images_and_agree_with_the_metrics(evaluated, without_pictures):
     plot.main()
     metrics = read_json(EVALUATION)
-    tables = {name: read_csv(PLOTS / f"{name}.csv", numbers) for name, numbers in TABLES.items()}
-    for name, numbers in TABLES.items():
+    tables = {name: read_csv(TABLES / f"{name}.csv", numbers) for name, numbers in COLUMNS.items()}
+    for name, numbers in COLUMNS.items():
         assert all(tables[name][number].dtype.kind in "fi" for number in numbers), name
     assert auc(tables["roc"]["fpr"], tables["roc"]["tpr"]) == pytest.approx(metrics["auroc"], abs=1e-6)
     confusion, curve = tables["confusion_matrix"], tables["precision_recall"]

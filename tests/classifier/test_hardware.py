@@ -10,6 +10,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
+from stages.arithmetic import has_avx2
 from stages.classifier import hardware
 from stages.classifier.hardware import (
     RESULT_AFFECTING_PACKAGES,
@@ -66,7 +67,8 @@ def test_the_processor_is_named_as_its_maker_calls_it():
     assert processor() in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 
 
-def test_processors_of_one_name_are_told_apart_by_their_instructions(monkeypatch):
+def test_without_portable_arithmetic_processors_of_one_name_are_told_apart_by_their_instructions(monkeypatch):
+    monkeypatch.setattr(hardware, "is_portable", lambda: False)
     here = describe_hardware()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     there = describe_hardware()
@@ -106,11 +108,12 @@ def test_outside_of_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
     assert (environment["commit"], environment["dirty"]) == (None, None)
 
 
-def test_another_processor_is_another_training_and_another_commit_is_not(repository, quick, monkeypatch):
+def test_another_processor_is_another_training_only_where_it_computes_otherwise(repository, quick, monkeypatch):
     before = fingerprint(quick(), [])
-    repository("commit", "--quiet", "--allow-empty", "--message", "one")
-    assert fingerprint(quick(), []) == before
+    repository("commit", "--quiet", "--allow-empty", "--message", "one")  # another commit is not
     monkeypatch.setattr(hardware, "processor", lambda: "another")
+    assert (fingerprint(quick(), []) == before) == has_avx2()
+    monkeypatch.setattr(hardware, "is_portable", lambda: False)
     assert fingerprint(quick(), []) != before
 
 

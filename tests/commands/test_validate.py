@@ -13,7 +13,7 @@ from stages.evaluation.predictions import read_predictions
 from stages.files import MODELS, PREPARED, SPLIT, read_csv
 from tests.conftest import QUICK
 from tests.figures.findings import DRAWN
-from tests.test_plot import TABLES
+from tests.test_plot import COLUMNS
 
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.4)
 
@@ -53,7 +53,7 @@ def test_it_writes_what_evaluate_writes_with_nothing_fitted(external, workspace,
     assert (MODELS / "calibration.json").read_bytes() == before
     plots = workspace / "external/plots"
     # Nothing was trained, so all but the course of training.
-    assert {path.name for path in plots.glob("*.csv")} == {f"{name}.csv" for name in TABLES} - {"training.csv"}
+    assert {path.name for path in plots.glob("tables/*.csv")} == {f"{name}.csv" for name in COLUMNS} - {"training.csv"}
     assert {path.stem for path in (plots / "pictures").glob("*.png")} == set(DRAWN) - {
         "training_curves",
         "augmentation",
