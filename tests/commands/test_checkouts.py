@@ -57,7 +57,7 @@ def test_commits_of_a_project_below_the_root_are_compared(repository, below, tmp
     with pytest.raises(SystemExit, match="0"):
         summarize.main(["weak", "strong"])
     assert b"| AUROC | 0.580 | 0.900 |" in capfdbinary.readouterr().out
-    queue.check_data("data/predictions.csv", "HEAD")
+    queue.check_data("data/prepared", "HEAD")
 
 
 def test_a_project_below_the_root_is_verified_and_checked(pipeline, below, capsys):

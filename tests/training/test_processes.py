@@ -138,7 +138,7 @@ for index, chosen in enumerate(one_call_of_each_batch(calls)):
     with at_every_call(lambda number: index % 2 == rank and number == chosen and terminate()):
         try:
             train(f"terminated {index}")
-        except TerminatedError:
+        except (TerminatedError, SystemExit):  # the first process says why
             stopped += 1
     assert train(f"terminated {index}") == expected, f"{calls[chosen]}, call {chosen} of {len(calls)}"
 if rank == 0:
