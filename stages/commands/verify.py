@@ -87,14 +87,13 @@ def verify_revision(name: str) -> Verification:
             raise InputError(f"a stage of {name} fails here; what it printed is above")
         made = revision.Revision(revision.WORKSPACE, clone)
         # Not what the clone's training wrote: it keeps the commit's, if the weights are the same.
-        here, then = describe_environment(), committed.environment
-        keys = [key for key in sorted(then.keys() - revision.OF_THE_RUN) if then[key] != here.get(key)]
+        differences = revision.environment_differences(committed.environment, describe_environment())
         return Verification(
             committed.commit,
             dict(_compare(committed, made)),
             _largest_difference(committed.metrics, made.metrics),
-            {key: (then[key], here.get(key)) for key in keys} if then else None,
-            [key for key in keys if key in describe_hardware()],
+            differences if committed.environment else None,
+            sorted(differences.keys() & describe_hardware().keys()) if committed.environment else [],
             _stale(committed, made),
         )
 

@@ -160,7 +160,7 @@ def _cost(base: Revision, new: Revision, names: list[str]) -> str:
         before, after = (value if type(value := side.get(key)) in (int, float) else None for side in sides)
         change = f"{100 * (after / before - 1):+.0f} %" if before and after else MISSING
         rows.append([title, *(MISSING if value is None else f"{value:.1f}" for value in (before, after)), change])
-    other = environment_differences(base, new)
+    other = environment_differences(*sides)
     rows += [[code(key), _value(before), _value(after), "other"] for key, (before, after) in other.items()]
     there = sides[1]
     device = code(there.get("gpu") or there.get("cpu") or MISSING)

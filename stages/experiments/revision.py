@@ -354,9 +354,8 @@ def differing_parameters(revisions: Sequence[Revision]) -> list[str]:
     return [name for name in names if len({repr(each.parameters.get(name, none)) for each in revisions}) > 1]
 
 
-def environment_differences(base: Revision, new: Revision) -> dict[str, tuple[Any, Any]]:
-    """Where the environments of two runs differ: both values of each such entry of metrics/environment.json."""
-    one, other = base.environment, new.environment
+def environment_differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where two environments differ, as metrics/environment.json has them: both values of each such entry."""
     return {
         key: (one.get(key), other.get(key))
         for key in sorted((one | other).keys() - OF_THE_RUN)
