@@ -38,8 +38,8 @@ training = train_model(config, data / "prepared", data / "split.csv", here / "mo
 print("images/s", training.images_per_second)
 """
 WAITING = {
-    "GOMP_SPINCOUNT=10000, the default here": {},
-    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "GOMP_SPINCOUNT=1000, the default here": {},
+    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
     "GOMP_SPINCOUNT=300000, libgomp's default": {"GOMP_SPINCOUNT": "300000"},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
 }

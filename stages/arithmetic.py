@@ -20,7 +20,7 @@ PORTABLE = {
 }
 # OpenMP's threads wait for the next piece of work in a loop of so many turns before they sleep. Its default of 300,000
 # takes shared cores from those who compute; none at all wakes threads too late. benchmarks/README.md has the ratios.
-SPIN = "10000"
+SPIN = "1000"
 # Not by a YAML parser, which takes longer to load than the rest of a command's `--help`; `config.py` checks the value.
 _NATIVE = re.compile(r"^[^#\n]*\bcpu_instructions\W+native\b", re.MULTILINE)
 
