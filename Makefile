@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install repro test lint format scan audit docs lock merge schema sample s3 clean
+.PHONY: help install repro test lint format scan audit docs lock merge release schema sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -69,8 +69,16 @@ merge: $(VENV)/installed  ## merge BRANCH=… into this branch, with the outputs
 	$(ADD_OUTPUTS)
 	git commit --no-edit
 
+release: $(VENV)/installed-dev  ## collect the model in dist/, with its card, the software that made it and checksums
+	dvc status --quiet || { echo "error: the model is not of this code and data: dvc repro, and commit" >&2; exit 1; }
+	rm -rf dist && mkdir dist
+	cp models/model.safetensors models/model.json models/calibration.json dist/
+	cp models/README.md dist/MODEL_CARD.md
+	uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.txt --output-file dist/sbom.json
+	cd dist && sha256sum * > SHA256SUMS
+
 clean:  ## remove the virtual environment and what runs have left
-	rm -rf $(VENV) checkpoints dvc_plots site report.md report_pictures
+	rm -rf $(VENV) checkpoints dist dvc_plots site report.md report_pictures
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

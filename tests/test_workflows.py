@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_workflows_of_github_follow_the_schema():
     check("check_jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, WORKFLOWS))
 
 
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/feature.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("dependabot", ".github/dependabot.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_files_for_the_forge_follow_their_schemas(schema, path):
+    check("check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(ROOT / path))
+
+
+def test_the_release_is_of_the_version_that_is_cited():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert load(ROOT / "CITATION.cff")["version"] == version
+
+
 def test_the_pipeline_of_gitlab_follows_the_schema():
     schema = ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci"]
     check("check_jsonschema", *schema, str(ROOT / ".gitlab-ci.yml"))
@@ -55,7 +75,11 @@ def test_a_workflow_may_read_unless_a_job_says_why_not(path):
         for permission, access in job.get("permissions", {}).items()
         if access == "write"
     }
-    assert written == {"report.yml": {"pull-requests"}, "train.yml": {"contents"}}.get(path.name, set())
+    assert written == {
+        "report.yml": {"pull-requests"},
+        "train.yml": {"contents"},
+        "release.yml": {"contents", "id-token"},
+    }.get(path.name, set())
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -74,7 +98,7 @@ def test_commands_of_the_workflows_exist():
     assert commands == {"report", "check", "compare"}
     assert all((ROOT / f"stages/commands/{command}.py").is_file() for command in commands)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets == {"audit", "docs", "install", "repro", "scan", "test"}
+    assert targets == {"audit", "docs", "install", "release", "repro", "scan", "test"}
     assert all(f"\n{target}: " in makefile for target in targets)
 
 
