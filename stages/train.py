@@ -43,7 +43,7 @@ from stages.files import (
 )
 from stages.launch import run_stage
 from stages.ranks import start_in_slurm
-from stages.training.checkpoints import checkpoint_folder, prune
+from stages.training.checkpoints import checkpoint_folder, prune, require_writable
 from stages.training.ensemble import Member, choose_val_folds, combine, member_metrics, train_member
 from stages.training.loggers import end_logging, log_results
 from stages.training.loop import Fit
@@ -97,6 +97,7 @@ def train_model(
     val_folds = choose_val_folds(config.model, split, store.manifest)
     root = checkpoint_folder(checkpoints)
     if fabric.is_global_zero:
+        require_writable(root)
         prune(root)
         for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
             shutil.rmtree(other)
@@ -178,9 +179,14 @@ def _listed(values: Iterable) -> str:
     return " and ".join(map(str, values))
 
 
-def main() -> None:
+def start_others() -> None:
+    """In the script of a SLURM job, have srun start the training, on all of its machines."""
     config = load_config()
     start_in_slurm(config.training.devices, config.training.num_nodes)
+
+
+def main() -> None:
+    config = load_config()
     lease_gpus(config.training.devices)
     training = train_model(config)
     if training is None:
@@ -197,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__, several_processes=True)
+    run_stage(main, __doc__, start_others)

@@ -22,7 +22,7 @@ from dvc.repo import Repo
 from stages.config import PARAMS
 from stages.errors import InputError
 from stages.experiments.revision import Revision, run_dvc, run_git
-from stages.locks import try_lock
+from stages.locks import hint, try_lock
 
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 # A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
@@ -30,6 +30,7 @@ TASK = re.compile(rf"^([0-9a-f]{{7}}) +(\S+) .*({QUEUED}|{RUNNING}|{SUCCESS}|{FA
 POLL_SECONDS = 3  # each poll takes a second of processor time
 LOST_POLLS = 3  # an experiment without a process for this many polls is neither being set up nor collected
 START_SECONDS, MAX_STARTS = 20, 3  # until new workers surely answer; how often, if none does
+LOCK = Path(".dvc/tmp/sweep.lock")
 RUN_INFO = Path(".dvc/tmp/exps/run")  # private to DVC: where it notes the number of an experiment's process
 
 
@@ -80,8 +81,8 @@ class ExperimentQueue:
                 "is the cache's path alone, the cache: `mv .dvc/cache PATH && dvc cache dir --local PATH`"
             )
         Path(".dvc/tmp").mkdir(exist_ok=True)
-        if (lock := try_lock(Path(".dvc/tmp/sweep.lock"))) is None:
-            raise InputError("another sweep runs in this repository; wait for its end")
+        if (lock := try_lock(LOCK)) is None:
+            raise InputError(f"another sweep runs in this repository; wait for its end{hint(LOCK)}")
         self._lock = lock
 
     def __enter__(self) -> "ExperimentQueue":

@@ -232,6 +232,7 @@ def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project
         sweep.main([*options[:-3], "partition=nowhere"])
     assert beside(stop, *options[:-1], "2") == 130
     assert slurm.run("squeue", "--noheader") == ""
+    assert not list(cluster.JOBS.glob("*/clone"))
     assert {task.state for task in listed()} == {QUEUED}
     for file in gate.iterdir():
         file.unlink()
@@ -278,6 +279,28 @@ def test_without_slurm_there_is_no_sweep_on_it(project, monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="--slurm: there is no sbatch here"):
         sweep.main(["--slurm", "gpus=1"])
+    with pytest.raises(InputError, match="--slurm nodes: an experiment is one task on one machine"):
+        sweep.main(["--slurm", "gpus=1,nodes=2"])
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    program, refuse = tmp_path / "squeue", "#!/bin/sh\necho 'Unable to contact slurm controller' >&2; "
+    program.write_text(f"{refuse}rm {tmp_path}/seen && exit 1; echo 7 8\n")
+    program.chmod(0o755)
+    (tmp_path / "seen").touch()
+    assert cluster.jobs_of_user() == {"7", "8"}
+    program.write_text(f"{refuse}exit 1\n")
+    with pytest.raises(InputError, match=r"squeue fails \(Unable to contact"):
+        cluster.jobs_of_user()
+
+
+def test_a_job_that_cannot_begin_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
+    with pytest.raises(InputError):
+        cluster.Experiment(tmp_path, "", "abc", "name", tmp_path)()
+    assert queues.error_of((tmp_path / "log").read_text()).startswith("error: `git rev-parse")
 
 
 def test_queued_experiments_must_find_their_data(project):
