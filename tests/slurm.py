@@ -18,7 +18,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scance
 NODES = ("n1", "n2")
 CONFIG = """\
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={controller}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
@@ -44,8 +44,8 @@ ReturnToService=2
 KillWait=20
 OverTimeLimit=10
 JobAcctGatherType=jobacct_gather/none
-NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={first} CPUs=2 RealMemory=1000 State=UNKNOWN
-NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={second} CPUs=2 RealMemory=1000 State=UNKNOWN
+NodeName=n1 NodeAddr={address} NodeHostname={host} Port={first} CPUs=2 RealMemory=1000 State=UNKNOWN
+NodeName=n2 NodeAddr={address} NodeHostname={host} Port={second} CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=debug Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -80,6 +80,14 @@ class Slurm:
     def __enter__(self) -> "Slurm":
         if missing := [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]:
             raise Unavailable(f"there is no {', '.join(missing)}: `apt-get install slurm-wlm munge`")
+        host, address = socket.gethostname(), ""
+        with suppress(OSError):
+            address = socket.gethostbyname(host)
+        if not address.startswith("127."):
+            where = f"leads to {address}" if address else "leads nowhere"
+            raise Unavailable(
+                f"this machine's name {where}, and SLURM is to listen on loopback: 127.0.0.1 {host} in /etc/hosts"
+            )
         for name in ("munge", "state"):
             (self.folder / name).mkdir(mode=0o755, parents=True)
         key = self.folder / "munge/key"
@@ -88,8 +96,10 @@ class Slurm:
         controller, first, second = free_ports(3)
         # PyTorch's port follows from the job's number: others that test on this machine have others.
         numbers = {"controller": controller, "first": first, "second": second, "first_job": random.randrange(1, 9000)}
-        config = CONFIG.format(folder=self.folder, host=socket.gethostname(), user=getpass.getuser(), **numbers)
-        (self.folder / "slurm.conf").write_text(config, encoding="utf-8")
+        names = {"host": host, "address": address, "user": getpass.getuser()}
+        (self.folder / "slurm.conf").write_text(CONFIG.format(folder=self.folder, **names, **numbers), encoding="utf-8")
+        # Which is not used, and unlike others does not ask for cgroups, which a container may lack.
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n", encoding="utf-8")
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         options = [f"--{option}={self.folder / 'munge' / name}" for option, name in files.items()]
         try:

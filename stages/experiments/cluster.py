@@ -22,13 +22,14 @@ import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError
 
 from stages.errors import InputError, one_line
-from stages.experiments.queue import FAILED, LOST_POLLS, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
+from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
 from stages.experiments.revision import environment_of_programs, run_dvc, run_git
 from stages.files import CHECKPOINTS, replacing
 
 JOBS = Path(".dvc/tmp/jobs")  # a folder of each experiment: its jobs, its clone, their output, and how it ended
 STATE, CLONE = "state", "clone"
-POLL_SECONDS = 10  # each poll takes a second of processor time
+POLL_SECONDS = 15  # each poll takes a second of processor time: it waits for the end of an experiment, or so long
+LOST_SECONDS = 30  # a job that has just ended may have a result that this machine does not see yet
 MAX_SUBMISSIONS = 5  # of an experiment whose jobs end without a result
 SAVE_SECONDS = 60  # for a training to save a checkpoint; SLURM ends the job 90 after its signal
 CANCEL_SECONDS = 300  # until a job that was told to end is no longer waited for: its machine may not answer
@@ -138,7 +139,7 @@ class ClusterQueue(ExperimentQueue):
         }
         if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
             raise InputError(f"--slurm: there is no {missing[0]} here; start the sweep on a machine of the cluster")
-        self._missing: dict[str, int] = {}  # for how many polls the jobs of experiments have been gone
+        self._gone: dict[str, float] = {}  # since when the jobs of experiments have been gone
 
     def status(self) -> tuple[list[Task], int, int]:
         """All experiments, the unfinished ones last; a job that waits for its turn counts as running."""
@@ -163,22 +164,17 @@ class ClusterQueue(ExperimentQueue):
             InputError: SLURM does not take a job.
             KeyboardInterrupt: the sweep is to end; call `stop`.
         """
-        time.sleep(POLL_SECONDS)
-        if self.stopping:
-            raise KeyboardInterrupt
+        self._wait()
+        self._pause = POLL_SECONDS
         alive, (listed, _, _) = jobs_of_user(), super().status()
         tasks = self._with_jobs(listed)
         if ended := {task.revision for task in tasks if not task.unfinished} & {task.revision for task in listed}:
             run_dvc("queue", "remove", *ended)
             self._unfinished -= ended
         running = [task for task in tasks if task.state == RUNNING]
-        self._missing = {
-            task.revision: self._missing.get(task.revision, 0) + 1
-            for task in running
-            if self._jobs(task)[-1] not in alive
-        }
-        # A job that has just ended may have a result that this machine does not see yet.
-        lost = [task for task in running if self._missing.get(task.revision, 0) >= LOST_POLLS]
+        now, gone = time.monotonic(), [task for task in running if self._jobs(task)[-1] not in alive]
+        self._gone = {task.revision: self._gone.get(task.revision, now) for task in gone}
+        lost = [task for task in gone if now - self._gone[task.revision] >= LOST_SECONDS]
         places = self.jobs - len(running)
         for task in [*lost, *[task for task in tasks if task.state == QUEUED][: max(places, 0)]]:
             if len(self._jobs(task)) < MAX_SUBMISSIONS:
@@ -212,6 +208,9 @@ class ClusterQueue(ExperimentQueue):
         """Where an experiment runs; None: it does not."""
         root = JOBS / task.revision / CLONE / run_git("rev-parse", "--show-prefix")
         return root if root.is_dir() else None
+
+    def _signs(self) -> list[Path]:
+        return sorted(JOBS.glob(f"*/{STATE}"))
 
     def _jobs(self, task: Task) -> list[str]:
         """The jobs that were submitted for an experiment, the present one last."""

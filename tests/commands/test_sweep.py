@@ -95,8 +95,8 @@ def project(template, params, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("GATE", str(tmp_path / ".dvc/tmp/gate"))
-    monkeypatch.setattr(queues, "POLL_SECONDS", 1)
-    monkeypatch.setattr(cluster, "POLL_SECONDS", 1)
+    for name in ("queue.POLL_SECONDS", "queue.SOON_SECONDS", "cluster.POLL_SECONDS", "cluster.LOST_SECONDS"):
+        monkeypatch.setattr(f"stages.experiments.{name}", 1)
     shell("git", "add", "--all")
     shell("git", "commit", "--quiet", "--message", "pipeline")
     yield tmp_path
@@ -160,7 +160,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     wait_for((gate / "0").exists)
     [task] = [task for task in listed() if task.name == "left-1"]
     # What is private to DVC: if it has moved, mend the place that is named.
-    assert task.has_process, "Task.has_process"
+    assert task.process, "Task.process"
     assert list(queues.RUN_INFO.glob(f"{task.revision}*")), "queue.RUN_INFO"
     assert (ExperimentQueue.folder(None, task) / "stage.py").is_file()
     # The worker and all that it runs, as when a machine is restarted.
@@ -384,7 +384,7 @@ def test_who_changes_something_needs_a_name(project, tmp_path_factory, monkeypat
     ],
 )
 def test_mistakes_get_a_clear_answer(project, options, message, monkeypatch):
-    monkeypatch.setattr(queues, "POLL_SECONDS", 0)
+    monkeypatch.setattr(queues, "SOON_SECONDS", 0)
     with pytest.raises(InputError, match=message):
         sweep.main(options)
 
