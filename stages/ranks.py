@@ -2,7 +2,12 @@
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from stages.errors import InputError
@@ -155,6 +160,41 @@ def _launcher() -> str | None:
     if {"MASTER_ADDR", "RANK", "WORLD_SIZE"} <= os.environ.keys():  # as an operator of Kubernetes sets them in each pod
         return "Kubernetes"
     return None
+
+
+def start_processes_of_this_machine(devices: int, num_nodes: int) -> None:
+    """Start the others of `devices` processes, as Lightning would, but before PyTorch is loaded here.
+
+    All load it at once; and none goes on without the others: if one fails, or this one ends, all do.
+    """
+    if parent := os.environ.get("STARTED_BY"):
+        threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
+    if devices == 1 or has_own_gpus() or (num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()):
+        return  # of what is missing, `join` tells
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ.setdefault("MASTER_PORT", str(free.getsockname()[1]))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    command = [sys.executable, "-m", "stages.train"]
+    others = os.environ | {"STARTED_BY": str(os.getpid())}
+    started = [subprocess.Popen(command, env=others | {"LOCAL_RANK": str(rank)}) for rank in range(1, devices)]  # noqa: S603
+    os.environ["LOCAL_RANK"] = "0"
+    threading.Thread(target=_end_with_others, args=(started,), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)  # it may wait for the others, and notice no gentler signal
+
+
+def _end_with_others(started: list[subprocess.Popen]) -> None:
+    while not any(process.poll() for process in started):
+        time.sleep(1)
+    time.sleep(5)  # for this process, which may know why, to say so
+    for process in started:
+        process.kill()
+    os._exit(1)
 
 
 def start_in_slurm(devices: int, num_nodes: int) -> None:

@@ -263,7 +263,7 @@ def quick():
 @pytest.fixture(scope="session")
 def trained(tiny, quick, tmp_path_factory):
     """A folder laid out as the repository, after `prepare`, `split` and `train`; not to be changed."""
-    from stages.train import augmented_examples, train_model  # takes seconds to import
+    from stages.training.fit import augmented_examples, train_model  # takes seconds to import
 
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(tiny.folder, folder / PREPARED)

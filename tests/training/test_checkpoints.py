@@ -13,8 +13,8 @@ import torch
 
 from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
-from stages.train import train_model
 from stages.training.checkpoints import CHECKPOINT, Checkpoints, checkpoint_folder, fingerprint, prune
+from stages.training.fit import train_model
 from stages.training.module import SkinLesionClassifier
 
 ROOT = Path(__file__).parents[2]
