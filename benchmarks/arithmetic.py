@@ -30,7 +30,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 from stages.config import load_config, override
-from stages.train import train_model
+from stages.training.fit import train_model
 epochs = {"training.max_epochs": 3, "training.resume": False}
 data, here = Path(sys.argv[1], "data"), Path.cwd()
 config = override(load_config(), epochs)

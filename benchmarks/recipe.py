@@ -5,10 +5,10 @@
     python -m benchmarks.recipe --ensembles
     python -m benchmarks.recipe --table
 
-Each variant is `BASE` with a few other parameters. It is trained by `stages.train.train_model` on every validation fold
-and seed, all in one process, so that imports and cuDNN's plans are paid once; the test fold is never predicted. Of each
-run the validation images are predicted with and without test-time augmentation, and the former once more with what the
-metadata say. The base comes first, then one variant after another.
+Each variant is `BASE` with a few other parameters. It is trained by `train_model` of `stages/training/fit.py` on
+every validation fold and seed, all in one process, so that imports and cuDNN's plans are paid once; the test fold is
+never predicted. Of each run the validation images are predicted with and without test-time augmentation, and the
+former once more with what the metadata say. The base comes first, then one variant after another.
 
 Every run is one line of `<output>/part-<i>-of-<n>.jsonl`, written when it ends: a run that stands in any .jsonl file of
 the folder is not done again. Its probabilities go to the .npz file of the same name, which Git ignores; `--ensembles`
@@ -61,7 +61,7 @@ from stages.files import JSON_DECIMALS, replacing, write_csv
 from stages.launch import run
 from stages.prepare import prepare_dataset
 from stages.split import split_dataset
-from stages.train import Training, train_model
+from stages.training.fit import Training, train_model
 
 RESULTS = Path("benchmarks/results/recipe")
 ENSEMBLES = "ensembles.jsonl"

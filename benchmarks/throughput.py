@@ -7,8 +7,8 @@ Of each row, in one run on this machine:
 
 - limit: the same step repeated on one batch that is in place, without augmentation, Lightning and logging;
 - bare: a plain loop over the pipeline's batches and its step, augmentation included;
-- pipeline: `stages.train.train_model` as the stage calls it, with Lightning, DVCLive, checkpoints and validation; the
-  median epoch after the first, validation left out;
+- pipeline: `stages.training.fit.train_model` as the stage calls it, with Lightning, DVCLive, checkpoints and
+  validation; the median epoch after the first, validation left out;
 - usual: a DataLoader whose worker processes, one per core, decode JPEG files and augment them with torchvision,
   automatic mixed precision, every kernel launched from Python.
 
@@ -45,8 +45,8 @@ from stages.dataset.loaders import Batch, Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
 from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
-from stages.train import Training, train_model
 from stages.training.capture import WARM_UP_STEPS, CapturedStep, why_not_captured
+from stages.training.fit import Training, train_model
 from stages.training.module import SkinLesionClassifier
 from stages.training.step import TrainingStep
 

@@ -14,7 +14,7 @@ import torch
 
 from stages.classifier.calibration import Calibration, apply_temperature, save_calibration
 from stages.classifier.gradcam import gradcam_heatmaps
-from stages.classifier.hardware import lease_gpus, set_up_device
+from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.classifier.weights import load_model
@@ -40,6 +40,7 @@ from stages.files import (
     write_csv,
     write_json,
 )
+from stages.gpus import lease_gpus
 from stages.launch import run_stage
 
 

@@ -53,7 +53,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}{hint}")
 
 
-def run_stage(main: Callable[[], None], description: str | None, several_processes: bool = False) -> None:
+def run_stage(
+    main: Callable[[], None], description: str | None, start_others: Callable[[], None] | None = None
+) -> None:
     """`run`, for one stage at a time in a folder: another waits, and says so. It takes no arguments but `--help`.
 
     `dvc repro` sees to that itself; but if `dvc` is killed, its stage continues, and a second `dvc repro` would start
@@ -62,7 +64,8 @@ def run_stage(main: Callable[[], None], description: str | None, several_process
     Args:
         main: the stage.
         description: what it does, for `--help`.
-        several_processes: whether it may run in several processes, of which the first takes the lock.
+        start_others: of a stage that may run in several processes, of which the first takes the lock: starts them, and
+            does not return where another program does.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}",
@@ -72,8 +75,7 @@ def run_stage(main: Callable[[], None], description: str | None, several_process
 
     def alone() -> None:
         parser.parse_args()
-        if not several_processes:
-            require_one_process()
+        (start_others or require_one_process)()
         if is_first_process() and LOCK.parents[1].is_dir():
             LOCK.parent.mkdir(exist_ok=True)
             lock = wait_for_lock(LOCK, "another stage is running in this folder; waiting until it ends")  # noqa: F841

@@ -2,7 +2,12 @@
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from stages.errors import InputError
@@ -21,22 +26,22 @@ class Launch(NamedTuple):
     Attributes:
         launcher: that has started all of them; None: each machine is started by hand, or there is one process.
         environment: Lightning's view of them.
+        rank: of this process; without a launcher 0 for the first, and another number for the others.
+        processes: their number; without a launcher 1, for the parameters decide.
         machines: their number; None where the launcher does not say.
     """
 
     launcher: str | None
     environment: "ClusterEnvironment"
-    machines: int | None = None
+    rank: int
+    processes: int
+    machines: int | None
 
 
 def is_first_process() -> bool:
     """Whether this is the first of all processes, on whichever machine, or the only one."""
-    if (launch := find_launch()) is None:
-        return True
-    environment = launch.environment
-    # Without a launcher the rank depends on the parameters.
-    rank = environment.global_rank() if launch.launcher else environment.node_rank() or environment.local_rank()
-    return rank == 0
+    launch = find_launch()
+    return launch is None or launch.rank == 0
 
 
 def has_own_gpus() -> bool:
@@ -51,9 +56,10 @@ def require_one_process() -> None:
         InputError: they have.
     """
     launch = find_launch()
-    if launch is not None and launch.launcher and (started := launch.environment.world_size()) > 1:
+    if launch is not None and launch.processes > 1:
         raise InputError(
-            f"{launch.launcher} started {started} processes, but this stage is a single one: start it with `dvc repro`"
+            f"{launch.launcher} started {launch.processes} processes, but this stage is a single one: run `dvc repro` "
+            "once, as one process; `train` starts others itself"
         )
 
 
@@ -70,18 +76,18 @@ def join(devices: int, num_nodes: int) -> "ClusterEnvironment":
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     wanted = f"training.devices × training.num_nodes is {devices} × {num_nodes}"
-    launch = find_launch() or Launch(None, LightningEnvironment())
-    if launch.launcher:
-        started, machines = launch.environment.world_size(), launch.machines or num_nodes
+    launcher, environment, _, started, machines = find_launch() or Launch(None, LightningEnvironment(), 0, 1, None)
+    if launcher:
+        places = f" on {machines} machine{'s' * (machines > 1)}" if machines else ""
+        machines = machines or num_nodes
         if (started, machines) == (devices * num_nodes, num_nodes):
-            return launch.environment
-        places = f" on {machines} machine{'s' * (machines > 1)}" if launch.machines else ""
+            return environment
         raise InputError(
-            f"{launch.launcher} started {started} processes{places}, but {wanted}; set them to "
-            f"{started // machines or 1} × {machines}, or have {launch.launcher} start as many as they say"
+            f"{launcher} started {started} processes{places}, but {wanted}; set them to "
+            f"{started // machines or 1} × {machines}, or have {launcher} start as many as they say"
         )
-    for name, value, number in (("NODE_RANK", launch.environment.node_rank(), num_nodes),
-                                ("LOCAL_RANK", launch.environment.local_rank(), devices)):  # fmt: skip
+    for name, value, number in (("NODE_RANK", environment.node_rank(), num_nodes),
+                                ("LOCAL_RANK", environment.local_rank(), devices)):  # fmt: skip
         if value >= number:
             raise InputError(f"{name} is {value}, but {wanted}: it must be less than {number}")
     if num_nodes > 1 and (missing := [name for name in ("MASTER_ADDR", "NODE_RANK") if name not in os.environ]):
@@ -89,38 +95,53 @@ def join(devices: int, num_nodes: int) -> "ClusterEnvironment":
             f"{wanted}, and there is no {' and no '.join(missing)}, which tells the machines of each other: start all "
             "processes by srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each machine"
         )
-    return launch.environment
+    return environment
 
 
 def find_launch() -> Launch | None:
     """How this process was started; None: by itself.
 
     Raises:
-        InputError: MPI has started several processes, and there is no mpi4py to tell them apart.
+        InputError: what the launcher has set is incomplete, as in a container that sees a part of it; the processes are
+            not as many on each machine; MPI has started them, and there is no mpi4py to tell them apart.
     """
-    launcher = _launcher()
-    if launcher is None and not any(name in os.environ for name in _MARKS):
-        return None
+    try:
+        launcher = _launcher()
+        if launcher is None and not any(name in os.environ for name in _MARKS):
+            return None
+        environment, machines = _view(launcher)
+        if launcher is None:
+            return Launch(None, environment, environment.node_rank() or environment.local_rank(), 1, None)
+        return Launch(launcher, environment, environment.global_rank(), environment.world_size(), machines)
+    except (KeyError, ValueError) as error:
+        reason = f"there is no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise InputError(f"the variables that tell the processes of a launcher apart are wrong: {reason}") from None
+
+
+def _view(launcher: str | None) -> tuple["ClusterEnvironment", int | None]:
+    """Lightning's view of a launcher's processes, and the number of machines."""
     from lightning_fabric.plugins import environments
 
     get = os.environ.get
     if launcher == "torchrun":
-        return Launch(launcher, environments.TorchElasticEnvironment(), int(get("GROUP_WORLD_SIZE", "1")))
+        return environments.TorchElasticEnvironment(), int(get("GROUP_WORLD_SIZE", "1"))
     if launcher == "SLURM":
-        # Lightning wants this variable, which srun sets for some of its options only, or leaves as sbatch has set it.
         machines = int(os.environ["SLURM_STEP_NUM_NODES"])
+        if "," in (each := get("SLURM_STEP_TASKS_PER_NODE", "")):
+            raise InputError(f"SLURM started {each} processes on its machines: --ntasks-per-node=… makes them equal")
+        # Lightning wants this variable, which srun sets for some of its options only, or leaves as sbatch has set it.
         os.environ["SLURM_NTASKS_PER_NODE"] = str(int(os.environ["SLURM_STEP_NUM_TASKS"]) // machines)
-        return Launch(launcher, environments.SLURMEnvironment(), machines)
+        return environments.SLURMEnvironment(), machines
     if launcher == "LSF":
-        return Launch(launcher, environments.LSFEnvironment())
+        return environments.LSFEnvironment(), None
     if launcher == "MPI":
         if not environments.MPIEnvironment.detect():
             raise InputError("MPI started several processes, which mpi4py tells apart: `pip install mpi4py`")
-        return Launch(launcher, environments.MPIEnvironment())
+        return environments.MPIEnvironment(), None
     if launcher == "Kubernetes":
         environment = environments.KubeflowEnvironment()
-        return Launch(launcher, environment, environment.world_size())  # one process in each pod
-    return Launch(None, environments.LightningEnvironment())
+        return environment, environment.world_size()  # one process in each pod
+    return environments.LightningEnvironment(), None
 
 
 def _launcher() -> str | None:
@@ -141,11 +162,47 @@ def _launcher() -> str | None:
     return None
 
 
+def start_processes_of_this_machine(devices: int, num_nodes: int) -> None:
+    """Start the others of `devices` processes, as Lightning would, but before PyTorch is loaded here.
+
+    All load it at once; and none goes on without the others: if one fails, or this one ends, all do.
+    """
+    if parent := os.environ.get("STARTED_BY"):
+        threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
+    if devices == 1 or has_own_gpus() or (num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()):
+        return  # of what is missing, `join` tells
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ.setdefault("MASTER_PORT", str(free.getsockname()[1]))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    command = [sys.executable, "-m", "stages.train"]
+    others = os.environ | {"STARTED_BY": str(os.getpid())}
+    started = [subprocess.Popen(command, env=others | {"LOCAL_RANK": str(rank)}) for rank in range(1, devices)]  # noqa: S603
+    os.environ["LOCAL_RANK"] = "0"
+    threading.Thread(target=_end_with_others, args=(started,), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)  # it may wait for the others, and notice no gentler signal
+
+
+def _end_with_others(started: list[subprocess.Popen]) -> None:
+    while not any(process.poll() for process in started):
+        time.sleep(1)
+    time.sleep(5)  # for this process, which may know why, to say so
+    for process in started:
+        process.kill()
+    os._exit(1)
+
+
 def start_in_slurm(devices: int, num_nodes: int) -> None:
     """In the script of a SLURM job, replace this process by srun, which starts all that the parameters ask for.
 
     So `dvc repro` in the script uses all machines of the job, and SLURM's signals reach the training alone, which saves
-    a checkpoint, and not DVC. Elsewhere nothing happens.
+    a checkpoint, and not DVC. On one machine srun starts one process, which starts the others: it leases its GPUs, of
+    which a sweep in a job may run several trainings. Elsewhere nothing happens.
 
     Args:
         devices: `training.devices`, processes of a machine.
@@ -164,8 +221,8 @@ def start_in_slurm(devices: int, num_nodes: int) -> None:
             f"it to {machines}, or submit the job with --nodes={num_nodes}"
         )
     # Each process sees the GPUs of its machine, of which it takes its own, and computes on all of its processors.
-    options = [f"--nodes={num_nodes}", f"--ntasks={devices * num_nodes}", f"--ntasks-per-node={devices}"]
-    # Beside others: a sweep in a job runs several trainings at once, which lease its GPUs.
+    each = devices if num_nodes > 1 else 1
+    options = [f"--nodes={num_nodes}", f"--ntasks={each * num_nodes}", f"--ntasks-per-node={each}"]
     options += ["--export=ALL", "--cpu-bind=none", "--kill-on-bad-exit=1", "--overlap"]
     for name in ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK"):  # those of the script, which is one task
         os.environ.pop(name, None)

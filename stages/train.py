@@ -4,190 +4,37 @@ Reads `data/prepared/` and `data/split.csv`, writes `models/`, `data/training/`,
 `metrics/environment.json`.
 """
 
-import hashlib
-import os
-import shutil
-import statistics
-import time
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from stages.classifier.description import ModelDescription
-from stages.classifier.hardware import describe_environment, lease_gpus, set_up_device
-from stages.classifier.networks import architecture, pixel_statistics
-from stages.classifier.weights import save_model
-from stages.config import Config, load_config
-from stages.dataset.augmentation import augment_batch, sample_params
-from stages.dataset.loaders import SplitImages
-from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import class_names
-from stages.errors import InputError
-from stages.files import (
-    AUGMENTED,
-    CHECKPOINTS,
-    ENVIRONMENT,
-    MODEL_WEIGHTS,
-    MODELS,
-    PREPARED,
-    SPLIT,
-    TRAINING_METRICS,
-    read_json,
-    write_array,
-    write_json,
-)
+from stages.config import load_config
+from stages.files import AUGMENTED, PREPARED, SPLIT, write_array
+from stages.gpus import lease_gpus, visible_gpus
 from stages.launch import run_stage
-from stages.ranks import start_in_slurm
-from stages.training.checkpoints import checkpoint_folder, prune
-from stages.training.ensemble import Member, choose_val_folds, combine, member_metrics, train_member
-from stages.training.loggers import end_logging, log_results
-from stages.training.loop import Fit
-from stages.training.processes import start_processes
-
-EXAMPLES, VERSIONS = 4, 5  # images whose augmentation is shown, and how often each
+from stages.ranks import start_in_slurm, start_processes_of_this_machine
 
 
-class Training(NamedTuple):
-    """The result of training.
-
-    Attributes:
-        description: what was written to `model.json`.
-        seconds: of building and fitting all networks, with validation, checkpoints and loggers.
-        images_per_second: of a network's median epoch, validation excluded, all devices together; the median network's.
-    """
-
-    description: ModelDescription
-    seconds: float
-    images_per_second: float
-
-
-def train_model(
-    config: Config,
-    prepared: Path = PREPARED,
-    split: Path = SPLIT,
-    models: Path = MODELS,
-    metrics: Path = TRAINING_METRICS,
-    checkpoints: Path = CHECKPOINTS,
-) -> Training | None:
-    """Train the networks of `config.model` as `config.training` says, and write their best weights.
-
-    Args:
-        config: the parameters.
-        prepared: folder of the pixel store.
-        split: table of the splits.
-        models: folder for `model.safetensors` and `model.json`.
-        metrics: folder for DVCLive's curves.
-        checkpoints: folder for the checkpoints of unfinished training; below DVC's root, where there is one.
-
-    Returns:
-        The best epochs and the speed; None in the processes that only help the first (`training.devices`).
-
-    Raises:
-        InputError: a parameter or a file does not fit.
-    """
-    start, parent = time.perf_counter(), os.getppid()
-    fabric = start_processes(config.training)
-    set_up_device(config.runtime.cpu_threads, config.training.deterministic)
-    store = PixelStore(prepared)
-    val_folds = choose_val_folds(config.model, split, store.manifest)
-    root = checkpoint_folder(checkpoints)
-    if fabric.is_global_zero:
-        prune(root)
-        for other in metrics.glob("network-*"):  # of an earlier, larger ensemble
-            shutil.rmtree(other)
-    members: list[Member] = []
-    for number, val_fold in enumerate(val_folds):
-        if members:
-            end_logging(members[-1].loggers)
-        train, val = (SplitImages(store, name, split, config.model.num_classes, val_fold) for name in ("train", "val"))
-        folder = member_metrics(metrics, number)
-        members.append(train_member(config, number, train, val, fabric, root, folder, (prepared, split)))
-    if not fabric.is_global_zero:
-        return None
-    last, fits = members[-1], [member.fit for member in members]
-    network = combine([member.module.eval_network for member in members])
-    description = _describe(last.config, fits, store.image_size, val_folds)
-    save_model(network, description, models)
-    speed = statistics.median(fit.images_per_second for fit in fits)
-    training = Training(description, time.perf_counter() - start, speed)
-    best = {"best_epoch": last.fit.epoch, f"best_{config.training.monitor}": last.fit.val_loss}
-    log_results(last.loggers, last.module, last.val, network, models, best | {"images_per_second": speed})
-    # If `dvc` was killed, nobody takes the result: the next `dvc repro` gets it from the last checkpoints.
-    if os.getppid() == parent:
-        prune(root, finished=[member.folder for member in members])
-    return training
-
-
-def _describe(config: Config, fits: list[Fit], size: int, val_folds: list[int | None]) -> ModelDescription:
-    name = architecture(config.model)
-    mean, std = pixel_statistics(name)
-    return ModelDescription(
-        architecture=name,
-        networks=len(fits),
-        classes=list(class_names(config.model.num_classes)),
-        image_size=size,
-        mean=list(mean),
-        std=list(std),
-        epochs=[fit.epoch for fit in fits],
-        val_losses=[fit.val_loss for fit in fits],
-        validation_folds=[fold for fold in val_folds if fold is not None],
-        batch_size=config.training.batch_size,
-        accumulate_grad_batches=config.training.accumulate_grad_batches,
-    )
-
-
-def augmented_examples(images: SplitImages, config: Config) -> np.ndarray:
-    """Some training images, and what augmentation makes of each: what the network sees.
-
-    Returns:
-        uint8, shape (examples, 1 + versions, size, size, 3): the image itself, and `VERSIONS` of it, none if
-        augmentation is off.
-    """
-    rows = np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).astype(int)
-    originals = torch.from_numpy(images.store.read(images.indices[rows]))
-    targets = torch.zeros(len(rows), images.num_classes)
-    columns = [originals]
-    for version in range(VERSIONS if config.data.augment else 0):
-        random = np.random.default_rng([config.training.seed, version])
-        augment_params = torch.from_numpy(sample_params(random, len(rows), config.data))
-        columns.append(_as_pixels(augment_batch(originals, targets, augment_params, config.data)[0]))
-    return torch.stack(columns, dim=1).numpy()
-
-
-def _as_pixels(images: Tensor) -> Tensor:
-    return (images * 255).round().byte().permute(0, 2, 3, 1)
-
-
-def _write_environment(training: Training) -> None:
-    """Write what these weights were made on, unless the file tells it of the same weights: they came from elsewhere."""
-    with MODEL_WEIGHTS.open("rb") as file:
-        weights = hashlib.file_digest(file, "md5").hexdigest()  # as in dvc.lock
-    with suppress(InputError):
-        if read_json(ENVIRONMENT).get("weights_md5") == weights:
-            return
-    speed = {"training_seconds": training.seconds, "training_images_per_second": training.images_per_second}
-    write_json(ENVIRONMENT, describe_environment() | speed | {"weights_md5": weights})
-
-
-def _listed(values: Iterable) -> str:
-    return " and ".join(map(str, values))
+def start_others() -> None:
+    """In the script of a SLURM job, have srun start the training, on all of its machines."""
+    config = load_config()
+    start_in_slurm(config.training.devices, config.training.num_nodes)
 
 
 def main() -> None:
     config = load_config()
-    start_in_slurm(config.training.devices, config.training.num_nodes)
     lease_gpus(config.training.devices)
+    if len(visible_gpus()) not in range(1, config.training.devices):  # else too few, which is an error
+        start_processes_of_this_machine(config.training.devices, config.training.num_nodes)
+    # Takes seconds to import, PyTorch most of them: the other processes do it meanwhile.
+    from stages.dataset.loaders import SplitImages
+    from stages.dataset.pixels import PixelStore
+    from stages.training.fit import augmented_examples, train_model, write_environment
+
     training = train_model(config)
     if training is None:
         return
     images = SplitImages(PixelStore(PREPARED), "train", SPLIT, config.model.num_classes)
     write_array(AUGMENTED, augmented_examples(images, config))
-    _write_environment(training)
+    write_environment(training)
     trained = training.description
     print(
         f"{trained.architecture}: best epoch {_listed(epoch + 1 for epoch in trained.epochs)}, "
@@ -196,5 +43,9 @@ def main() -> None:
     )
 
 
+def _listed(values: Iterable) -> str:
+    return " and ".join(map(str, values))
+
+
 if __name__ == "__main__":
-    run_stage(main, __doc__, several_processes=True)
+    run_stage(main, __doc__, start_others)

@@ -13,7 +13,7 @@ import sys
 import time
 import zipfile
 import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -263,7 +263,7 @@ def quick():
 @pytest.fixture(scope="session")
 def trained(tiny, quick, tmp_path_factory):
     """A folder laid out as the repository, after `prepare`, `split` and `train`; not to be changed."""
-    from stages.train import augmented_examples, train_model  # takes seconds to import
+    from stages.training.fit import augmented_examples, train_model  # takes seconds to import
 
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(tiny.folder, folder / PREPARED)
@@ -363,13 +363,16 @@ def s3_port():
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    """A SLURM of two nodes on this machine, whose jobs run without a GPU."""
-    from tests.slurm import Slurm, why_not
+    """A SLURM of two nodes on this machine, whose jobs run without a GPU; of one xdist group, for it is one for all."""
+    from tests.slurm import Slurm, Unavailable
 
-    if reason := why_not():
-        pytest.skip(f"needs SLURM: {reason}")
-    with Slurm(tmp_path_factory.mktemp("slurm")) as started:
-        environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
-        # The nodes have no addresses by their names, as those of a cluster do.
-        started.environment |= environment | {"OMP_WAIT_POLICY": "passive", "MASTER_ADDR": "127.0.0.1"}
+    # The nodes have no addresses by their names, as those of a cluster do.
+    own = {"CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    own |= {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_WAIT_POLICY": "passive"}
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(Slurm(tmp_path_factory.mktemp("slurm")))
+        except Unavailable as reason:
+            pytest.skip(f"needs SLURM: {reason}")
+        started.environment |= own
         yield started

@@ -30,7 +30,7 @@ from stages.files import (
     read_json,
     write_csv,
 )
-from stages.train import train_model
+from stages.training.fit import train_model
 
 
 @pytest.fixture(params=[2, 7])

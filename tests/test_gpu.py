@@ -22,8 +22,8 @@ from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import PixelStore, shard_path
 from stages.evaluation.history import read_history
 from stages.files import ENVIRONMENT, PICTURES
-from stages.train import train_model
 from stages.training.capture import CapturedStep
+from stages.training.fit import train_model
 from stages.training.module import SkinLesionClassifier
 from stages.training.monitoring import AsyncLossQueue, StepLoss
 from stages.training.step import TrainingStep

@@ -109,8 +109,13 @@ def test_a_stage_that_was_killed_does_not_block_the_next(repository):
 def test_processes_that_train_together_do_not_wait_for_each_other(repository):
     LOCK.parent.mkdir()
     with FileLock(LOCK):
-        together = STAGE.replace("'a stage'", "'a stage', several_processes=True")
-        assert start(together, NODE_RANK="1").communicate(timeout=120)[0] == "ran\n"
+        together = STAGE.replace("'a stage'", "'a stage', lambda: print('others', flush=True)")
+        assert start(together, NODE_RANK="1").communicate(timeout=120)[0] == "others\nran\n"
+        # Another program may take the place of the first, which has no lock then: one of those it starts takes it.
+        first = start(together)
+        assert first.stdout.readline() == "others\n"
+        assert "another stage is running in this folder" in first.stdout.readline()
+        first.kill()
 
 
 def test_a_stage_that_is_one_process_refuses_to_be_several(repository):
@@ -118,7 +123,8 @@ def test_a_stage_that_is_one_process_refuses_to_be_several(repository):
     refused = start(stderr=subprocess.PIPE, **srun).communicate(timeout=120)
     assert refused == (
         "",
-        "error: SLURM started 4 processes, but this stage is a single one: start it with `dvc repro`\n",
+        "error: SLURM started 4 processes, but this stage is a single one: run `dvc repro` once, as one process; "
+        "`train` starts others itself\n",
     )
 
 

@@ -18,7 +18,7 @@ def refusing(code):
     return fail
 
 
-@pytest.mark.parametrize("code", [None, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [None, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_one_process_at_a_time_has_a_lock_on_any_file_system(code, tmp_path, monkeypatch):
     if code:
         monkeypatch.setattr(fcntl, "flock", refusing(code))
@@ -26,6 +26,7 @@ def test_one_process_at_a_time_has_a_lock_on_any_file_system(code, tmp_path, mon
     first = try_lock(path)
     assert first is not None
     assert try_lock(path) is None
+    assert existing(path).exists() == bool(code)
     first.release()
     assert try_lock(path) is not None
 

@@ -7,7 +7,7 @@ import pytest
 from lightning_fabric.plugins.environments import MPIEnvironment
 
 from stages.errors import InputError
-from stages.ranks import has_own_gpus, is_first_process, join, start_in_slurm
+from stages.ranks import has_own_gpus, is_first_process, join, require_one_process, start_in_slurm
 
 OF_LAUNCHERS = re.compile("SLURM|LOCAL_|GROUP_|MASTER_|TORCHELASTIC|OMPI|PMI|(NODE_)?RANK$|WORLD_SIZE$")
 SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
@@ -115,6 +115,23 @@ def test_mpi_is_asked_through_mpi4py(environment, monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
+        ({"SLURM_STEP_NUM_TASKS": 4}, "launcher apart are wrong: there is no SLURM_STEP_NUM_NODES"),
+        (slurm(0, 0) | {"SLURM_PROCID": ""}, "launcher apart are wrong: .* ''"),
+        (slurm(0, 0) | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, "SLURM started 3,1 processes .* --ntasks-per-node"),
+        (torchrun(0, 0) | {"WORLD_SIZE": "all"}, "launcher apart are wrong: .*'all'"),
+        ({"NODE_RANK": "first"}, "launcher apart are wrong: .*'first'"),
+    ],
+)
+def test_what_a_launcher_has_not_set_is_told(variables, message, environment):
+    environment(variables)
+    for question in (is_first_process, require_one_process, lambda: join(1, 1)):
+        with pytest.raises(InputError, match=message):
+            question()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
         ({}, "there is no MASTER_ADDR and no NODE_RANK"),
         ({"MASTER_ADDR": "first"}, "there is no NODE_RANK"),
         ({"MASTER_ADDR": "first", "NODE_RANK": 2}, "NODE_RANK is 2, but .* it must be less than 2"),
@@ -140,5 +157,9 @@ def test_a_job_has_the_machines_that_the_parameters_say(environment, monkeypatch
     environment(SCRIPT)
     start_in_slurm(2, 2)
     assert {"--nodes=2", "--ntasks=4", "--ntasks-per-node=2"} < set(executed[0])
+    environment({"SLURM_JOB_NUM_NODES": 1})
+    start_in_slurm(4, 1)  # one, which leases its GPUs and starts the others
+    assert {"--nodes=1", "--ntasks=1", "--ntasks-per-node=1"} < set(executed[1])
+    environment(SCRIPT)
     with pytest.raises(InputError, match=r"the SLURM job has 2 machines, but training.num_nodes is 1; set it to 2, or"):
         start_in_slurm(4, 1)

@@ -18,7 +18,7 @@ from stages.errors import InputError
 from stages.evaluation.history import read_history
 from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_csv, write_csv
 from stages.launch import run
-from stages.train import train_model
+from stages.training.fit import train_model
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -3,19 +3,15 @@
 import os
 import platform
 import subprocess
-import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pynvml
 import torch
-from filelock import BaseFileLock
 from threadpoolctl import threadpool_limits
 
 from stages.arithmetic import has_avx2, is_portable
-from stages.locks import try_lock
-from stages.ranks import has_own_gpus, is_first_process
+from stages.ranks import is_first_process
 
 # Of requirements.in, those that decide a byte of some output.
 RESULT_AFFECTING_PACKAGES = (
@@ -38,49 +34,6 @@ RESULT_AFFECTING_PACKAGES = (
 )
 # What a stage's result depends on beside its outputs, which `dvc repro` itself changes.
 SOURCES = ("stages", "data", "params.yaml", "dvc.yaml", "requirements.txt")
-
-
-# Held until this process ends, however it ends.
-_LEASES: list[BaseFileLock] = []
-
-
-def lease_gpus(count: int, wait: bool = True) -> None:
-    """Take `count` GPUs that no other stage on this machine has taken, and see no others from now on.
-
-    So each of the experiments that run side by side, in a queue's workers or in several shells, gets GPUs of its own.
-    Where srun or torchrun has started several processes, each has its GPU already. To be called before anything uses a
-    GPU; what CUDA_VISIBLE_DEVICES names is chosen from, and in a job of SLURM, which counts its GPUs from 0, what no
-    other stage of the job has taken.
-
-    Args:
-        count: how many; more than there are: all.
-        wait: until that many are free; else this process shares those of others.
-    """
-    if _LEASES or has_own_gpus():
-        return
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = (named.split(",") if named else list(map(str, range(1000))))[: torch.cuda.device_count()]
-    said, job = False, os.environ.get("SLURM_JOB_ID", "")
-    while names:
-        leases = {}
-        for name in names:
-            path = Path(tempfile.gettempdir()) / f"skin-lesions-{os.getuid()}-gpu-{job}-{name}.lock"
-            if len(leases) < min(count, len(names)) and (lock := try_lock(path)):
-                leases[name] = lock
-        if len(leases) == min(count, len(names)):
-            _LEASES.extend(leases.values())
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leases)
-            return
-        for lock in leases.values():
-            lock.release()
-        if not wait:
-            return
-        if not said:
-            print(
-                f"other stages use the GPUs of this machine: waiting until {count} of {len(names)} are free", flush=True
-            )
-        said = True
-        time.sleep(1)
 
 
 def set_up_device(cpu_threads: int, deterministic: bool = True) -> torch.device:

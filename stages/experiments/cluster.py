@@ -11,24 +11,30 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import psutil
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError
 
 from stages.errors import InputError, one_line
-from stages.experiments.queue import FAILED, LOST_POLLS, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
+from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
 from stages.experiments.revision import environment_of_programs, run_dvc, run_git
 from stages.files import CHECKPOINTS, replacing
 
 JOBS = Path(".dvc/tmp/jobs")  # a folder of each experiment: its jobs, its clone, their output, and how it ended
 STATE, CLONE = "state", "clone"
-POLL_SECONDS = 10  # each poll takes a second of processor time
+POLL_SECONDS = 15  # each poll takes a second of processor time: it waits for the end of an experiment, or so long
+LOST_SECONDS = 30  # a job that has just ended may have a result that this machine does not see yet
 MAX_SUBMISSIONS = 5  # of an experiment whose jobs end without a result
 SAVE_SECONDS = 60  # for a training to save a checkpoint; SLURM ends the job 90 after its signal
+CANCEL_SECONDS = 300  # until a job that was told to end is no longer waited for: its machine may not answer
+ASKED = 30  # times in a row, before a controller that does not answer ends the sweep
+SEVERAL = ("nodes", "ntasks", "ntasks-per-node", "array")
 
 
 class Experiment:
@@ -50,24 +56,30 @@ class Experiment:
         """Run the experiment, note how it ended, and send what it made to the repository."""
         # scancel tells all processes of the job to end; then this is no result.
         signal.signal(signal.SIGTERM, self._note)
-        clone = self._clone()
         with (self.folder / "log").open("a") as log:
-            # SLURM may send its signal to all processes of the job; it is for `checkpoint`, and would end DVC.
-            environment = {"CHECKPOINT_DIR": str(self.root / CHECKPOINTS)} | environment_of_programs()
-            process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "dvc", "exp", "run", "--name", self.name],
-                cwd=clone, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN),
-                env=environment,
-            )  # fmt: skip
-            failed = process.wait()
+            try:
+                self._run(log)
+            except InputError as error:
+                print(f"error: {error}", file=log)
+                raise
+
+    def _run(self, log: TextIO) -> None:
+        clone = self._clone()
+        # SLURM may send its signal to all processes of the job; it is for `checkpoint`, and would end DVC.
+        checkpoints = self.root / (os.environ.get("CHECKPOINT_DIR") or CHECKPOINTS)
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "dvc", "exp", "run", "--name", self.name],
+            cwd=clone, stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN),
+            env=environment_of_programs() | {"CHECKPOINT_DIR": str(checkpoints)},
+        )  # fmt: skip
+        failed = process.wait()
         if self._told_to_end:
             sys.exit(143)
         if not failed:
             repository = run_git("rev-parse", "--show-toplevel", cwd=self.root)
             run_dvc("exp", "push", "--no-cache", "--force", repository, self.name, cwd=clone)
         _note_end(self.folder, FAILED if failed else SUCCESS, self.name)
-        shutil.rmtree(self.folder / CLONE, ignore_errors=True)
 
     def checkpoint(self) -> DelayedSubmission:
         """Before the time limit or a preemption: have the training save a checkpoint; the job is queued again."""
@@ -111,16 +123,31 @@ class ClusterQueue(ExperimentQueue):
     def __init__(self, jobs: int, options: dict[str, str | bool]) -> None:
         super().__init__(jobs)
         self.place = str(Path.cwd())  # the same for all machines, on any of which the sweep may go on
+        if several := [name for name in options if name.replace("_", "-") in SEVERAL]:
+            raise InputError(
+                f"--slurm {several[0]}: an experiment is one task on one machine; gpus, cpus-per-task and mem say how "
+                "much of it"
+            )
         flags = {"gpus-per-node" if name == "gpus" else name: value for name, value in options.items()}
-        # Those of the user last: they replace what submitit would choose, as 5 minutes.
-        self._parameters = {"stderr_to_stdout": True, "additional_parameters": {"requeue": True, **flags}}
+        # Those of the user last; submitit would choose 5 minutes.
+        flags = {"requeue": True, "time": 60, **flags}
+        # Else the task, which starts all that computes, would be bound to one core.
+        self._parameters = {
+            "stderr_to_stdout": True,
+            "srun_args": ["--cpu-bind=none"],
+            "additional_parameters": flags,
+        }
         if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
             raise InputError(f"--slurm: there is no {missing[0]} here; start the sweep on a machine of the cluster")
-        self._missing: dict[str, int] = {}  # for how many polls the jobs of experiments have been gone
+        self._gone: dict[str, float] = {}  # since when the jobs of experiments have been gone
 
     def status(self) -> tuple[list[Task], int, int]:
         """All experiments, the unfinished ones last; a job that waits for its turn counts as running."""
-        tasks = {task.revision: task for task in super().status()[0]}
+        return self._with_jobs(super().status()[0]), 0, 0
+
+    def _with_jobs(self, listed: list[Task]) -> list[Task]:
+        """All experiments, of those that DVC lists and those that have a job or had one."""
+        tasks = {task.revision: task for task in listed}
         for folder in JOBS.glob("*"):
             revision = folder.name
             if (folder / STATE).exists():
@@ -128,7 +155,7 @@ class ClusterQueue(ExperimentQueue):
                 tasks[revision] = Task(revision, name, state)
             elif revision in tasks and self._jobs(tasks[revision]):
                 tasks[revision] = tasks[revision]._replace(state=RUNNING)
-        return sorted(tasks.values(), key=lambda task: task.unfinished), 0, 0
+        return sorted(tasks.values(), key=lambda task: task.unfinished)
 
     def poll(self) -> list[Task]:
         """Wait, take from DVC's queue what has ended, submit what is queued or was lost, and return all experiments.
@@ -137,22 +164,17 @@ class ClusterQueue(ExperimentQueue):
             InputError: SLURM does not take a job.
             KeyboardInterrupt: the sweep is to end; call `stop`.
         """
-        time.sleep(POLL_SECONDS)
-        if self.stopping:
-            raise KeyboardInterrupt
-        alive, (tasks, _, _) = _jobs_of_user(), self.status()
-        listed = {task.revision for task in super().status()[0]} if any(not task.unfinished for task in tasks) else ()
-        for task in tasks:
-            if not task.unfinished and task.revision in listed:
-                run_dvc("queue", "remove", task.revision)
+        self._wait()
+        self._pause = POLL_SECONDS
+        alive, (listed, _, _) = jobs_of_user(), super().status()
+        tasks = self._with_jobs(listed)
+        if ended := {task.revision for task in tasks if not task.unfinished} & {task.revision for task in listed}:
+            run_dvc("queue", "remove", *ended)
+            self._unfinished -= ended
         running = [task for task in tasks if task.state == RUNNING]
-        self._missing = {
-            task.revision: self._missing.get(task.revision, 0) + 1
-            for task in running
-            if self._jobs(task)[-1] not in alive
-        }
-        # A job that has just ended may have a result that this machine does not see yet.
-        lost = [task for task in running if self._missing.get(task.revision, 0) >= LOST_POLLS]
+        now, gone = time.monotonic(), [task for task in running if self._jobs(task)[-1] not in alive]
+        self._gone = {task.revision: self._gone.get(task.revision, now) for task in gone}
+        lost = [task for task in gone if now - self._gone[task.revision] >= LOST_SECONDS]
         places = self.jobs - len(running)
         for task in [*lost, *[task for task in tasks if task.state == QUEUED][: max(places, 0)]]:
             if len(self._jobs(task)) < MAX_SUBMISSIONS:
@@ -174,6 +196,7 @@ class ClusterQueue(ExperimentQueue):
         self._cancel(running)
         for task in running:
             (JOBS / task.revision / "jobs").unlink()
+            shutil.rmtree(JOBS / task.revision / CLONE, ignore_errors=True)
 
     def log(self, task: Task) -> str:
         """What an experiment's job has printed."""
@@ -185,6 +208,9 @@ class ClusterQueue(ExperimentQueue):
         """Where an experiment runs; None: it does not."""
         root = JOBS / task.revision / CLONE / run_git("rev-parse", "--show-prefix")
         return root if root.is_dir() else None
+
+    def _signs(self) -> list[Path]:
+        return sorted(JOBS.glob(f"*/{STATE}"))
 
     def _jobs(self, task: Task) -> list[str]:
         """The jobs that were submitted for an experiment, the present one last."""
@@ -207,18 +233,29 @@ class ClusterQueue(ExperimentQueue):
         """End jobs, and wait until they have ended."""
         if jobs := {self._jobs(task)[-1] for task in tasks}:
             _slurm("scancel", *jobs)
-        while jobs & _jobs_of_user():
+        end = time.monotonic() + CANCEL_SECONDS
+        while jobs & jobs_of_user() and time.monotonic() < end:
             time.sleep(1)
 
 
 def _note_end(folder: Path, state: str, name: str) -> None:
     with replacing(folder / STATE) as incomplete:
         incomplete.write_text(f"{state} {name}", encoding="utf-8")
+    shutil.rmtree(folder / CLONE, ignore_errors=True)
 
 
-def _jobs_of_user() -> set[str]:
-    """The numbers of all jobs of this user that wait, run, or are ending."""
-    return set(_slurm("squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A").split())
+def jobs_of_user() -> set[str]:
+    """The numbers of all jobs of this user that wait, run, or are ending.
+
+    Raises:
+        InputError: SLURM's controller does not answer for minutes.
+    """
+    command = ("squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A")
+    for _ in range(ASKED - 1):
+        with suppress(InputError):
+            return set(_slurm(*command).split())
+        time.sleep(POLL_SECONDS)
+    return set(_slurm(*command).split())
 
 
 def _slurm(*command: str) -> str:

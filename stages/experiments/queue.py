@@ -22,14 +22,17 @@ from dvc.repo import Repo
 from stages.config import PARAMS
 from stages.errors import InputError
 from stages.experiments.revision import Revision, run_dvc, run_git
-from stages.locks import try_lock
+from stages.locks import hint, try_lock
 
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 # A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
 TASK = re.compile(rf"^([0-9a-f]{{7}}) +(\S+) .*({QUEUED}|{RUNNING}|{SUCCESS}|{FAILED}) *$", re.MULTILINE)
-POLL_SECONDS = 3  # each poll takes a second of processor time
+# Each poll takes a second of processor time: it waits for the end of an experiment's process, or so long; shorter while
+# DVC starts or collects an experiment.
+POLL_SECONDS, SOON_SECONDS = 15, 3
 LOST_POLLS = 3  # an experiment without a process for this many polls is neither being set up nor collected
 START_SECONDS, MAX_STARTS = 20, 3  # until new workers surely answer; how often, if none does
+LOCK = Path(".dvc/tmp/sweep.lock")
 RUN_INFO = Path(".dvc/tmp/exps/run")  # private to DVC: where it notes the number of an experiment's process
 
 
@@ -46,9 +49,10 @@ class Task(NamedTuple):
         return self.state in (QUEUED, RUNNING)
 
     @property
-    def has_process(self) -> bool:
-        """Whether a process runs it: the one with its revision in the command line."""
-        return any(self.revision in " ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
+    def process(self) -> psutil.Process | None:
+        """The process that runs it: the one with its revision in the command line."""
+        processes = psutil.process_iter(["cmdline"])
+        return next((each for each in processes if self.revision in " ".join(each.info["cmdline"] or ())), None)
 
 
 class ExperimentQueue:
@@ -68,6 +72,8 @@ class ExperimentQueue:
         self.jobs, self.stopping = jobs, False
         self.place = f"{platform.node()}:{Path.cwd()}"
         self._unfinished: set[str] = set()
+        self._pause = 0.0  # seconds until the next poll
+        self._running: list[psutil.Process | None] = []
         self._missing: dict[str, int] = {}  # for how many polls running experiments have had no process
         self._started, self._starts = -float(START_SECONDS), 0
         if not Path(".dvc").is_dir():
@@ -80,8 +86,8 @@ class ExperimentQueue:
                 "is the cache's path alone, the cache: `mv .dvc/cache PATH && dvc cache dir --local PATH`"
             )
         Path(".dvc/tmp").mkdir(exist_ok=True)
-        if (lock := try_lock(Path(".dvc/tmp/sweep.lock"))) is None:
-            raise InputError("another sweep runs in this repository; wait for its end")
+        if (lock := try_lock(LOCK)) is None:
+            raise InputError(f"another sweep runs in this repository; wait for its end{hint(LOCK)}")
         self._lock = lock
 
     def __enter__(self) -> "ExperimentQueue":
@@ -135,9 +141,7 @@ class ExperimentQueue:
             InputError: no worker can be started.
             KeyboardInterrupt: the sweep is to end; call `stop`.
         """
-        time.sleep(POLL_SECONDS)
-        if self.stopping:
-            raise KeyboardInterrupt
+        self._wait()
         tasks, active, idle = self.status()
         if lost := self._lost(tasks, active):
             for task in lost:
@@ -153,12 +157,26 @@ class ExperimentQueue:
                 raise InputError("the queue's workers exit at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
             # The workers hold open what it writes to.
             run_dvc("queue", "start", "--jobs", str(self.jobs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._running = [task.process for task in tasks if task.state == RUNNING]
+        settled = None not in self._running and len(self._running) >= min(self.jobs, queued + running)
+        self._pause = POLL_SECONDS if settled else SOON_SECONDS
         return tasks
+
+    def _wait(self) -> None:
+        end, before = time.monotonic() + self._pause, self._signs()
+        while time.monotonic() < end and not self.stopping and self._signs() == before:
+            time.sleep(min(1, self._pause))
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def _signs(self) -> list[Any]:
+        """What changes when an experiment ends."""
+        return [process is not None and process.is_running() for process in self._running]
 
     def _lost(self, tasks: list[Task], active: int) -> list[Task]:
         """The running experiments that have neither process nor worker."""
         running = [task for task in tasks if task.state == RUNNING]
-        gone = [task for task in running if not task.has_process] if len(running) > active else []
+        gone = [task for task in running if task.process is None] if len(running) > active else []
         self._missing = {task.revision: self._missing.get(task.revision, 0) + 1 for task in gone}
         return [task for task in gone if self._missing[task.revision] >= LOST_POLLS]
 
@@ -171,10 +189,9 @@ class ExperimentQueue:
 
     def folder(self, task: Task) -> Path | None:
         """Where an experiment runs; None: it does not."""
-        for process in psutil.process_iter(["cmdline"]):
-            if task.revision in " ".join(process.info["cmdline"] or ()):
-                with suppress(psutil.Error):
-                    return next((Path(child.cwd()) for child in process.children(recursive=True)), None)
+        with suppress(psutil.Error):
+            if process := task.process:
+                return next((Path(child.cwd()) for child in process.children(recursive=True)), None)
         return None
 
     def end(self, task: Task) -> None:
@@ -184,7 +201,7 @@ class ExperimentQueue:
 
     def _end(self, task: Task) -> None:
         """Have DVC interrupt a running experiment, or count it as failed if it has no process."""
-        if not task.has_process:
+        if task.process is None:
             # DVC would interrupt whatever process has that number now, which after a restart may be any.
             for folder in RUN_INFO.glob(f"{task.revision}*"):
                 shutil.rmtree(folder)
@@ -217,7 +234,7 @@ class ExperimentQueue:
             for task in running:
                 ended.add(task.revision)
                 # One without a process is being set up, or its results are being collected.
-                if task in lost or (task.has_process and task.revision not in interrupted):
+                if task in lost or (task.process and task.revision not in interrupted):
                     with suppress(InputError):  # it has just ended
                         self._end(task)
                         interrupted.add(task.revision)

@@ -4,11 +4,13 @@ They lie in a folder that Git ignores and DVC does not know: DVC deletes a stage
 name is a fingerprint of all that the result depends on, so that training never resumes from another run's.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,9 +41,24 @@ _AUGMENTATION = ("augment", "augment_strength", "cutout", "mixup", "cutmix")
 def checkpoint_folder(root: Path) -> Path:
     """Where checkpoints lie: in the folder that CHECKPOINT_DIR names, as on a disk that several machines share.
 
-    Else in the main repository: a queued experiment's own copy is deleted when it fails.
+    Else, and if that is relative, in the main repository: a queued experiment's own copy is deleted when it fails.
     """
-    return Path(os.environ.get("CHECKPOINT_DIR") or Path(os.environ.get("DVC_ROOT", ".")) / root)
+    return Path(os.environ.get("DVC_ROOT", ".")) / (os.environ.get("CHECKPOINT_DIR") or root)
+
+
+def require_writable(folder: Path) -> None:
+    """Create the folder of checkpoints, and check that files can be written there.
+
+    Raises:
+        InputError: they cannot, which would end the training when it saves its first checkpoint.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # there may be space by then
+            reason = f"{error.strerror}); CHECKPOINT_DIR names another folder"
+            raise InputError(f"checkpoints cannot be written in {folder} ({reason}") from None
 
 
 def fingerprint(config: Config, inputs: Iterable[Path]) -> str:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -151,35 +150,3 @@ def test_every_library_computes_with_the_threads_that_are_asked_for():
             assert {pool["num_threads"] for pool in threadpool_info()} == {threads}
     finally:
         hardware.threadpool_limits(max(before.values()))
-
-
-def test_each_stage_leases_gpus_of_its_own_and_waits_where_none_is_free(monkeypatch, capsys, tmp_path):
-    """`seen` is what each of the stages that start one after another sees."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    for name in ("LOCAL_RANK", "SLURM_JOB_ID"):
-        monkeypatch.delenv(name, raising=False)
-    stages, seen = [], []
-
-    def start(count, **options):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-        monkeypatch.setattr(hardware, "_LEASES", [])
-        hardware.lease_gpus(count, **options)
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        stages.append(hardware._LEASES)
-
-    start(1)
-    start(2)
-    start(1, wait=False)  # evaluate shares what there is
-    assert seen == ["2", "5,7", "2,5,7"]
-    monkeypatch.setattr(hardware.time, "sleep", lambda _: [lock.release() for lock in stages[1]])
-    start(2)
-    assert seen[-1] == "5,7"
-    assert "waiting until 2 of 3 are free" in capsys.readouterr().out
-    monkeypatch.setenv("SLURM_JOB_ID", "1")  # which counts its own GPUs from 0
-    start(1)
-    start(1)
-    assert seen[-2:] == ["2", "5"]
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    start(1)
-    assert seen[-1] == "2,5,7"  # its launcher has chosen

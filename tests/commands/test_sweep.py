@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from stages.experiments import queue as queues
 from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
 from stages.experiments.revision import Revision
 from stages.files import PUBLISHED, TRAINING_METRICS
+from tests.slurm import wait_for
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """\
@@ -58,8 +59,8 @@ pathlib.Path("metrics/details.json").write_text(json.dumps({"val": {"metrics": {
 pathlib.Path("models/model.json").write_text(json.dumps({"val_losses": [abs(rate - 0.01)]}))
 """
 
-# One group: each test has workers of its own, and the machine few cores.
-pytestmark = pytest.mark.xdist_group("sweep")
+# One group, for each test has workers of its own, and the machine few cores; that of all tests of SLURM, which is one.
+pytestmark = pytest.mark.xdist_group("slurm")
 
 
 def shell(*command: str) -> str:
@@ -94,8 +95,8 @@ def project(template, params, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("GATE", str(tmp_path / ".dvc/tmp/gate"))
-    monkeypatch.setattr(queues, "POLL_SECONDS", 1)
-    monkeypatch.setattr(cluster, "POLL_SECONDS", 1)
+    for name in ("queue.POLL_SECONDS", "queue.SOON_SECONDS", "cluster.POLL_SECONDS", "cluster.LOST_SECONDS"):
+        monkeypatch.setattr(f"stages.experiments.{name}", 1)
     shell("git", "add", "--all")
     shell("git", "commit", "--quiet", "--message", "pipeline")
     yield tmp_path
@@ -114,13 +115,6 @@ def swept(*options: str) -> object:
 def listed() -> list[Task]:
     """What `dvc queue status` lists."""
     return [Task(*row) for row in queues.TASK.findall(shell("dvc", "queue", "status"))]
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.2)
 
 
 def test_every_combination_runs_and_a_failure_stops_none_of_them(project, capfd):
@@ -166,7 +160,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     wait_for((gate / "0").exists)
     [task] = [task for task in listed() if task.name == "left-1"]
     # What is private to DVC: if it has moved, mend the place that is named.
-    assert task.has_process, "Task.has_process"
+    assert task.process, "Task.process"
     assert list(queues.RUN_INFO.glob(f"{task.revision}*")), "queue.RUN_INFO"
     assert (ExperimentQueue.folder(None, task) / "stage.py").is_file()
     # The worker and all that it runs, as when a machine is restarted.
@@ -188,6 +182,26 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     assert Revision("left-2").parameters["split.test_fold"] == 3
 
 
+def beside(action: Callable[[], None], *options: str) -> object:
+    """Run the command while a thread does something, which must succeed; its exit status, 130 if it was interrupted."""
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGINT)  # the sweep would wait for ever
+            raise
+
+    with ThreadPoolExecutor() as pool:
+        acting = pool.submit(act)
+        try:
+            return swept(*options)
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            acting.result()
+
+
 def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project, slurm, monkeypatch, capfd):
     gate = project / ".dvc/tmp/gate"
     gate.mkdir()
@@ -200,38 +214,31 @@ def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project
         return [(path.read_text().split() or [""])[-1] for path in sorted(cluster.JOBS.glob("*/jobs"))]
 
     def stop() -> None:
-        wait_for(lambda: len(list(gate.iterdir())) == 2)
+        slurm.wait_for(lambda: len(list(gate.iterdir())) == 2)
         os.kill(os.getpid(), signal.SIGINT)
 
     def disturb() -> None:
-        wait_for(lambda: len(list(gate.iterdir())) == 4)  # as many as there are processors
+        slurm.wait_for(lambda: len(list(gate.iterdir())) == 4)  # as many as there are processors
         running = slurm.run("squeue", "--noheader", "--states=RUNNING", "--sort=i", "--format=%A").split()
         slurm.run("scancel", running[0])
         slurm.run("scancel", "--full", "--signal=KILL", running[1])
         slurm.run("scancel", "--signal=USR2", running[2])  # as before the time limit, or a preemption
         slurm.start_soon(running[2])
-        wait_for(lambda: not {*running[:2]} & {*jobs()})  # both are submitted again
+        slurm.wait_for(lambda: not {*running[:2]} & {*jobs()})  # both are submitted again
         shutil.rmtree(gate)
+        slurm.wait_for(lambda: len(list(cluster.JOBS.glob("*/state"))) == 7)
 
     with pytest.raises(InputError, match=r"SLURM does not take wide-\d \(.*invalid partition"):
         sweep.main([*options[:-3], "partition=nowhere"])
-    pool = ThreadPoolExecutor()
-    try:
-        stopping = pool.submit(stop)
-        with pytest.raises(KeyboardInterrupt):
-            sweep.main([*options[:-1], "2"])
-        stopping.result()
-        assert slurm.run("squeue", "--noheader") == ""
-        assert {task.state for task in listed()} == {QUEUED}
-        for file in gate.iterdir():
-            file.unlink()
-        # A failure is told, and stops nothing.
-        shell("dvc", "exp", "run", "--queue", "--name", "high", "-S", "training.learning_rate=2")
-        disturbing = pool.submit(disturb)
-        assert swept(*options) == 1
-        disturbing.result()
-    finally:
-        pool.shutdown(wait=False)
+    assert beside(stop, *options[:-1], "2") == 130
+    assert slurm.run("squeue", "--noheader") == ""
+    assert not list(cluster.JOBS.glob("*/clone"))
+    assert {task.state for task in listed()} == {QUEUED}
+    for file in gate.iterdir():
+        file.unlink()
+    # A failure is told, and stops nothing.
+    shell("dvc", "exp", "run", "--queue", "--name", "high", "-S", "training.learning_rate=2")
+    assert beside(disturb, *options) == 1
     printed = capfd.readouterr().out
     assert "still queued: wide-1, wide-2, wide-3, wide-4, wide-5, wide-6" in printed
     assert printed.count("its job has ended; submitted again") == 2
@@ -272,6 +279,28 @@ def test_without_slurm_there_is_no_sweep_on_it(project, monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="--slurm: there is no sbatch here"):
         sweep.main(["--slurm", "gpus=1"])
+    with pytest.raises(InputError, match="--slurm nodes: an experiment is one task on one machine"):
+        sweep.main(["--slurm", "gpus=1,nodes=2"])
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    program, refuse = tmp_path / "squeue", "#!/bin/sh\necho 'Unable to contact slurm controller' >&2; "
+    program.write_text(f"{refuse}rm {tmp_path}/seen && exit 1; echo 7 8\n")
+    program.chmod(0o755)
+    (tmp_path / "seen").touch()
+    assert cluster.jobs_of_user() == {"7", "8"}
+    program.write_text(f"{refuse}exit 1\n")
+    with pytest.raises(InputError, match=r"squeue fails \(Unable to contact"):
+        cluster.jobs_of_user()
+
+
+def test_a_job_that_cannot_begin_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
+    with pytest.raises(InputError):
+        cluster.Experiment(tmp_path, "", "abc", "name", tmp_path)()
+    assert queues.error_of((tmp_path / "log").read_text()).startswith("error: `git rev-parse")
 
 
 def test_queued_experiments_must_find_their_data(project):
@@ -355,7 +384,7 @@ def test_who_changes_something_needs_a_name(project, tmp_path_factory, monkeypat
     ],
 )
 def test_mistakes_get_a_clear_answer(project, options, message, monkeypatch):
-    monkeypatch.setattr(queues, "POLL_SECONDS", 0)
+    monkeypatch.setattr(queues, "SOON_SECONDS", 0)
     with pytest.raises(InputError, match=message):
         sweep.main(options)
 

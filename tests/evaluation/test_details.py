@@ -11,7 +11,7 @@ from stages.checks import checked
 from stages.errors import InputError
 from stages.evaluation.details import SCHEMA, Details, details_schema, read_details
 from stages.files import DETAILS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_json, write_json
-from stages.train import train_model
+from stages.training.fit import train_model
 from tests.figures.findings import details_of
 
 ROOT = Path(__file__).parents[2]

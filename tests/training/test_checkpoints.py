@@ -13,8 +13,8 @@ import torch
 
 from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
-from stages.train import train_model
-from stages.training.checkpoints import CHECKPOINT, Checkpoints, fingerprint, prune
+from stages.training.checkpoints import CHECKPOINT, Checkpoints, checkpoint_folder, fingerprint, prune
+from stages.training.fit import train_model
 from stages.training.module import SkinLesionClassifier
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +186,17 @@ def test_a_stage_that_is_interrupted_says_what_is_kept_and_goes_on_when_it_is_ru
     assert "interrupted; " in rest
     assert "Traceback" not in rest
     assert "resuming from" in output
+
+
+def test_a_folder_that_takes_no_checkpoints_is_told_before_training(train, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "file/below"))
+    with pytest.raises(InputError, match=r"cannot be written in .*/file/below \(Not a directory\); CHECKPOINT_DIR"):
+        train("a")
+
+
+def test_checkpoints_lie_in_the_main_repository_or_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for named, expected in (("", CHECKPOINTS), ("scratch", "scratch"), (str(tmp_path / "disk"), "disk")):
+        monkeypatch.setenv("CHECKPOINT_DIR", named)
+        assert checkpoint_folder(CHECKPOINTS) == tmp_path / expected

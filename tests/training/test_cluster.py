@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from stages.files import MODELS, PREPARED, SPLIT, TRAINING_METRICS
-from tests.slurm import free_ports, wait_for
+from tests.slurm import free_ports, tail, wait_for
 
 ROOT = Path(__file__).parents[2]
 # So many epochs that there is time to kill it. Dropout draws from the random numbers of each process.
 SLOW = {
     "training.batch_size": 2,
-    "training.max_epochs": 24,
-    "training.early_stopping_patience": 24,
+    "training.max_epochs": 15,
+    "training.early_stopping_patience": 15,
     "training.checkpoint_minutes": 0.0001,
     "model.dropout_rate": 0.5,
 }
-ON_CPUS = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+ON_CPUS = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
 PIPELINE = """\
 stages:
   train:
@@ -53,6 +53,27 @@ def start(tiny, quick, tmp_path_factory):
     return prepare
 
 
+def run(folder, *commands):
+    """Run commands beside each other in a folder; all must succeed."""
+    log = folder / "log"
+    with log.open("w") as output:
+        running = [
+            subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=ON_CPUS, stdout=output, stderr=output)
+            for command in commands
+        ]
+
+    def have_ended():
+        states = [process.poll() for process in running]
+        assert not any(states), log.read_text()
+        return None not in states
+
+    try:
+        wait_for(have_ended, lambda: tail(log))
+    finally:
+        for process in running:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def whole(start):
     """A function that gives what so many processes of one machine write."""
@@ -60,7 +81,7 @@ def whole(start):
     @cache
     def train(processes):
         folder = start(1, processes)
-        subprocess.run([sys.executable, "-m", "stages.train"], cwd=folder, env=os.environ | ON_CPUS, check=True)
+        run(folder, ["stages.train"])
         return written(folder)
 
     return train
@@ -72,14 +93,16 @@ def written(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def has_come_far(log):
+    """A function that says whether a training is at its fourth epoch, as what it prints tells."""
+    return lambda: log.exists() and "epoch 3/" in log.read_text()
+
+
 def test_torchrun_on_two_machines_trains_to_the_bytes_of_one(start, whole):
-    folder, port = start(2, 1), free_ports(1)[0]
-    rendezvous = [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-backend=c10d", "--rdzv-id=1"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *rendezvous]
-    running = [
-        subprocess.Popen([*command, "-m", "stages.train"], cwd=folder, env=os.environ | ON_CPUS) for _ in range(2)
-    ]
-    assert [process.wait(600) for process in running] == [0, 0]
+    folder = start(2, 1)
+    rendezvous = [f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}", "--rdzv-backend=c10d", "--rdzv-id=1"]
+    command = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *rendezvous, "-m", "stages.train"]
+    run(folder, command, command)
     assert written(folder) == whole(2)
 
 
@@ -87,39 +110,39 @@ def test_two_nodes_of_which_one_dies_train_to_the_bytes_of_one_machine(slurm, st
     folder = start(2, 2)
     log = folder / "log"
     options = ["--nodes=2", "--ntasks-per-node=2", "--requeue", "--open-mode=append", f"--output={log}"]
-    job = slurm.run("sbatch", "--parsable", *options, "--wrap=python -m stages.train", cwd=folder).strip()
-    wait_for(lambda: log.exists() and "epoch 5/" in log.read_text())
+    job = slurm.run("sbatch", "--parsable", *options, "--wrap=srun python -m stages.train", cwd=folder).strip()
+    slurm.wait_for(has_come_far(log), log)
     slurm.kill_node("n2")
     slurm.start_node("n2")
     slurm.start_soon(job)
-    wait_for(lambda: slurm.state(job) not in ("PENDING", "RUNNING", "COMPLETING"))
-    assert slurm.state(job) == "COMPLETED", log.read_text()
+    slurm.wait_for_end(job, log)
     assert log.read_text().count("resuming from") == 1
     assert written(folder) == whole(4)
 
 
-def test_a_job_that_is_told_to_end_saves_and_goes_on_to_the_same_bytes(slurm, start, whole, tmp_path):
+def test_a_job_whose_time_is_up_saves_and_goes_on_to_the_same_bytes(slurm, start, whole, tmp_path):
     folder = start(2, 1)
     (folder / ".dvc").rmdir()
     (folder / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     slurm.run("dvc", "init", "--no-scm", "--quiet", cwd=folder)
     log = folder / "log"
-    # On CPUs; a shared disk for checkpoints.
-    options = [
-        "--nodes=2",
-        "--gpus-per-node=0",
-        "--cpus-per-task=1",
-        f"--export=ALL,CHECKPOINT_DIR={tmp_path}",
-        f"--output={log}",
-    ]
+    options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=60", "--signal=B:USR1@60"]
+    options += [f"--export=ALL,CHECKPOINT_DIR={tmp_path}", f"--output={log}"]
     job = slurm.run("sbatch", "--parsable", *options, str(ROOT / "slurm/train.sbatch"), cwd=folder).strip()
-    wait_for(lambda: log.exists() and "epoch 5/" in log.read_text())
+    slurm.wait_for(has_come_far(log), log)
     assert list(tmp_path.iterdir())
-    # As --signal=B:USR1@120 does two minutes before the time limit.
-    slurm.run("scancel", "--signal=USR1", "--batch", job)
-    slurm.start_soon(job)
-    wait_for(lambda: slurm.state(job) not in ("PENDING", "RUNNING", "COMPLETING"))
-    assert slurm.state(job) == "COMPLETED", log.read_text()
+    # SLURM looks every half a minute at whose time is up; meanwhile the training waits, too.
+    training = slurm.processes(SLURM_JOB_ID=job, SLURM_STEP_ID="0")
+    assert len(training) == 2
+    for process in training:
+        process.suspend()
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    expected = whole(2)
+    slurm.wait_for(lambda: "time is nearly up" in log.read_text(), log)
+    for process in training:
+        process.resume()
+    slurm.start_soon(job, "TimeLimit=60")
+    slurm.wait_for_end(job, log)
     assert log.read_text().count("terminated; ") == 1
     assert log.read_text().count("resuming from") == 1
-    assert written(folder) == whole(2)
+    assert written(folder) == expected

@@ -23,7 +23,7 @@ from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.history import read_history
 from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS
-from stages.train import train_model
+from stages.training.fit import train_model
 from stages.training.loggers import DVCLiveLogger, create_loggers
 
 REPOSITORY = Path(__file__).parents[2]

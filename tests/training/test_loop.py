@@ -19,11 +19,11 @@ from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.history import read_history
 from stages.files import MODELS, TRAINING_METRICS
-from stages.train import train_model
 from stages.training import ensemble
 from stages.training.anomaly import add_nonfinite_hooks
 from stages.training.checkpoints import CHECKPOINT
 from stages.training.ensemble import choose_precision, train_member
+from stages.training.fit import train_model
 from stages.training.loop import Fit
 from stages.training.module import SkinLesionClassifier
 from stages.training.processes import start_processes

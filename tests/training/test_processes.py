@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -92,6 +93,19 @@ def test_processes_that_the_parameters_do_not_know_of_train_nothing(workspace, p
     assert (MODELS / "model.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("first_is_killed", [True, False])
+def test_no_process_waits_for_one_that_has_ended_before_they_met(workspace, params, first_is_killed):
+    params(QUICK)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    first = psutil.Popen([sys.executable, "-m", "stages.train"], env=environment, stderr=subprocess.DEVNULL)
+    while not (others := first.children()):
+        assert first.is_running()
+    killed, left = (first, others[0]) if first_is_killed else (others[0], first)
+    killed.kill()
+    _, alive = psutil.wait_procs([left, killed], timeout=60)
+    assert not alive
+
+
 def test_two_processes_train_an_ensemble(workspace, params):
     params(QUICK | {"training.max_epochs": "1", "model.ensemble": "2"})
     said = run_python("-m", "stages.train")
@@ -110,7 +124,7 @@ import torch.distributed
 from stages.config import load_config
 from stages.errors import TerminatedError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
-from stages.train import train_model
+from stages.training.fit import train_model
 from stages.training import loop
 from tests.training.test_resume import Snapshots, at_every_call, one_call_of_each_batch, terminate
 

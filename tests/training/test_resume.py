@@ -21,8 +21,8 @@ import torch
 from stages import training
 from stages.errors import TerminatedError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
-from stages.train import train_model
 from stages.training import ensemble, module, step
+from stages.training.fit import train_model
 
 PACKAGE = str(Path(training.__file__).parent)
 SHORT = {
