@@ -383,8 +383,7 @@ def test_who_changes_something_needs_a_name(project, tmp_path_factory, monkeypat
         (["--optuna", "2", "-S", "a=choice(1,2)", "--storage", "nodb://x"], "--storage nodb://x cannot be used"),
     ],
 )
-def test_mistakes_get_a_clear_answer(project, options, message, monkeypatch):
-    monkeypatch.setattr(queues, "SOON_SECONDS", 0)
+def test_mistakes_get_a_clear_answer(project, options, message):
     with pytest.raises(InputError, match=message):
         sweep.main(options)
 
