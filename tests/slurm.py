@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -114,8 +114,9 @@ class Slurm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes():
-            process.kill()
+        for process in [*self.processes(), *self._steps(NODES)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         for daemon in self._daemons.values():
             daemon.kill()
             daemon.wait()
@@ -133,6 +134,15 @@ class Slurm:
                     found.append(process)
         return found
 
+    def _steps(self, nodes: Sequence[str]) -> list[psutil.Process]:
+        """The daemons of the jobs' steps on some nodes, which hide their environment but write to their node's log."""
+        logs, found = {str(self.folder / f"slurmd-{node}.log") for node in nodes}, []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.name().startswith("slurmstepd") and logs & {file.path for file in process.open_files()}:
+                    found.append(process)
+        return found
+
     def start_node(self, node: str) -> None:
         """Start a node, and wait until it takes jobs."""
         self._start(node, "slurmd", "-D", "-N", node)
@@ -143,8 +153,7 @@ class Slurm:
         """Kill a node and all that runs on it, as a power failure does; the controller is told at once."""
         self._daemons[node].kill()
         self._daemons[node].wait()
-        # What runs on it is known by its parent's working directory; jobs know their node.
-        for process in self.processes(SLURMD_NODENAME=node):
+        for process in [*self._steps([node]), *self.processes(SLURMD_NODENAME=node)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")

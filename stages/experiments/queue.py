@@ -107,6 +107,7 @@ class ExperimentQueue:
             printed = run_dvc("exp", "run", "--queue", *(("--name", name) if name else ()), *options)
         except InputError as error:
             raise InputError(f"cannot queue {' '.join(overrides)} ({error})") from None
+        self._pause = 0
         return re.findall(r"^Queued experiment '(.+)'", printed, re.MULTILINE)
 
     def status(self) -> tuple[list[Task], int, int]:

@@ -300,7 +300,7 @@ def test_a_job_that_cannot_begin_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
     with pytest.raises(InputError):
         cluster.Experiment(tmp_path, "", "abc", "name", tmp_path)()
-    assert queues.error_of((tmp_path / "log").read_text()).startswith("error: `git rev-parse")
+    assert re.match(r"error: `git .*not a git repository", queues.error_of((tmp_path / "log").read_text()))
 
 
 def test_queued_experiments_must_find_their_data(project):
@@ -383,8 +383,7 @@ def test_who_changes_something_needs_a_name(project, tmp_path_factory, monkeypat
         (["--optuna", "2", "-S", "a=choice(1,2)", "--storage", "nodb://x"], "--storage nodb://x cannot be used"),
     ],
 )
-def test_mistakes_get_a_clear_answer(project, options, message, monkeypatch):
-    monkeypatch.setattr(queues, "SOON_SECONDS", 0)
+def test_mistakes_get_a_clear_answer(project, options, message):
     with pytest.raises(InputError, match=message):
         sweep.main(options)
 

@@ -99,17 +99,17 @@ def has_come_far(log):
 
 
 def test_torchrun_on_two_machines_trains_to_the_bytes_of_one(start, whole):
-    folder = start(2, 1)
+    folder = start(2, 2)
     rendezvous = [f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}", "--rdzv-backend=c10d", "--rdzv-id=1"]
-    command = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *rendezvous, "-m", "stages.train"]
+    command = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", *rendezvous, "-m", "stages.train"]
     run(folder, command, command)
-    assert written(folder) == whole(2)
+    assert written(folder) == whole(4)
 
 
 def test_two_nodes_of_which_one_dies_train_to_the_bytes_of_one_machine(slurm, start, whole):
-    folder = start(2, 2)
+    folder = start(2, 1)
     log = folder / "log"
-    options = ["--nodes=2", "--ntasks-per-node=2", "--requeue", "--open-mode=append", f"--output={log}"]
+    options = ["--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append", f"--output={log}"]
     job = slurm.run("sbatch", "--parsable", *options, "--wrap=srun python -m stages.train", cwd=folder).strip()
     slurm.wait_for(has_come_far(log), log)
     slurm.kill_node("n2")
@@ -117,7 +117,7 @@ def test_two_nodes_of_which_one_dies_train_to_the_bytes_of_one_machine(slurm, st
     slurm.start_soon(job)
     slurm.wait_for_end(job, log)
     assert log.read_text().count("resuming from") == 1
-    assert written(folder) == whole(4)
+    assert written(folder) == whole(2)
 
 
 def test_a_job_whose_time_is_up_saves_and_goes_on_to_the_same_bytes(slurm, start, whole, tmp_path):
