@@ -47,8 +47,8 @@ def run(main: Callable[[], None]) -> None:
         if not isinstance(error, InputError):
             raise
         hint = "; make space and run the same command again" if isinstance(error, DiskFullError) else ""
-        # Where DVC runs an experiment in the workspace, not in a folder of its own.
-        if type(error) is InputError and "DVC_EXP_NAME" in os.environ and os.environ.get("DVC_ROOT") == str(Path.cwd()):
+        # In the workspace: experiments of a queue or a cluster run in folders below .dvc, which nobody returns to.
+        if type(error) is InputError and "DVC_EXP_NAME" in os.environ and ".dvc" not in Path.cwd().parts:
             hint = f"\nThe workspace keeps the parameters of an experiment that failed. {WAY_BACK}"
         sys.exit(f"error: {error}{hint}")
 

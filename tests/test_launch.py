@@ -42,6 +42,22 @@ def test_a_mistake_ends_a_command_with_its_message_and_status_1():
         run(mistake)
 
 
+def test_an_experiment_in_a_folder_below_dvc_tells_no_way_back(tmp_path, monkeypatch):
+    """As that of a queue, or of a job on a cluster, whose log its user reads elsewhere."""
+    clone = tmp_path / ".dvc/tmp/jobs/1/clone"
+    clone.mkdir(parents=True)
+    monkeypatch.setenv("DVC_EXP_NAME", "tuned")
+
+    def mistake():
+        raise InputError("wrong")
+
+    for folder, message in ((clone, "^error: wrong$"), (tmp_path, "wrong\n.*`git checkout")):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("DVC_ROOT", str(folder))
+        with pytest.raises(SystemExit, match=message):
+            run(mistake)
+
+
 def test_it_prints_where_the_terminal_lacks_letters(repository):
     assert start(STAGE.replace("ran", "ran …"), PYTHONIOENCODING="ascii").communicate(timeout=60)[0] == "ran ?\n"
 
