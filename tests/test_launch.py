@@ -114,6 +114,17 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path):
         run(tmp_path.read_bytes)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_file_that_may_not_be_written_is_named(number):
+    """As in a container that has its repository read-only."""
+
+    def write():
+        raise OSError(number, os.strerror(number), ".dvc/tmp/sweep.lock")
+
+    with pytest.raises(SystemExit, match=r"^error: \.dvc/tmp/sweep\.lock may not be read or written here \("):
+        run(write)
+
+
 def test_a_stage_that_was_killed_does_not_block_the_next(repository):
     killed = start(STAGE.replace("print('ran')", "(print('on', flush=True), __import__('time').sleep(60))"))
     assert killed.stdout.readline() == "on\n"

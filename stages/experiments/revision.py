@@ -295,7 +295,8 @@ class Revision:
         try:
             return checked(parse_yaml(self.read(path) or b"") or {}, kind)
         except ValueError as error:
-            raise regenerate(f"{self.name}:{path.as_posix()}: {error}") from None
+            problem = f"{self.name}:{path.as_posix()}: {error}"
+            raise (InputError(problem) if path == PARAMS else regenerate(problem)) from None  # only people write it
 
 
 def _open(name: str) -> tuple[str, Any]:

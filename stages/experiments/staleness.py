@@ -1,7 +1,7 @@
 """Whether results are of the code beside them: what dvc.lock says of each stage, against what is there."""
 
 import hashlib
-from stat import S_ISLNK
+from stat import S_IFLNK, S_IFMT
 from typing import Any
 
 from dvc.exceptions import DvcException, NotDvcRepoError
@@ -13,6 +13,7 @@ from dvc_data.hashfile.tree import Tree
 
 from stages.errors import InputError, one_line
 
+_SUBMODULE = 0o160000  # the mode of one in Git
 _NOT_HERE = ("deleted", "not in cache")  # as all data are where nothing was pulled
 
 
@@ -60,7 +61,7 @@ def stale_stages(repo: Repo | None = None) -> dict[str, list[str]]:
 def _differences(repo: Repo, stage: Any) -> list[str]:
     found = ["cmd"] if stage.changed_stage() else []
     for item in (*stage.deps, *stage.outs):
-        if isinstance(repo.fs, GitFileSystem) and _follows_link(repo.fs, item.fs_path):
+        if isinstance(repo.fs, GitFileSystem) and _leads_elsewhere(repo.fs, item.fs_path):
             states = []
         elif isinstance(repo.fs, GitFileSystem) and repo.fs.isdir(item.fs_path):
             states = ["modified"] if _hash_of_folder(repo, item.fs_path) != item.hash_info else []
@@ -74,9 +75,10 @@ def _differences(repo: Repo, stage: Any) -> list[str]:
     return found
 
 
-def _follows_link(fs: GitFileSystem, path: str) -> bool:
-    """Whether a path of a commit is, is below or holds a symbolic link: DVC hashes what that leads to on the disk."""
-    return any(fs.exists(each) and S_ISLNK(fs.info(each)["mode"]) for each in (*fs.parents(path), *fs.find(path)))
+def _leads_elsewhere(fs: GitFileSystem, path: str) -> bool:
+    """Whether a path of a commit is, is below or holds a symbolic link or submodule: DVC hashes what is on the disk."""
+    there = [each for each in (*fs.parents(path), *fs.find(path)) if fs.exists(each)]
+    return any(S_IFMT(fs.info(each)["mode"]) in (S_IFLNK, _SUBMODULE) for each in there)
 
 
 def _may_lack(repo: Repo, item: Any) -> bool:

@@ -51,7 +51,9 @@ def test_results_are_stale_after_any_change_of_what_they_come_from(pipeline):
     Path("link").symlink_to(Path("../elsewhere").resolve())
     with Path(".gitignore").open("a") as file:
         file.write("/data/mine\n")
-    stage = "deps: [code, stage.py, data/given, data/mine, ../elsewhere, link]\n    params: [rate]"
+    git("init", "--quiet", "module")
+    git("-C", "module", "commit", "--quiet", "--allow-empty", "--message", "a submodule")
+    stage = "deps: [code, stage.py, data/given, data/mine, ../elsewhere, link, module]\n    params: [rate]"
     replace("dvc.yaml", "deps: [stage.py, data/given]", stage)
     Path("sub/dvc.yaml").write_text("stages:\n  compute: {cmd: echo, deps: [x.txt]}\n")
     with Repo() as repo:

@@ -153,6 +153,13 @@ def test_a_damaged_file_is_named_as_git_names_it(repository):
         main(["strong"])
 
 
+def test_parameters_that_are_damaged_are_not_to_be_made_by_a_run(repository):
+    Path("params.yaml").write_text("a: [\n")
+    with pytest.raises(InputError, match=r"^workspace:params\.yaml: ") as caught:
+        main(["strong"])
+    assert "dvc repro" not in str(caught.value)
+
+
 def test_of_two_and_seven_classes_there_is_no_confusion_matrix(repository):
     details = json.loads(PUBLISHED[DETAILS].read_text())
     write_json(PUBLISHED[DETAILS], details | {"classes": ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]})
