@@ -113,7 +113,7 @@ def test_what_a_partial_clone_lacks_is_fetched_before_it_is_read(history, tmp_pa
 
 
 def test_a_commit_is_verified_whatever_the_path_and_peoples_settings(pipeline, tmp_path, capsys, monkeypatch):
-    place = tmp_path / "Läsion's [b] {c} %20 #"
+    place = tmp_path / "Läsion's [b] {c} %20 # "
     pipeline.rename(place)
     monkeypatch.chdir(place)
     hooks = tmp_path / "hooks"
