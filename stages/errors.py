@@ -47,10 +47,11 @@ def no_space(error: BaseException | None) -> OSError | None:
 def printable(text: object) -> str:
     """`text` with line breaks, other control characters and undecodable bytes as their escapes.
 
-    For what comes from a file, a table or an archive: it breaks no line and moves no terminal's cursor.
+    For what comes from a file, a table or an archive: it breaks no line, moves no terminal's cursor, and turns no text
+    around, as the marks of right-to-left scripts can.
     """
     return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
+        r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
         lambda match: match[0].encode("unicode_escape").decode(),
         str(text),
     )

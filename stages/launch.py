@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import errno
 import gc
 import getpass
 import io
@@ -25,7 +26,7 @@ WAY_BACK = (
 def run(main: Callable[[], None]) -> None:
     """Run a stage or command: an `InputError` ends it with its message and exit status 1, without a traceback.
 
-    So does a full disk; `stages.files.replacing` names the file.
+    So does a full disk; `stages.files.replacing` names the file. So do files that this user may not read or write.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -44,11 +45,13 @@ def run(main: Callable[[], None]) -> None:
         full = no_space(error)
         if full is not None and not isinstance(error, InputError):
             error = DiskFullError(full.filename or "a file", full.strerror)
+        elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            error = InputError(f"{error.filename or 'a file'} may not be read or written here ({error.strerror})")
         if not isinstance(error, InputError):
             raise
         hint = "; make space and run the same command again" if isinstance(error, DiskFullError) else ""
-        # Where DVC runs an experiment in the workspace, not in a folder of its own.
-        if type(error) is InputError and "DVC_EXP_NAME" in os.environ and os.environ.get("DVC_ROOT") == str(Path.cwd()):
+        # In the workspace: experiments of a queue or a cluster run in folders below .dvc, which nobody returns to.
+        if type(error) is InputError and "DVC_EXP_NAME" in os.environ and ".dvc" not in Path.cwd().parts:
             hint = f"\nThe workspace keeps the parameters of an experiment that failed. {WAY_BACK}"
         sys.exit(f"error: {error}{hint}")
 

@@ -85,6 +85,11 @@ def in_order(metrics: dict) -> list[tuple[str, Metric, dict]]:
     return [(name, METRICS[name], metrics[name]) for name in sorted(metrics, key=list(METRICS).index)]
 
 
+def shortened(text: str, length: int) -> str:
+    """`text`, of which no more is shown than so many letters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def escape_markdown(text: object) -> str:
     """`text` on one line that means nothing in Markdown or HTML, inside a table too: a branch may be called <b>."""
     return "".join(f"\\{character}" if character in r"\`*_[]<>|#&~" else character for character in printable(text))

@@ -352,7 +352,7 @@ HELD = {
 def test_what_a_revision_holds_is_looked_at_before_a_report_quotes_it(tmp_path, monkeypatch, spoilt):
     monkeypatch.chdir(tmp_path)
     # What the many reports of this test do not ask of a repository.
-    monkeypatch.setattr(Revision, "stale_stages", [])
+    monkeypatch.setattr(Revision, "stale_stages", {})
     monkeypatch.setattr(report, "run_git", lambda *_: "")
     shutil.copy(Path(__file__).parents[1] / "params.yaml", "params.yaml")
     for path, content in HELD.items():

@@ -42,6 +42,22 @@ def test_a_mistake_ends_a_command_with_its_message_and_status_1():
         run(mistake)
 
 
+def test_an_experiment_in_a_folder_below_dvc_tells_no_way_back(tmp_path, monkeypatch):
+    """As that of a queue, or of a job on a cluster, whose log its user reads elsewhere."""
+    clone = tmp_path / ".dvc/tmp/jobs/1/clone"
+    clone.mkdir(parents=True)
+    monkeypatch.setenv("DVC_EXP_NAME", "tuned")
+
+    def mistake():
+        raise InputError("wrong")
+
+    for folder, message in ((clone, "^error: wrong$"), (tmp_path, "wrong\n.*`git checkout")):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("DVC_ROOT", str(folder))
+        with pytest.raises(SystemExit, match=message):
+            run(mistake)
+
+
 def test_it_prints_where_the_terminal_lacks_letters(repository):
     assert start(STAGE.replace("ran", "ran …"), PYTHONIOENCODING="ascii").communicate(timeout=60)[0] == "ran ?\n"
 
@@ -96,6 +112,17 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path):
         run(fill)
     with pytest.raises(IsADirectoryError):
         run(tmp_path.read_bytes)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_file_that_may_not_be_written_is_named(number):
+    """As in a container that has its repository read-only."""
+
+    def write():
+        raise OSError(number, os.strerror(number), ".dvc/tmp/sweep.lock")
+
+    with pytest.raises(SystemExit, match=r"^error: \.dvc/tmp/sweep\.lock may not be read or written here \("):
+        run(write)
 
 
 def test_a_stage_that_was_killed_does_not_block_the_next(repository):

@@ -58,6 +58,10 @@ def test_the_pipeline_of_gitlab_follows_the_schema():
     check("check_jsonschema", *schema, str(ROOT / ".gitlab-ci.yml"))
 
 
+def test_a_merge_queue_does_not_wait_for_checks_that_never_start():
+    assert {"push", "pull_request", "merge_group"} == load(ROOT / ".github/workflows/tests.yml")["on"].keys()
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_actions_are_pinned_by_commit_with_their_version(path):
     uses = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))

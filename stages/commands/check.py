@@ -20,9 +20,8 @@ def find_problems() -> list[str]:
     from stages.experiments.staleness import stale_stages
 
     problems = [
-        f"stage {name} would run again: dvc.lock is not of this code and these parameters; "
-        "`dvc repro` and commit dvc.lock"
-        for name in stale_stages()
+        f"stage {name} would run again: dvc.lock has another {', '.join(differing)}; `dvc repro` and commit dvc.lock"
+        for name, differing in stale_stages().items()
     ]
     if not has_remote():
         print("no DVC remote is configured (`dvc remote add -d storage s3://…`): outputs were not checked")

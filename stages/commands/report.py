@@ -5,6 +5,7 @@ or remote. Where these are not available, the report says so and shows the rest.
 """
 
 from pathlib import Path
+from urllib.parse import quote
 
 from stages.command_line import new_parser, print_text, writing
 from stages.errors import InputError
@@ -31,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("report.md"), metavar="FILE", help="default: report.md")
     parser.add_argument("--no-ids", action="store_true", help="name no images: their ids may be private")
     args = parser.parse_args(argv)
-    if args.output.is_dir():
-        raise InputError(f"--output {args.output} is a folder; name the Markdown file to write")
+    if args.output.exists() and not args.output.is_file():  # as /dev/null, which would be replaced
+        raise InputError(f"--output {args.output} is not a file; name the Markdown file to write")
     from stages.experiments.report import draw_pictures, render_report
     from stages.experiments.revision import Revision, has_remote
     from stages.figures.style import save
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     revisions = Revision(args.base), Revision(args.new)
     folder = args.output.with_name(f"{args.output.stem}_pictures")
     figures = draw_pictures(*revisions)
-    places = {name: f"{folder.name}/{name}.png" for name in figures}
+    places = {name: f"{quote(folder.name)}/{name}.png" for name in figures}
     text = render_report(*revisions, has_remote(), places, ids=not args.no_ids)
     with writing("--output", args.output):
         for name, figure in figures.items():

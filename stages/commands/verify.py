@@ -82,19 +82,26 @@ def verify_revision(name: str) -> Verification:
         graph = revision.run_dvc("dag", "--dot", cwd=clone)
         for data in sorted(set(re.findall(r'"(.+)\.dvc" ->', graph))):
             committed.copy(Path(data), clone / data)
+        (clone / revision.LOCK).unlink()  # what stays in it of stages that are no more, nobody makes
         command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache", "dvc.yaml"]
         if subprocess.run(command, cwd=clone, env=revision.environment_of_programs(), stdout=2, check=False).returncode:  # noqa: S603
             raise InputError(f"a stage of {name} fails here; what it printed is above")
         made = revision.Revision(revision.WORKSPACE, clone)
         # Not what the clone's training wrote: it keeps the commit's, if the weights are the same.
         differences = revision.environment_differences(committed.environment, describe_environment())
+        stale = [
+            f"{stage}: {item}"
+            for stage, differing in committed.stale_stages.items()
+            for item in differing
+            if item not in committed.outputs
+        ]
         return Verification(
             committed.commit,
             dict(_compare(committed, made)),
             _largest_difference(committed.metrics, made.metrics),
             differences if committed.environment else None,
             sorted(differences.keys() & describe_hardware().keys()) if committed.environment else [],
-            _stale(committed, made),
+            stale,
         )
 
 
@@ -118,7 +125,7 @@ def _clone(commit: str) -> Iterator[Path]:
 def _compare(committed: "Revision", made: "Revision") -> Iterator[tuple[str, str]]:
     """What became of each file of each output, in their order."""
     for out in sorted(committed.outputs | made.outputs):
-        then, now = committed.hashes(out), made.hashes(out)
+        then, now = committed.hashes(out), made.hashes(out) if out in made.outputs else {}
         hashes = committed.outputs.get(out), made.outputs.get(out)
         if not then:  # neither in DVC's cache nor on its remote, or not in the commit at all
             then, now = ({out: digest} if digest else {} for digest in hashes)
@@ -136,23 +143,6 @@ def _largest_difference(then: dict[str, float | None], now: dict[str, float | No
     gaps = [0.0 if one == other else abs(one - other) for one, other in pairs if one is not None and other is not None]
     unknown = sum(one is None and other is None for one, other in pairs)
     return max(gaps) if gaps and then.keys() == now.keys() and len(gaps) + unknown == len(then) else None
-
-
-def _stale(committed: "Revision", made: "Revision") -> list[str]:
-    """Inputs that differ from those in dvc.lock: code and data that no stage makes, parameters and commands."""
-
-    def inputs(revision: "Revision") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, stage in revision.stages.items():
-            found[f"{name}: cmd"] = stage.get("cmd")
-            deps = (dep["path"] for dep in stage.get("deps", []))
-            found |= {f"{name}: {dep}": revision.sources[dep] for dep in deps if dep in revision.sources}
-            for parameters in stage.get("params", {}).values():
-                found |= {f"{name}: {key}": value for key, value in parameters.items()}
-        return found
-
-    one, other = inputs(committed), inputs(made)
-    return sorted(key for key in one | other if one.get(key) != other.get(key))
 
 
 def render_text(result: Verification, tolerance: float | None, uncommitted: list[str]) -> tuple[str, bool]:

@@ -1,7 +1,7 @@
 """Two revisions compared by their predictions of the same test images, and the words and tables for it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from threadpoolctl import threadpool_limits
 
@@ -9,7 +9,7 @@ from stages.config import Config
 from stages.errors import InputError, one_line
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.experiments.revision import Revision, differing_parameters
-from stages.reporting import ATTRIBUTES, METRICS, MISSING, code, in_order, markdown_table, signed, text_table
+from stages.reporting import ATTRIBUTES, METRICS, MISSING, code, in_order, markdown_table, shortened, signed, text_table
 
 LISTED = 10  # images that a line names; --json has all
 LONGEST = 30  # letters of a revision's name
@@ -47,7 +47,7 @@ def compare_revisions(base: Revision, new: Revision, config: Config, *, ids: boo
         )
     tables = [side.table.sort_values("image_id", ignore_index=True) for side in sides]
     identical = tables[0].equals(tables[1]) and base.threshold == new.threshold
-    stale = {"base": base.stale_stages, "new": new.stale_stages}
+    stale = {"base": list(base.stale_stages), "new": list(new.stale_stages)}
     return {"base": base.name, "new": new.name, "stale": stale, "identical": identical, **result}
 
 
@@ -67,10 +67,10 @@ def short_name(revision: str) -> str:
     """The name of a revision for the head of a table, which a whole hash or a long name would make too wide."""
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision[:7]
-    return revision if len(revision) <= LONGEST else f"{revision[: LONGEST - 1]}…"
+    return shortened(revision, LONGEST)
 
 
-def warn_of_stale_results(names: Sequence[str], stages: Sequence[Sequence[str]]) -> str:
+def warn_of_stale_results(names: Sequence[str], stages: Sequence[Iterable[str]]) -> str:
     """One line on those whose results are not of their code; empty if there are none.
 
     Args:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from dvc.repo import Repo
 
 from stages.config import PARAMS
 from stages.errors import InputError
 from stages.experiments.revision import Revision, run_dvc, run_git
+from stages.experiments.staleness import open_repository
 from stages.locks import hint, try_lock
 
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
@@ -79,7 +79,7 @@ class ExperimentQueue:
         if not Path(".dvc").is_dir():
             raise InputError("this is not the root of a DVC repository; run from there")
         # DVC takes its own folder for a URL and a format, and writes the path of its cache as ASCII.
-        self.cache = cache = Repo().cache.local_cache_dir
+        self.cache = cache = open_repository().cache.local_cache_dir
         if unfit := re.search(r"[#%?{}]", str(Path.cwd())) or re.search(r"[^ -~]", cache):
             raise InputError(
                 f"DVC cannot queue experiments here: {unfit.string} has a {unfit[0]!r}; move the repository, or, if it "

@@ -11,11 +11,11 @@ from stages.errors import InputError, one_line
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
 from stages.experiments.revision import Revision, differing_parameters, environment_differences, run_git
 from stages.figures.revisions import draw_confusion, draw_curves
-from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, signed
+from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, shortened, signed
 
 COSTS = {"training_seconds": "training [s]", "training_images_per_second": "training speed [images/s]"}
-SHOWN = 60  # letters of a parameter's value
-ROWS = 100  # of a table: a comment on GitHub has at most 65,536 letters
+SHOWN, LONGEST_ERROR = 60, 1000  # letters of a parameter's value, and of the reason that there is no comparison
+LONGEST = 12_000  # letters of each of the five parts: a comment on GitHub has at most 65,536
 NO_METRICS = "Neither revision has metrics in Git."
 NO_REMOTE = (
     "No DVC remote is configured (`dvc remote add -d storage s3://…`): what Git does not have comes from the cache of "
@@ -70,25 +70,29 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
     # Two per line; without a table a wide screen would show each as wide as it is.
     lines = [[*links[start : start + 2], ""][:2] for start in range(0, len(links), 2)]
     sections = {
-        "Parameters": _parameters(parameters, names),
+        "Parameters": markdown_table([["parameter", *names], *parameters]) if parameters else "No parameter changed.",
         # The workflows leave this out where pictures cannot be shown: from this heading to the next.
         "Curves": markdown_table([["", ""], *lines]) if lines else "No curve is in Git in both revisions.",
         "Data": _data(base, new, names),
         "Cost": _cost(base, new, names),
     }
-    blocks = [comparison, f"{commits}.\n"] + ([] if remote else [f"{NO_REMOTE}\n"])
-    return "\n".join(blocks + [f"### {title}\n\n{content}\n" for title, content in sections.items()])
+    blocks = [_shortened(comparison), f"{commits}.\n"] + ([] if remote else [f"{NO_REMOTE}\n"])
+    return "\n".join(blocks + [f"### {title}\n\n{_shortened(content)}\n" for title, content in sections.items()])
 
 
-def _parameters(rows: list[list[str]], names: list[str]) -> str:
-    more = f"\n\n{len(rows) - ROWS} more parameters changed." if rows[ROWS:] else ""
-    return markdown_table([["parameter", *names], *rows[:ROWS]]) + more if rows else "No parameter changed."
+def _shortened(block: str) -> str:
+    """A part of the report without the lines, as rows of a table, that are too many for a comment."""
+    if len(block) <= LONGEST:
+        return block
+    kept, _, _ = block[:LONGEST].rpartition("\n")
+    lines = block.count("\n") - kept.count("\n")
+    return f"{kept}\n\n… and {lines} more lines.\n"
 
 
 def _commit(revision: Revision) -> str:
     if revision.commit:
         return revision.commit[:7]
-    changed = run_git("status", "--porcelain", "--untracked-files=no")
+    changed = run_git("status", "--porcelain", "--untracked-files=no", "--", ".")
     return run_git("rev-parse", "--short=7", "HEAD") + (" and what is not committed" if changed else "")
 
 
@@ -107,12 +111,13 @@ def _not_compared(base: Revision, new: Revision, names: list[str], error: InputE
             summary = summary or f"; {title} {values[0]:.3f} → {values[1]:.3f}"
         rows.append([title, estimate(before), estimate(after), difference])
     table = markdown_table([[f"metric{kind}", *names, "difference"], *rows]) if rows else NO_METRICS
-    return f"**{' → '.join(names)}: not compared{summary}**\n\nWhy: {code(one_line(error))}\n\n{table}\n"
+    reason = code(shortened(one_line(error), LONGEST_ERROR))
+    return f"**{' → '.join(names)}: not compared{summary}**\n\nWhy: {reason}\n\n{table}\n"
 
 
 def _value(value: object) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return code(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")
+    return code(shortened(text, SHOWN))
 
 
 def _data(base: Revision, new: Revision, names: list[str]) -> str:

@@ -28,7 +28,7 @@ from stages.config import PARAMS, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, one_line, regenerate
 from stages.evaluation.predictions import Predictions, read_predictions
-from stages.experiments.staleness import stale_stages
+from stages.experiments.staleness import open_repository, stale_stages
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
@@ -119,12 +119,8 @@ class Revision:
             raise InputError("the name of a revision is empty; name a commit, branch, tag or experiment")
         try:
             self.commit, self._files = _open(name)
-        except RevError:
-            raise InputError(
-                f"{name!r} is not a commit, branch, tag or experiment here; if it is one elsewhere, `git fetch` it"
-            ) from None
         except (DvcException, SCMError) as error:
-            raise InputError(f"{one_line(error).rstrip('.')}; run from the root of the repository") from None
+            raise InputError(one_line(error)) from None
 
     def read(self, path: Path) -> bytes | None:
         """The content of a file; None if the revision has none of this name."""
@@ -220,9 +216,9 @@ class Revision:
         return {out["path"]: out.get("md5", "") for stage in self.stages.values() for out in stage.get("outs", [])}
 
     @cached_property
-    def stale_stages(self) -> list[str]:
-        """The stages that would run again: the results are not of this code, these parameters and data."""
-        return stale_stages(self._files and self._files.repo) if self.stages else []
+    def stale_stages(self) -> dict[str, list[str]]:
+        """`stale_stages`, if there are results: they are not of this code, these parameters and data."""
+        return stale_stages(self._files and self._files.repo) if self.stages or self.estimates else {}
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -299,15 +295,16 @@ class Revision:
         try:
             return checked(parse_yaml(self.read(path) or b"") or {}, kind)
         except ValueError as error:
-            raise regenerate(f"{self.name}:{path.as_posix()}: {error}") from None
+            problem = f"{self.name}:{path.as_posix()}: {error}"
+            raise (InputError(problem) if path == PARAMS else regenerate(problem)) from None  # only people write it
 
 
 def _open(name: str) -> tuple[str, Any]:
     """The hash of a commit, and its files as a `DVCFileSystem` that starts at the working directory's place in it."""
     top = run_git("rev-parse", "--show-toplevel")  # Git itself says best what is wrong with a repository
-    here = Repo()
+    here = open_repository()
     scm: Any = here.scm
-    commit = resolve_rev(scm, name)
+    commit = _commit_of(scm, name)
     root = Path(here.root_dir).resolve()
     if root != Path.cwd():
         raise InputError(f"this is a folder of the repository in {root}; run from there")
@@ -320,7 +317,7 @@ def _open(name: str) -> tuple[str, Any]:
             f"DVC cannot read Git's index here ({one_line(error)}); write it anew: `git config core.splitIndex false "
             "&& git update-index --no-split-index`, or `git sparse-checkout reapply --no-sparse-index`"
         ) from None
-    _fetch_missing(commit)
+    _require_files(commit)
     git = GitFileSystem(scm=scm, rev=commit)
     if not git.isdir(f"{place}/{Repo.DVC_DIR}"):
         raise InputError(f"{name} is from before DVC, or from before the project moved here: it has no {place}/.dvc")
@@ -329,12 +326,29 @@ def _open(name: str) -> tuple[str, Any]:
     return commit, DVCFileSystem(Repo(place or "/", fs=git, scm=scm, config=storage))
 
 
-def _fetch_missing(*commits: str) -> None:
-    """Have Git fetch what a partial clone (`--filter=blob:none`) lacks of commits: DVC would wait for it for ever."""
-    if any(name.endswith(".promisor") for name in run_git("config", "--list", "--name-only").split()):
-        empty = run_git("hash-object", "-t", "tree", os.devnull)
-        for commit in commits:  # all files at once, where reading each would fetch it alone
-            run_git("diff", "--shortstat", empty, commit, "--", ".")
+def _commit_of(scm: Any, name: str) -> str:
+    problem = f"{name!r} is not a commit, branch, tag or experiment here; if it is one elsewhere, `git fetch` it"
+    try:
+        # A name of Git's may stand for a file or folder, too.
+        return run_git("rev-parse", "--verify", "--quiet", resolve_rev(scm, name) + "^{commit}")
+    except RevError as error:
+        if "ambiguous" in str(error):
+            problem = (
+                f"{name!r} names several; give the hash of one, as `git for-each-ref refs/exps` has of experiments"
+            )
+    except (InputError, OSError, ValueError):  # pygit2's, of a name that is too long or no text
+        pass
+    raise InputError(problem)
+
+
+def _require_files(*commits: str) -> None:
+    """Have Git read all files of commits: for one that is damaged or not here DVC would wait for ever.
+
+    A partial clone (`--filter=blob:none`) fetches what it lacks, all at once, where reading each would fetch it alone.
+    """
+    empty = run_git("hash-object", "-t", "tree", os.devnull)
+    for commit in commits:
+        run_git("diff", "--shortstat", empty, commit, "--", ".")
 
 
 def _md5(content: bytes) -> str:
@@ -371,7 +385,7 @@ def has_remote() -> bool:
 def list_experiments() -> tuple[list[str], list[str]]:
     """The names of HEAD's experiments, and of those in the queue that failed and were not run since."""
     names: dict[str, set[str]] = {"success": set(), "failed": set()}
-    _fetch_missing("HEAD", *run_git("for-each-ref", "--format=%(refname)", "refs/exps").split())
+    _require_files("HEAD", *run_git("for-each-ref", "--format=%(refname)", "refs/exps").split())
     for commit in json.loads(run_dvc("exp", "show", "--json", "--hide-workspace", "--hide-queued")):
         for experiment in commit["experiments"] or []:
             # One that did not come from the queue has no executor.
@@ -383,7 +397,7 @@ def list_experiments() -> tuple[list[str], list[str]]:
 def run_git(*arguments: str, **options: Any) -> str:
     """What a command of Git prints; arguments and errors as for `run_dvc`."""
     # Hooks, as those of `core.hooksPath` for all repositories, are for what people do.
-    return _printed_by(["git", "-c", f"core.hooksPath={os.devnull}", *arguments], **options).rstrip()
+    return _printed_by(["git", "-c", f"core.hooksPath={os.devnull}", *arguments], **options).removesuffix("\n")
 
 
 def run_dvc(*arguments: str, **options: Any) -> str:
@@ -408,7 +422,10 @@ def _printed_by(command: list[str], **options: Any) -> str:
         "encoding": "utf-8",
         "errors": "surrogateescape",
     }
-    done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
+    try:
+        done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {error.filename} here; install it") from None
     if done.returncode:
         # Git says on standard output which files an unfinished merge has left.
         _, _, message = (done.stderr or done.stdout or "").rpartition("ERROR: ")
@@ -421,7 +438,8 @@ def _printed_by(command: list[str], **options: Any) -> str:
 
 def environment_of_programs() -> dict[str, str]:
     """What programs are started with: they must not look at a repository that `git` or `dvc` have called this from."""
-    others = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "DVC_ROOT", "DVC_STAGE"}
+    others = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"}
+    others |= {"DVC_ROOT", "DVC_STAGE"}
     kept = {name: value for name, value in os.environ.items() if name not in others}
     return kept | {
         # Workers run `dvc`, and stages `python`: both must be those of this interpreter.

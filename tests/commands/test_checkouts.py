@@ -70,7 +70,7 @@ def test_a_project_below_the_root_is_verified_and_checked(pipeline, below, capsy
     with pytest.raises(SystemExit, match=r"model\.json is not on the remote") as ended:
         check.main([])
     assert "would run" not in str(ended.value)
-    assert Revision("HEAD").stale_stages == []
+    assert Revision("HEAD").stale_stages == {}
 
 
 def test_what_is_not_found_is_an_error_and_not_what_did_not_change(repository, below, monkeypatch):
@@ -113,7 +113,7 @@ def test_what_a_partial_clone_lacks_is_fetched_before_it_is_read(history, tmp_pa
 
 
 def test_a_commit_is_verified_whatever_the_path_and_peoples_settings(pipeline, tmp_path, capsys, monkeypatch):
-    place = tmp_path / "Läsion's [b] {c} %20 #"
+    place = tmp_path / "Läsion's [b] {c} %20 # "
     pipeline.rename(place)
     monkeypatch.chdir(place)
     hooks = tmp_path / "hooks"
@@ -159,6 +159,61 @@ def test_a_cache_may_be_at_a_relative_path(repository):
 def test_another_users_repository_is_refused_with_gits_advice(repository, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(InputError, match=r"dubious ownership .* git config --global --add safe\.directory"):
+        Revision("strong")
+
+
+def test_a_file_that_git_has_lost_is_an_error(repository):
+    """DVC would wait for it for ever."""
+    name = git("rev-parse", "strong:metrics/predictions.csv").strip()
+    Path(".git/objects", name[:2], name[2:]).unlink()
+    with pytest.raises(InputError, match=f"unable to read {name}"):
+        Revision("strong")
+
+
+@pytest.mark.parametrize("name", ["HEAD^{tree}", "HEAD:params.yaml", "\udce9", "x" * 5000], ids=ascii)
+def test_what_is_no_commit_is_said_to_be_none(repository, name):
+    with pytest.raises(InputError, match="is not a commit, branch, tag or experiment here"):
+        Revision(name)
+
+
+def test_an_experiment_of_two_commits_is_asked_for_by_its_hash(repository):
+    for branch in ("weak", "more_images"):
+        head = git("rev-parse", branch).strip()
+        git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/tuned", "strong")
+    with pytest.raises(InputError, match="'tuned' names several; give the hash of one"):
+        Revision("tuned")
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        (".dvc/config", "[core]\n nonsense = 1\n", r"^config file error: extra keys not allowed [^;]*$"),
+        (
+            ".dvc/config",
+            "[core]\n site_cache_dir = /proc/no\n",
+            r"^DVC cannot open .*/proc/no'\); it writes to \.dvc/tmp ",
+        ),
+        (".git/config", "[extensions]\n partialClone = origin\n", r"^DVC .* \(UnsupportedExtension: partialClone\)$"),
+    ],
+)
+def test_a_repository_that_dvc_cannot_open_is_refused(repository, file, settings, message):
+    with Path(file).open("a") as config:
+        config.write(settings)
+    for command in (lambda: Revision("strong"), check.find_problems):
+        with pytest.raises(InputError, match=message):
+            command()
+
+
+def test_programs_heed_no_variables_of_another_repository(repository, monkeypatch):
+    strong = git("rev-parse", "strong").strip()
+    for name in ("GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"):
+        monkeypatch.setenv(name, "/nothing")
+    assert Revision("strong").commit == strong
+
+
+def test_without_git_one_is_told_to_install_it(repository, monkeypatch):
+    monkeypatch.setattr(revision, "environment_of_programs", lambda: {"PATH": "/nothing"})
+    with pytest.raises(InputError, match="there is no git here; install it"):
         Revision("strong")
 
 

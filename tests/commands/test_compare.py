@@ -129,7 +129,7 @@ def test_a_gate_on_a_metric_that_is_not_compared_does_not_pass(repository):
 
 
 def test_a_gate_does_not_pass_on_results_of_other_code(repository, monkeypatch):
-    monkeypatch.setattr(Revision, "stale_stages", ["train", "evaluate"])
+    monkeypatch.setattr(Revision, "stale_stages", {"train": ["rate"], "evaluate": ["rate"]})
     with pytest.raises(SystemExit, match=r"Not of this code.*strong, where dvc repro would run train, evaluate again"):
         main(["weak", "strong", "--fail-if-worse", "auroc"])
 

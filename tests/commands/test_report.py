@@ -1,7 +1,9 @@
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from markdown_it import MarkdownIt
@@ -12,7 +14,7 @@ from stages.commands.report import main
 from stages.errors import InputError
 from stages.experiments.report import draw_pictures, render_report
 from stages.experiments.revision import Revision
-from stages.files import DETAILS, PLOTS, PREDICTIONS, PUBLISHED, write_json
+from stages.files import DETAILS, EVALUATION, PLOTS, PREDICTIONS, PUBLISHED, write_json
 from tests.history import IMAGES, change_parameter, commit, git, replace, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -31,10 +33,10 @@ def rendered(base, new="workspace"):
 
 def test_the_verdict_comes_first_and_all_sections_and_pictures_follow(repository, capsys):
     Path("out").mkdir()
-    main(["weak", "strong", "--output", "out/comparison.md"])
+    main(["weak", "strong", "--output", "out/the report (1).md"])
     first = capsys.readouterr().out.splitlines()[0]
     assert re.fullmatch(r"\*\*`weak` → `strong`: better; AUROC \+0\.\d+ \[0\.\d+, 0\.\d+\], better\*\*", first)
-    report = parts(Path("out/comparison.md").read_text(encoding="utf-8"))
+    report = parts(Path("out/the report (1).md").read_text(encoding="utf-8"))
     assert list(report)[1:] == ["Parameters", "Curves", "Data", "Cost"]
     compare.main(["weak", "strong", "--md"])
     assert report[""].startswith(capsys.readouterr().out)
@@ -45,10 +47,11 @@ def test_the_verdict_comes_first_and_all_sections_and_pictures_follow(repository
     assert "| training speed [images/s] | 100.0 | 150.0 | +50 % |" in report["Cost"]
     links = re.findall(r"!\[.*?\]\((.*?)\)", report["Curves"])
     assert links == [
-        f"comparison_pictures/{name}.png" for name in ("roc", "precision_recall", "reliability", "confusion_matrix")
+        f"the%20report%20%281%29_pictures/{name}.png"
+        for name in ("roc", "precision_recall", "reliability", "confusion_matrix")
     ]
     for link in links:
-        with Image.open(Path("out") / link) as picture:
+        with Image.open(Path("out") / unquote(link)) as picture:
             assert picture.width == 900
 
 
@@ -94,12 +97,12 @@ def test_a_commit_from_before_there_was_anything_is_shown_as_such(repository):
 
 def test_names_and_values_mean_nothing_but_themselves(repository):
     git("branch", "a|b<i>_$x$", "weak")
-    change_parameter("weights: null", 'weights: "<script>|![x](http://x)"')
+    change_parameter("weights: null", 'weights: "<script>|![x](http://x)\\u202e"')
     report = rendered("a|b<i>_$x$", "workspace")
     text = "".join(report.values())
     page = MarkdownIt("commonmark").enable("table").render(text)
     assert "<code>a|b&lt;i&gt;_$x$</code>" in page
-    assert "<code>&lt;script&gt;|![x](http://x)</code>" in page
+    assert r"<code>&lt;script&gt;|![x](http://x)\u202e</code>" in page
     assert "<img" not in page
     # A client that reads Markdown and writes it again, as CML does, keeps a backslash in code only.
     assert "\\" not in re.sub("`.*?`", "", text)
@@ -113,11 +116,13 @@ def test_names_and_values_mean_nothing_but_themselves(repository):
     [
         (["nonsense"], "'nonsense' is not a commit"),
         ([""], "the name of a revision is empty"),
-        (["weak", "--output", "data"], "--output data is a folder"),
+        (["weak", "--output", "data"], "--output data is not a file"),
+        (["weak", "--output", "pipe"], "--output pipe is not a file"),
         (["weak", "--output", "params.yaml/report.md"], "cannot be written"),
     ],
 )
 def test_a_mistake_is_one_clear_line(repository, arguments, message):
+    os.mkfifo("pipe")  # as /dev/null, which is nothing to replace either
     with pytest.raises(InputError, match=message):
         main(arguments)
 
@@ -148,6 +153,13 @@ def test_a_damaged_file_is_named_as_git_names_it(repository):
         main(["strong"])
 
 
+def test_parameters_that_are_damaged_are_not_to_be_made_by_a_run(repository):
+    Path("params.yaml").write_text("a: [\n")
+    with pytest.raises(InputError, match=r"^workspace:params\.yaml: ") as caught:
+        main(["strong"])
+    assert "dvc repro" not in str(caught.value)
+
+
 def test_of_two_and_seven_classes_there_is_no_confusion_matrix(repository):
     details = json.loads(PUBLISHED[DETAILS].read_text())
     write_json(PUBLISHED[DETAILS], details | {"classes": ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]})
@@ -157,6 +169,7 @@ def test_of_two_and_seven_classes_there_is_no_confusion_matrix(repository):
 def test_what_no_run_has_made_yet_is_not_asked_to_be_pushed(pipeline):
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     Path("dvc.lock").unlink()
+    EVALUATION.unlink()
     commit("no_run")
     report = render_report(Revision("no_run"), Revision("workspace"), True, {})
     assert report.startswith("**`no_run` → `workspace`: not compared")
@@ -176,6 +189,9 @@ def test_results_of_other_code_are_told_first_and_pass_no_gate(pipeline, capsys)
     report = render_report(Revision("edited"), Revision("sound"), True, {})
     assert report.splitlines()[0] == f"**{line.format('edited')}**"
     assert "would run" not in render_report(Revision("sound"), Revision("sound"), True, {})
+    git("rm", "--quiet", "--force", "dvc.lock")
+    commit("unlocked")
+    assert line.format("unlocked") in render_report(Revision("sound"), Revision("unlocked"), True, {})
 
 
 def test_a_commit_is_named_by_its_first_letters_and_the_workspace_by_its_commit(repository):
@@ -235,9 +251,11 @@ def test_what_is_long_makes_no_comment_too_wide_or_too_long_for_a_forge(reposito
     git("branch", name := "feature/" + "long-" * 20, "weak")
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text + "".join(f"unknown_{number}: {'v' * 100}\n" for number in range(900)))
+    many = {f"metric_{number}": {"value": 0.5, "interval": [0, 1]} for number in range(2000)}
+    write_json(PUBLISHED[DETAILS], {"test": {"metrics": many}})
     report = rendered(name)
     assert "| parameter | `feature/long-long-long-long-l…` | `workspace` |\n" in report["Parameters"]
-    assert report["Parameters"].strip().endswith("801 more parameters changed.")
+    assert re.search(r"\| `unknown_\d+` .* \|\n\n… and \d+ more lines\.\n*$", report["Parameters"])
     assert "params.yaml: unknown_0 is unknown" in report[""]
     assert sum(map(len, report.values())) < 65_536
 

@@ -52,12 +52,13 @@ def test_a_training_starts_whatever_another_has_left(origin):
         repo.push()
     Path("model.json").write_text("half")  # DVC does not replace what it does not know, unless it is told to
     git("branch", NAME)
+    git("tag", NAME)
     head = git("rev-parse", "HEAD").strip()
     git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{NAME}", "HEAD")
     for step in STEPS["github"]:
         if step != "make install" and "GITHUB_PATH" not in step:
             assert run(step) == 0, step
-    assert git("--git-dir", str(origin), "show", f"{NAME}:params.yaml") == "shift: 1\n"
+    assert git("--git-dir", str(origin), "show", f"refs/heads/{NAME}:params.yaml") == "shift: 1\n"
     outputs = YAML.load(git("--git-dir", str(origin), "show", f"{NAME}:dvc.lock"))["stages"]["compute"]["outs"]
     stored = [out["md5"] for out in outputs if not out["path"].startswith("metrics")]
     assert all((origin.parent / "storage/files/md5" / md5[:2] / md5[2:]).is_file() for md5 in stored)
@@ -79,6 +80,15 @@ def test_without_a_remote_nothing_is_trained(pipeline):
         assert steps.index(step) < next(number for number, each in enumerate(steps) if "dvc exp run" in each)
 
 
+@pytest.mark.parametrize("name", ["feature/x", "a b", "-x", "HEAD"])
+def test_a_name_that_git_or_dvc_does_not_take_is_refused_before_anything_is_pulled(name):
+    (step,) = steps_with("check-ref-format")
+    assert run(step) == 0
+    assert run(step, NAME=name) == 1
+    for steps in STEPS.values():
+        assert steps.index(step) < next(number for number, each in enumerate(steps) if "dvc pull" in each)
+
+
 def test_a_branch_that_exists_is_found_and_a_forge_that_does_not_answer_too(origin):
     (step,) = steps_with("ls-remote")
     assert run(step) == 0
@@ -90,7 +100,8 @@ def test_a_branch_that_exists_is_found_and_a_forge_that_does_not_answer_too(orig
 def test_gitlab_is_pushed_to_at_its_own_port_and_path(origin):
     url = "https://gitlab.example.org:8443/gitlab/group/project"
     git("branch", NAME)
+    git("tag", NAME)
     with_token = url.replace("://", "://token:secret@")  # pragma: allowlist secret
     git("config", f"url.{origin}.insteadOf", f"{with_token}.git")
     assert run(STEPS["gitlab"][-1], CI_PROJECT_URL=url, REPO_TOKEN="secret") == 0
-    assert git("--git-dir", str(origin), "rev-parse", NAME) == git("rev-parse", NAME)
+    assert git("--git-dir", str(origin), "rev-parse", NAME) == git("rev-parse", "main")

@@ -105,6 +105,16 @@ def test_results_that_were_written_by_hand(pipeline, capsys):
     assert files == {"folder": DIFFERENT, "metrics/evaluation.json": UNLOCKED, "model.json": DIFFERENT}
 
 
+def test_outputs_of_a_stage_that_is_no_more_are_not_said_to_be_made(pipeline, capsys):
+    """DVC leaves the stage in dvc.lock, and Git its file."""
+    Path("metrics/old.json").write_text("{}")
+    out = "{path: metrics/old.json, hash: md5, md5: 99914b932bd37a50b983c5e7c90ae93b}"
+    with Path("dvc.lock").open("a") as lock:
+        lock.write(f"  old:\n    cmd: x\n    outs:\n    - {out}\n")
+    commit("renamed")
+    assert verify(capsys)[:2] == (1, ALL_SAME | {"metrics/old.json": MISSING})
+
+
 def test_without_cache_folders_count_once_and_data_comes_from_the_remote(pipeline, tmp_path, capsys, monkeypatch):
     with Repo() as repo:
         repo.push()
