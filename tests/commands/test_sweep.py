@@ -158,6 +158,7 @@ def processes(project: Path, word: str) -> list[psutil.Process]:
     return [process for process in found if Path(process.cwd()).is_relative_to(project)]
 
 
+@pytest.mark.slow
 def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     gate, log = project / ".dvc/tmp/gate", project / "sweep.log"
     gate.mkdir()
@@ -188,6 +189,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     assert Revision("left-2").parameters["split.test_fold"] == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project, slurm, monkeypatch, capfd):
     gate = project / ".dvc/tmp/gate"
     gate.mkdir()
