@@ -83,6 +83,7 @@ def test_commands_that_are_not_run_say_why():
     assert len(BLOCKS) == fences
 
 
+@pytest.mark.slow  # `make docs` builds it too
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(

@@ -161,7 +161,7 @@ def test_close_pairs_are_those_of_an_exhaustive_search():
     for threshold in (LARGEST_DISTANCE, 140):
         rows, columns = np.nonzero(distances <= threshold)
         assert len(rows) == threshold - 89
-        found = duplicates._close_pairs(first, second, threshold)
+        found = duplicates._close_pairs(duplicates._packed(first), duplicates._packed(second), threshold)
         assert sorted(zip(*found)) == sorted(zip(rows, columns, distances[rows, columns]))
 
 
