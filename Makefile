@@ -6,17 +6,20 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install repro test lint format scan audit docs lock merge release schema sample s3 clean
+.PHONY: help install repro test test-all lint format scan audit docs lock merge release schema sample s3 clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## create .venv with what the pipeline needs
 
 repro: $(VENV)/installed  ## install what is missing and run the pipeline
 	dvc repro
 
-test: $(VENV)/installed-dev lint  ## install what is missing and run all checks
+test: $(VENV)/installed-dev lint  ## install what is missing and run all checks but the slow ones
+	pytest -m "not slow"
+
+test-all: $(VENV)/installed-dev lint  ## all checks, as each night
 	pytest
 
 lint: $(VENV)/installed-dev  ## check style and types

@@ -5,17 +5,17 @@
 
 Of 1, 4 and 16 times the data, in one run on this machine:
 
-- one thread: a plain loop over JPEG files that are in memory already, with `prepare`'s calls of Pillow and nothing
+- one process: a plain loop over JPEG files that are in memory already, with `prepare`'s calls of Pillow and nothing
   else: open, draft, convert, resize; the pixels are dropped;
-- all threads: the same loop in as many threads as the machine has cores, each with its share of the files;
+- all processes: the same loop in as many processes as the machine has cores, each with its share of the files;
 - prepare: `stages.prepare.prepare_dataset` as the stage runs it. It reads the metadata, finds and reads the files,
   checks and turns them, and writes the pixel shards and the manifest.
 
 The data are images of `--data-dir`, repeated under other ids of images and lesions, in zip archives as HAM10000 is
 published, one for each repetition. Each measurement has a process of its own, for its peak memory to be its own; what
 starting Python and importing packages takes is not part of the seconds. Kinds take turns within a round: other work on
-the machine slows all of them. It hardly changes the seconds of CPU time, of all threads together, whose ratio is given
-too. Writes benchmarks/results/prepare.json.
+the machine slows all of them. It hardly changes the seconds of CPU time, of all processes together, whose ratio is
+given too. Writes benchmarks/results/prepare.json.
 """
 
 import argparse
@@ -23,12 +23,13 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def write_repeated(folder: Path, table: pd.DataFrame, files: list[bytes], times:
     pd.concat(repeated)[COLUMNS].to_csv(folder / "HAM10000_metadata.csv", index=False)
 
 
-def decode_bare(files: list[bytes], times: int, size: int, threads: int) -> None:
-    """Decode all files `times` times in `threads` threads."""
+def decode_bare(files: list[bytes], times: int, size: int, processes: int) -> None:
+    """Decode all files `times` times in so many processes."""
 
     def loop(own: list[bytes]) -> None:
         for data in own:
@@ -90,44 +91,50 @@ def decode_bare(files: list[bytes], times: int, size: int, threads: int) -> None
                 image.draft("RGB", (size, size))
                 np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
-    files = files * times
-    others = [threading.Thread(target=loop, args=(files[start::threads],)) for start in range(1, threads)]
-    for thread in others:
-        thread.start()
-    loop(files[::threads])
-    for thread in others:
-        thread.join()
+    files, fork = files * times, multiprocessing.get_context("fork")
+    others = [fork.Process(target=loop, args=(files[start::processes],)) for start in range(1, processes)]
+    for process in others:
+        process.start()
+    loop(files[::processes])
+    for process in others:
+        process.join()
 
 
 def measure(kind: str, data_dir: Path, base: Path, times: int, size: int) -> dict[str, float]:
     """Seconds and peak memory of one kind, to be called in a process of its own.
 
     Args:
-        kind: "one thread", "all threads" or "prepare".
+        kind: "one process", "all processes" or "prepare".
         data_dir: the repeated dataset, which `prepare` reads.
         base: folder of the unrepeated files, which bare decoding reads before its time is taken.
         times: how often they are repeated.
         size: pixels of a side of the results.
 
     Returns:
-        seconds, cpu_seconds of all threads together, and peak_mib, the most memory that was resident until then.
+        seconds, cpu_seconds of all processes together, and peak_mib, the most memory that one of them had until then.
     """
     if kind == "prepare":
         with tempfile.TemporaryDirectory(dir=data_dir.parent) as output:
-            start, cpu_start = time.perf_counter(), time.process_time()
+            start, cpu_start = time.perf_counter(), _cpu_seconds()
             prepare_dataset(replace(PLAIN.data, data_dir=str(data_dir), image_size=size), Path(output) / "prepared")
-            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+            seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu_start
     else:
         files = [path.read_bytes() for path in sorted(base.iterdir())]
-        start, cpu_start = time.perf_counter(), time.process_time()
-        decode_bare(files, times, size, 1 if kind == "one thread" else os.cpu_count() or 1)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        start, cpu_start = time.perf_counter(), _cpu_seconds()
+        decode_bare(files, times, size, 1 if kind == "one process" else os.cpu_count() or 1)
+        seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu_start
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": _peak_mib()}
 
 
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])  # with those of processes that have ended
+
+
 def _peak_mib() -> float:
+    # Not by getrusage, which counts what the process had before it became this program.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def compare(table: pd.DataFrame, files: list[bytes], size: int, rounds: int, scratch: Path) -> list[dict]:
@@ -141,11 +148,11 @@ def compare(table: pd.DataFrame, files: list[bytes], size: int, rounds: int, scr
     for times in TIMES:
         data_dir = scratch / f"times-{times}"
         write_repeated(data_dir, table, files, times)
-        found: dict[str, list[dict]] = {"one thread": [], "all threads": [], "prepare": []}
+        found: dict[str, list[dict]] = {"one process": [], "all processes": [], "prepare": []}
         for _ in range(rounds):
             for kind, measured in found.items():
-                with spawn.Pool(1) as process:
-                    measured.append(process.apply(measure, (kind, data_dir, base, times, size)))
+                with ProcessPoolExecutor(1, spawn) as process:  # one that may start others
+                    measured.append(process.submit(measure, kind, data_dir, base, times, size).result())
         seconds = {kind: np.array([each["seconds"] for each in measured]) for kind, measured in found.items()}
         cpu = {kind: np.array([each["cpu_seconds"] for each in measured]) for kind, measured in found.items()}
         count = len(files) * times
@@ -153,8 +160,8 @@ def compare(table: pd.DataFrame, files: list[bytes], size: int, rounds: int, scr
             {
                 "times": times,
                 "images": count,
-                "prepare_over_all_threads": statistics.median(seconds["all threads"] / seconds["prepare"]),
-                "prepare_over_all_threads_cpu": statistics.median(cpu["all threads"] / cpu["prepare"]),
+                "prepare_over_all_processes": statistics.median(seconds["all processes"] / seconds["prepare"]),
+                "prepare_over_all_processes_cpu": statistics.median(cpu["all processes"] / cpu["prepare"]),
                 **{
                     kind.replace(" ", "_"): {
                         "images_per_second": count / statistics.median(taken),
@@ -174,13 +181,13 @@ def compare(table: pd.DataFrame, files: list[bytes], size: int, rounds: int, scr
 def markdown(results: list[dict]) -> str:
     """The results as a table."""
     lines = [
-        "| data | images | bare, one thread, images/s | bare, all threads, images/s | `prepare`, images/s "
-        "| `prepare` / bare, all threads | of CPU time | `prepare`, s | its peak memory, MiB |",
+        "| data | images | bare, one process, images/s | bare, all processes, images/s | `prepare`, images/s "
+        "| `prepare` / bare, all processes | of CPU time | `prepare`, s | its peak memory, MiB |",
         "| --- " + "| ---: " * 8 + "|",
     ]
     for row in results:
-        speeds = [f"{row[kind]['images_per_second']:,.0f}" for kind in ("one_thread", "all_threads", "prepare")]
-        ratios = [f"{row[f'prepare_over_all_threads{kind}']:.2f}" for kind in ("", "_cpu")]
+        speeds = [f"{row[kind]['images_per_second']:,.0f}" for kind in ("one_process", "all_processes", "prepare")]
+        ratios = [f"{row[f'prepare_over_all_processes{kind}']:.2f}" for kind in ("", "_cpu")]
         cells, prepare = [f"{row['times']}×", f"{row['images']:,}", *speeds, *ratios], row["prepare"]
         lines.append("| " + " | ".join([*cells, f"{prepare['seconds']:.1f}", f"{prepare['peak_mib']:,.0f}"]) + " |")
     return "\n".join(lines)

@@ -47,7 +47,7 @@ from stages.dataset.taxonomy import DIAGNOSES
 from stages.files import write_csv, write_json
 from stages.training.capture import WARM_UP_STEPS, CapturedStep, why_not_captured
 from stages.training.fit import Training, train_model
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 from stages.training.step import TrainingStep
 
 ROWS_ON_A_GPU = (
@@ -142,7 +142,7 @@ def measure(row: str, folder: Path, files: list[Path], images: int, epochs: int,
 
 
 def _step(config: Config, image_size: int, device: torch.device) -> Callable[[Batch], torch.Tensor]:
-    module = SkinLesionClassifier(config, image_size, torch.ones(2)).to(device).train()
+    module = TrainingModule(config, image_size, torch.ones(2)).to(device).train()
     optimizer = module.configure_optimizers()
     step = TrainingStep(module.network, module.losses, optimizer, None, config.training, device)
     return CapturedStep(step) if why_not_captured(step) is None else step

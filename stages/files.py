@@ -11,13 +11,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from stages.checks import checked
 from stages.errors import DiskFullError, no_space, printable, regenerate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PREPARED = Path("data/prepared")
 SPLIT = Path("data/split.csv")
@@ -136,18 +138,20 @@ def read_array(path: Path) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Write `table` without its index, floats with `DECIMALS` digits and `\\n` line ends on every platform."""
     with replacing(path) as partial:
         table.to_csv(partial, index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n", encoding="utf-8")
 
 
-def read_csv(path: Path, columns: list[str], separator: str = ",") -> pd.DataFrame:
+def read_csv(path: Path, columns: list[str], separator: str = ",") -> "pd.DataFrame":
     """Read a table that an earlier stage wrote.
 
     Raises:
         InputError: the file is missing, is not a table, or lacks one of `columns`.
     """
+    import pandas as pd
+
     with _made_by_the_pipeline(path, "not a table this pipeline wrote"):
         # Only empty fields are missing values: a lesion may well be called "NA".
         text: Any = dict.fromkeys(TEXT_COLUMNS, str)

@@ -4,8 +4,14 @@ Reads `data.data_dir`, writes `data/prepared/`.
 """
 
 import os
+import signal
+import sys
+import threading
+import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +21,12 @@ from rich.progress import Progress
 from stages.config import DataConfig, load_config
 from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
 from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
-from stages.dataset.pixels import MANIFEST, add_places, shard_path, write_shard
+from stages.dataset.pixels import MANIFEST, add_places, create_shard, shard_path, write_pixels
 from stages.errors import InputError, printable
 from stages.files import PREPARED, replacing, write_csv
 from stages.launch import run_stage
 
+DECODED_AT_ONCE = 16  # images
 MAX_PROBLEMS_SHOWN = 200
 LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
 
@@ -30,7 +37,7 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: in
     Args:
         config: which images, and their size.
         output: folder of the prepared images.
-        num_workers: threads that decode; None: one per core.
+        num_workers: processes that decode; None: one per core.
 
     Returns:
         The manifest.
@@ -51,7 +58,12 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: in
 
     with replacing(output) as folder:
         folder.mkdir()
-        problems += _write_shards(folder, manifest, files, config.image_size, num_workers)
+        try:
+            problems += _write_shards(folder, manifest, files, config.image_size, num_workers)
+        except BrokenExecutor:
+            raise InputError(
+                "a process that decodes images was killed, perhaps for want of memory; set runtime.num_workers to fewer"
+            ) from None
         if problems:
             raise InputError(_summary(data_dir, problems))
         write_csv(folder / MANIFEST, manifest)
@@ -61,35 +73,62 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: in
 def _write_shards(
     folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
 ) -> list[str]:
-    problems = []
-    # Threads, not processes: Pillow releases the interpreter's lock while it decodes and resizes.
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool, ImageReader() as reader, Progress() as progress:
-        task = progress.add_task("decoding", total=len(manifest))
+    tasks = []
+    for shard, rows in manifest.groupby("shard"):
+        path, images = shard_path(folder, int(str(shard))), [files[image_id] for image_id in rows["image_id"]]
+        create_shard(path, len(images), size)
+        firsts = range(0, len(images), DECODED_AT_ONCE)
+        tasks += [(path, first, images[first : first + DECODED_AT_ONCE], size) for first in firsts]
+    problems, workers, left = [], num_workers or os.cpu_count() or 1, iter(tasks)
+    with ImageReader() as reader, _decoders(workers, reader, set(files.values())) as pool:
+        # Few at a time: who interrupts this waits for those that have started. The first before the progress bar, which
+        # is a thread: a process that is forked has no other threads, but may have what they hold.
+        started = deque(pool.submit(_decode, *task) for task in islice(left, 4 * workers))
+        with Progress() as progress:
+            bar = progress.add_task("decoding", total=len(tasks))
+            while started:
+                problems += started.popleft().result()
+                started.extend(pool.submit(_decode, *task) for task in islice(left, 1))
+                progress.advance(bar)
+    return problems
 
-        def decode(image_id: str, out: np.ndarray) -> str | None:
-            try:
-                out[:] = decode_square(reader.read(files[image_id]), size)
-            except ImageProblem as problem:
-                return f"{files[image_id]}: {problem}"
-            return None
 
-        def finish(shard: int, pixels: np.ndarray, decoded: list[Future]) -> None:
-            for image in decoded:
-                if problem := image.result():
-                    problems.append(problem)
-                progress.advance(task)
-            write_shard(shard_path(folder, shard), pixels)
+def _decoders(workers: int, reader: ImageReader, files: set[ImageFile]) -> Executor:
+    """Processes on Linux, where starting them takes no time: threads would wait for each other at Python's lock."""
+    if sys.platform != "linux" or workers == 1:
+        return ThreadPoolExecutor(workers, initializer=_start, initargs=(reader, None))
+    reader.open(files)  # so that not every process lists the members of every archive
+    return ProcessPoolExecutor(workers, get_context("fork"), _start, (reader, os.getpid()))
 
-        # The next shard is being decoded while one is written: on many cores, writing takes as long as decoding.
-        started: deque[tuple[int, np.ndarray, list[Future]]] = deque()
-        for shard, (_, rows) in enumerate(manifest.groupby("shard")):
-            pixels = np.empty((len(rows), size, size, 3), np.uint8)
-            decoded = [pool.submit(decode, image_id, out) for image_id, out in zip(rows["image_id"], pixels)]
-            started.append((shard, pixels, decoded))
-            if len(started) > 1:
-                finish(*started.popleft())
-        while started:
-            finish(*started.popleft())
+
+_reader: ImageReader  # of a process, or of its threads
+
+
+def _start(reader: ImageReader, parent: int | None) -> None:
+    global _reader
+    _reader = reader
+    if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        reader.reopen()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has: one that is killed tells nobody."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _decode(shard: Path, first: int, files: list[ImageFile], size: int) -> list[str]:
+    """Decode images into the rows of a shard from the first on; what is wrong with them, a line each."""
+    pixels, problems = np.empty((len(files), size, size, 3), np.uint8), []
+    for file, out in zip(files, pixels):
+        try:
+            out[:] = decode_square(_reader.read(file), size)
+        except ImageProblem as problem:
+            problems.append(f"{file}: {problem}")
+    write_pixels(shard, first, pixels)
     return problems
 
 

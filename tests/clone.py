@@ -19,6 +19,8 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": "test",
     "GIT_COMMITTER_EMAIL": "test@example.org",
     "COLUMNS": "200",
+    # timm imports Weights & Biases where it is installed: seconds of every stage, which users need not have.
+    "PYTHONPATH": str(ROOT / "tests/without_wandb"),
 }
 # What makes a run short where only its course matters.
 QUICK = {
@@ -33,6 +35,11 @@ QUICK = {
 class Clone:
     """A clone of this repository as it stands in the working tree, or of another clone.
 
+    Args:
+        folder: where to make it.
+        origin: another clone.
+        copied: a folder to copy instead, with all that DVC keeps there.
+
     Attributes:
         folder: where it is.
         environment: of the programs that run in it; may be changed.
@@ -40,8 +47,11 @@ class Clone:
 
     status_before = ""
 
-    def __init__(self, folder: Path, origin: "Clone | None" = None) -> None:
+    def __init__(self, folder: Path, origin: "Clone | None" = None, copied: Path | None = None) -> None:
         self.folder, self.environment = folder, dict(ENVIRONMENT)
+        if copied:
+            shutil.copytree(copied, folder, symlinks=True, dirs_exist_ok=True)
+            return
         if origin:
             self._git("clone", "--quiet", str(origin.folder), str(folder), cwd=ROOT)
             return

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -21,9 +22,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from benchmarks.plain import PLAIN
+from benchmarks.sweep import set_parameters
 from stages.config import Config, override
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import MANIFEST, PixelStore, add_places, shard_path
@@ -42,6 +45,12 @@ from stages.files import (
     write_csv,
     write_json,
 )
+from tests.clone import ENVIRONMENT as CLONE_ENVIRONMENT
+from tests.clone import QUICK as QUICK_RUN
+from tests.clone import ROOT, Clone
+
+# A shell starts programs in the background with SIGINT ignored, and all that they start would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 PARTS = ["HAM10000_images_part_1", "HAM10000_images_part_2"]
@@ -261,6 +270,27 @@ def quick():
 
 
 @pytest.fixture(scope="session")
+def ran(tmp_path_factory):
+    """A clone of the repository after a quick `dvc repro`, committed; to be copied, not changed.
+
+    All processes of a test run share one.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "ran.lock"):
+        if not (folder / "ran").exists():
+            clone = Clone(folder / "partial")
+            set_parameters(
+                clone.folder, QUICK_RUN | {"evaluation.bootstrap_replicates": 100, "evaluation.gradcam_cases": 2}
+            )
+            clone.dvc("repro")
+            clone.commit("quick")
+            clone.folder.rename(folder / "ran")
+    return folder / "ran"
+
+
+@pytest.fixture(scope="session")
 def trained(tiny, quick, tmp_path_factory):
     """A folder laid out as the repository, after `prepare`, `split` and `train`; not to be changed."""
     from stages.training.fit import augmented_examples, train_model  # takes seconds to import
@@ -297,7 +327,7 @@ def interrupted(workspace, bytes_below):
     def interrupt(line: str, sent: int, cuda_devices: str = "") -> tuple[int, str, str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), CLONE_ENVIRONMENT["PYTHONPATH"]]),
             "CUDA_VISIBLE_DEVICES": cuda_devices,
             "OMP_WAIT_POLICY": "passive",
         }

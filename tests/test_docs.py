@@ -9,12 +9,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.clone import ENVIRONMENT, QUICK, ROOT, Clone
+from tests.clone import ENVIRONMENT, ROOT, Clone
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
-# A test of the documentation that trains needs seconds, not minutes.
-SHORT = QUICK | {"evaluation.bootstrap_replicates": "100", "evaluation.gradcam_cases": "0"}
 
 pytestmark = pytest.mark.xdist_group("docs")
 
@@ -34,30 +32,35 @@ def blocks_of(page):
 
 BLOCKS = [block for page in ("README.md", *PAGES) for block in blocks_of(page)]
 RUN = [block for block in BLOCKS if block.reason is None]
+# Of the pages beside README.md: whole pipelines, and the hooks' environments.
+SLOW = re.compile("^(dvc exp run|python -m stages verify|pre-commit run)", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def clone(ran, tmp_path_factory):
     """A clone after a quick `dvc repro`, with what a reader of the pages has: pictures, a dataset, an experiment."""
-    clone = Clone(tmp_path_factory.mktemp("clone"))
-    params = clone.folder / "params.yaml"
-    text = params.read_text(encoding="utf-8")
-    for name, value in SHORT.items():
-        text, found = re.subn(rf"^(  {name.split('.')[1]}: )\S+", rf"\g<1>{value}", text, flags=re.MULTILINE)
-        assert found == 1 or name == "data.image_size", name
-    params.write_text(text, encoding="utf-8")
-    clone.dvc("repro")
+    clone = Clone(tmp_path_factory.mktemp("clone"), copied=ran)
     shutil.copytree(clone.folder / "data/sample", clone.folder / "data/hospital")
     (clone.folder / "folder").mkdir()
     images = sorted((clone.folder / "data/sample").rglob("*.jpg"))
     shutil.copy(images[0], clone.folder / "photo.jpg")
     shutil.copy(images[1], clone.folder / "folder/photo.jpg")
-    clone.commit("quick")
+    clone.commit("what readers have")
     subprocess.run(["git", "branch", "my-experiment"], cwd=clone.folder, check=True)
     return clone
 
 
-@pytest.mark.parametrize("block", RUN, ids=[f"{block.page}-{block.code.split(chr(10))[0][:30]}" for block in RUN])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(
+            block,
+            id=f"{block.page}-{block.code.split(chr(10))[0][:30]}",
+            marks=[pytest.mark.slow] if block.page != "README.md" and SLOW.search(block.code) else [],
+        )
+        for block in RUN
+    ],
+)
 def test_every_command_runs(clone, block):
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.code],
@@ -80,6 +83,7 @@ def test_commands_that_are_not_run_say_why():
     assert len(BLOCKS) == fences
 
 
+@pytest.mark.slow  # `make docs` builds it too
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(

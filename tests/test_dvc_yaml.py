@@ -10,8 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.config import Config
+from tests.clone import ENVIRONMENT, ROOT
 
-ROOT = Path(__file__).parent.parent
 PIPELINE = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = PIPELINE["stages"]
 
@@ -51,10 +51,31 @@ def test_packages_hold_no_code_that_dependencies_would_miss():
     assert [path for path in ROOT.glob("stages/*/__init__.py") if path.read_text(encoding="utf-8").strip()] == []
 
 
-@pytest.mark.parametrize("stage", ["prepare", "split", "plot"])
-def test_stages_that_need_no_torch_do_not_wait_for_it(stage):
-    code = f"import sys, stages.{stage}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+# Packages that take a tenth of a second or more to load, and which of them a stage loads before it begins.
+HEAVY = {
+    "captum", "dvc.repo", "dvclive", "jinja2", "lightning_fabric", "matplotlib", "optuna", "pandas", "pydantic",
+    "pytorch_lightning", "rich.progress", "scipy.optimize", "scipy.signal", "scipy.stats", "sklearn", "timm", "torch",
+    "torch._dynamo", "torchmetrics", "torchvision", "transformers", "wandb",
+}  # fmt: skip
+NETWORKS = {"scipy.optimize", "timm", "torch", "torch._dynamo", "torchvision"}  # timm needs all of the last
+LOADED = {
+    "prepare": {"pandas", "pydantic", "rich.progress"},
+    "split": {"pandas", "pydantic"},
+    "train": {"dvclive", "pandas", "pydantic", "rich.progress", *NETWORKS},
+    "evaluate": {"pandas", "pydantic", *NETWORKS},
+    "plot": {"jinja2", "matplotlib", "pandas", "pydantic"},
+    "publish": {"pydantic"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_loads_only_what_it_needs_before_it_begins(stage):
+    # The first process of a training starts the others before it loads what all of them need.
+    begins = {"train": "stages.training.fit"}.get(stage, f"stages.{stage}")
+    code = f"import sys, {begins}; print(*sys.modules.keys() & {{*sys.argv[1:]}})"
+    command = [sys.executable, "-c", code, *HEAVY]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert set(done.stdout.split()) == LOADED[stage]
 
 
 def test_every_parameter_makes_some_stage_run_again():

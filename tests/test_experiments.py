@@ -80,6 +80,7 @@ def test_a_queued_experiment_finds_a_dataset_that_dvc_tracks(swept):
     assert swept.changes() == ""
 
 
+@pytest.mark.slow
 def test_so_does_one_in_a_temporary_folder(swept):
     swept.dvc(
         "exp", "run", "--temp", "--name", "temporary", *overrides(data__data_dir="data/ham10000", training__seed="1")

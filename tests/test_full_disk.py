@@ -16,7 +16,7 @@ import torch
 from stages import evaluate, plot, prepare, split, train
 from stages.files import CHECKPOINTS, write_array
 from stages.launch import run
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 
 STAGES = {"prepare": prepare, "split": split, "train": train, "evaluate": evaluate, "plot": plot}
 # The largest file that the stage may write, and what it is stopped at: its largest, and an earlier one.
@@ -166,10 +166,8 @@ def test_training_goes_on_without_a_checkpoint(workspace, outputs, capsys):
 
 
 def test_a_training_that_is_terminated_does_not_promise_a_checkpoint_that_is_not_there(workspace, monkeypatch):
-    losses = SkinLesionClassifier.losses
-    monkeypatch.setattr(
-        SkinLesionClassifier, "losses", lambda *batch: os.kill(os.getpid(), signal.SIGTERM) or losses(*batch)
-    )
+    losses = TrainingModule.losses
+    monkeypatch.setattr(TrainingModule, "losses", lambda *batch: os.kill(os.getpid(), signal.SIGTERM) or losses(*batch))
     with largest_file(Path("models/model.safetensors").stat().st_size):
         message = stopped("train")
     assert message.startswith("error: terminated; there was no space for a checkpoint")

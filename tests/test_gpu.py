@@ -24,7 +24,7 @@ from stages.evaluation.history import read_history
 from stages.files import ENVIRONMENT, PICTURES
 from stages.training.capture import CapturedStep
 from stages.training.fit import train_model
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 from stages.training.monitoring import AsyncLossQueue, StepLoss
 from stages.training.step import TrainingStep
 
@@ -195,7 +195,7 @@ def test_no_step_waits_for_the_gpu(tiny, quick):
     config = quick(**LITE0, **EVERYTHING, **{"training.precision": "bf16"})
     device = torch.device("cuda", 0)
     images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
-    module = SkinLesionClassifier(config, 16, torch.tensor([30, 12])).to(device).train()
+    module = TrainingModule(config, 16, torch.tensor([30, 12])).to(device).train()
     optimizer = module.configure_optimizers()
     step = CapturedStep(TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device))
     queue, batches = AsyncLossQueue(), Batches(images, 8, device, SamplingConfig(0, config.data))

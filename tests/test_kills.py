@@ -11,7 +11,7 @@ import pytest
 from benchmarks.sweep import set_parameters
 from tests.clone import QUICK, Clone
 
-pytestmark = pytest.mark.xdist_group("kills")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
 OUTPUTS = (
     "data/prepared/",
     "data/augmented.npy",

@@ -173,6 +173,7 @@ def test_going_back_to_parameters_of_before_computes_nothing(experiment):
     experiment.commit("seven classes again")
 
 
+@pytest.mark.slow
 def test_other_networks_and_other_layouts_of_the_data(experiment):
     """ResNet-18 from scratch on zipped images in another folder, after a change of the data's folder only."""
     sample, other = experiment.folder / "data/sample", experiment.folder / "data/ham10000"

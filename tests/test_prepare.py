@@ -1,6 +1,7 @@
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks.plain import PLAIN
@@ -119,6 +121,33 @@ def test_the_number_of_workers_does_not_change_the_bytes(written_dataset, output
     prepared(written_dataset, output, num_workers=2)
     prepared(written_dataset, tmp_path / "again", num_workers=workers)
     assert bytes_below(tmp_path / "again") == bytes_below(output)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads decode")
+def test_a_process_that_is_killed_while_it_decodes_is_told(written_dataset, output, monkeypatch):
+    parent = os.getpid()
+
+    def decode(data, size):
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(prepare, "decode_square", decode)
+    assert "a process that decodes images was killed" in refusal(written_dataset, output)
+    assert not output.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads decode")
+def test_processes_that_decode_end_with_a_stage_that_is_killed(tmp_path):
+    code = "import os, time\nfrom stages import prepare\nfrom stages.dataset.images import ImageReader\n"
+    code += "pool = prepare._decoders(2, ImageReader(), set())\n"
+    code += "print(*{pool.submit(os.getpid).result() for _ in range(9)}, flush=True)\ntime.sleep(60)"
+    stage = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    decoding = [psutil.Process(int(pid)) for pid in stage.stdout.readline().split()]
+    stage.kill()
+    stage.wait()
+    _, left = psutil.wait_procs(decoding, timeout=30)
+    assert decoding
+    assert not left
 
 
 def test_images_added_at_the_end_leave_the_full_shards_as_they_were(

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from functools import partial
 
 import psutil
 import pytest
@@ -27,9 +26,7 @@ def start():
     def run(folder, port: int) -> subprocess.Popen:
         command = [sys.executable, "-m", "tests.s3_server", "--folder", str(folder), "--port", str(port)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # A process in the background of a shell ignores SIGINT, and so would those that it starts.
-        heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        started.append(subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=heed, **pipes))
+        started.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
         return started[-1]
 
     yield run

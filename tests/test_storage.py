@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.dataset.pixels import IMAGES_PER_SHARD
-from tests.clone import Clone, overrides
+from tests.clone import Clone
 from tests.conftest import COLUMNS
 from tests.s3_server import BUCKET, S3Server, s3_server
 
@@ -66,12 +66,11 @@ def hash_of(clone: Clone, path: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def pushed(server, tmp_path_factory):
+def pushed(ran, server, tmp_path_factory):
     """A clone in which the pipeline ran; all that it made is committed and pushed."""
-    clone = Clone(tmp_path_factory.mktemp("clone"))
+    clone = Clone(tmp_path_factory.mktemp("clone"), copied=ran)
     add_remote(clone, server, "pipeline")
-    clone.dvc("exp", "run", *overrides(evaluation__bootstrap_replicates="100", evaluation__gradcam_cases="2"))
-    clone.commit("a quick run")
+    clone.commit("a remote")
     clone.dvc("push")
     return clone
 
@@ -104,6 +103,7 @@ def one_core():
     os.sched_setaffinity(0, cores)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_a_fresh_clone_without_the_remote_makes_the_same_bytes(pushed, bytes_below, tmp_path):
     """In another folder, on another number of cores, with other numbers of threads wherever they may be chosen."""

@@ -1,7 +1,6 @@
 """Where in an image a network sees evidence of malignancy."""
 
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from stages.dataset.augmentation import as_float
 from stages.dataset.taxonomy import malignant_classes
 
 
+@torch.enable_grad()
 def gradcam_heatmaps(
     network: NormalizedNetwork | Ensemble,
     images: Tensor,
@@ -41,8 +41,6 @@ def gradcam_heatmaps(
         uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
         for malignancy. None where the network ends in no feature maps, as transformers do.
     """
-    from captum.attr import LayerGradCam  # a second, for those who want heatmaps
-
     # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
     network = deepcopy(network).to(device).eval().requires_grad_(False)
     count, on_gpu = len(images), device.type == "cuda"
@@ -56,12 +54,11 @@ def gradcam_heatmaps(
         if layer is None:
             return None
 
-        def log_odds(batch: Tensor) -> Tensor:
-            logits = member(batch)
-            return logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
-
-        evidence: Any = LayerGradCam(log_odds, layer).attribute(inputs, relu_attributions=True)
-        return _scaled(interpolate(evidence.detach(), images.shape[1:3], mode="bilinear", align_corners=False)[:, 0])
+        maps, logits = _run_to(layer, member, inputs)
+        log_odds = logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
+        [gradients] = torch.autograd.grad(log_odds.sum(), maps)
+        evidence = (gradients.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1, keepdim=True).relu()
+        return _scaled(interpolate(evidence, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0])
 
     members = network.members if isinstance(network, Ensemble) else [network]
     each = [heatmaps for member in members if (heatmaps := heatmaps_of(member)) is not None]
@@ -74,6 +71,19 @@ def gradcam_heatmaps(
 def _scaled(heatmaps: Tensor) -> Tensor:
     """Heatmaps (n, height, width) whose largest value is 1, or 0 where all are."""
     return heatmaps / heatmaps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _run_to(layer: nn.Module, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The last output of a layer, from which gradients start, and the network's logits."""
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        outputs.append(output.requires_grad_())
+        return output.clone()  # the next layer may compute in place
+
+    with layer.register_forward_hook(keep):
+        logits = network(images)
+    return outputs[-1], logits
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ eight orientations: measured on HAM10000, it differs from the hash of the turned
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
@@ -52,12 +53,12 @@ def near_duplicates(store: PixelStore, split: pd.Series, threshold: int = LARGES
         Columns image_id_1, image_id_2, split_1, split_2 and distance, the closest first. Of two splits, the one that is
         held out from the other comes first: test before val before train.
     """
-    ids, hashes = store.manifest["image_id"].to_numpy(), hash_images(store)
+    ids, hashes = store.manifest["image_id"].to_numpy(), _packed_hashes(store)
     members = {name: np.flatnonzero(split.to_numpy() == name) for name in SPLITS}
     tables = []
     for first, second in combinations(reversed(SPLITS), 2):
         one, other = members[first], members[second]
-        pairs = _close_pairs(hashes[one], hashes[other], threshold)
+        pairs = _close_pairs(hashes[..., one], hashes[..., other], threshold)
         tables.append(_table(ids[one], ids[other], pairs).assign(split_1=first, split_2=second))
     columns = ["image_id_1", "image_id_2", "split_1", "split_2", "distance"]
     return _sorted(pd.concat(tables)).loc[:, columns]
@@ -69,15 +70,28 @@ def near_duplicates_between(first: PixelStore, second: PixelStore, threshold: in
     Returns:
         Columns image_id_1, image_id_2 and distance, as of `near_duplicates`.
     """
-    pairs = _close_pairs(hash_images(first), hash_images(second), threshold)
+    pairs = _close_pairs(_packed_hashes(first), _packed_hashes(second), threshold)
     return _sorted(_table(first.manifest["image_id"].to_numpy(), second.manifest["image_id"].to_numpy(), pairs))
 
 
 def hash_images(store: PixelStore) -> np.ndarray:
     """The perceptual hash of every image: bool, shape (n, SIDE, SIDE), from the lowest frequency to the highest.
 
-    That of `imagehash.phash(image, SIDE, highfreq_factor=2)`, many images at once: image by image, NumPy's calls are so
-    short that 16 threads wait for each other at Python's lock, and take twice as long.
+    That of `imagehash.phash(image, SIDE, highfreq_factor=2)`.
+    """
+    return np.concatenate(_of_hashes(store, lambda hashes: hashes))
+
+
+def _packed_hashes(store: PixelStore) -> np.ndarray:
+    """What `_packed` makes of the hashes of all images."""
+    return np.concatenate(_of_hashes(store, _packed), axis=-1)
+
+
+def _of_hashes(store: PixelStore, function: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """What a function makes of the hashes of some images, of all images.
+
+    Many at once: image by image, NumPy's calls are so short that 16 threads wait for each other at Python's lock, and
+    take twice as long.
     """
 
     def hash_some(start: int) -> np.ndarray:
@@ -87,55 +101,84 @@ def hash_images(store: PixelStore) -> np.ndarray:
         grey = (Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS) for image in pixels)
         columns = np.asarray(dct(np.stack([np.asarray(image, dtype=float) for image in grey]), axis=1))[:, :SIDE]
         lowest = np.asarray(dct(columns, axis=2))[:, :, :SIDE]
-        return lowest > np.median(lowest, axis=(1, 2), keepdims=True)
+        return function(lowest > np.median(lowest, axis=(1, 2), keepdims=True))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(hash_some, range(0, len(store.manifest), _HASHED_AT_ONCE))))
+        return list(pool.map(hash_some, range(0, len(store.manifest), _HASHED_AT_ONCE)))
 
 
 def _close_pairs(first: np.ndarray, second: np.ndarray, threshold: int) -> np.ndarray:
-    """Rows of `first`, rows of `second` and the distance of all close pairs of hashes: int64, shape (3, pairs)."""
+    """Which images of `first`, which of `second` and the distance of all close pairs: int64, shape (3, pairs).
+
+    Args:
+        first: packed hashes, as of `_packed`.
+        second: likewise.
+        threshold: the largest distance.
+    """
     rows, columns = _COMPARED_AT_ONCE
-    packed = _packed_by_parity(second)
 
     def compare(start: int) -> np.ndarray:
-        hashes = first[start : start + rows]
-        upright, transposed = _packed_by_parity(hashes), _packed_by_parity(hashes.transpose(0, 2, 1))
+        ways = first[..., start : start + rows]
         found = [np.empty((3, 0), np.int64)]
-        for left in range(0, len(second), columns):
-            block = packed[..., left : left + columns]
-            distance = np.minimum(_mirrored_distances(upright, block), _mirrored_distances(transposed, block))
-            row, column = np.nonzero(distance <= threshold)
-            found.append(np.stack([row + start, column + left, distance[row, column]]))
+        for left in range(0, second.shape[-1], columns):
+            block = second[0, ..., left : left + columns]
+            least = np.minimum(*(_least_distances(way, block) for way in ways))
+            row, column = np.nonzero(least <= threshold)
+            distance = np.minimum(*(_mirrored_distances(way[..., row], block[..., column]) for way in ways))
+            found.append(np.stack([row + start, column + left, distance])[:, distance <= threshold])
         return np.concatenate(found, axis=1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(compare, range(0, len(first), rows))
+        found = pool.map(compare, range(0, first.shape[-1], rows))
         return np.concatenate([np.empty((3, 0), np.int64), *found], axis=1)
 
 
-def _packed_by_parity(hashes: np.ndarray) -> np.ndarray:
-    """The bits of even and odd rows and columns, which mirroring flips apart: uint64, shape (2, 2, words, n)."""
-    parts = np.stack([[hashes[:, row::2, column::2] for column in range(2)] for row in range(2)])
-    packed = np.packbits(parts.reshape(2, 2, len(hashes), (SIDE // 2) ** 2), axis=-1)
-    padded = np.pad(packed, [(0, 0), (0, 0), (0, 0), (0, -packed.shape[-1] % 8)])
-    return np.ascontiguousarray(padded.view(np.uint64).swapaxes(-1, -2))
+def _packed(hashes: np.ndarray) -> np.ndarray:
+    """The bits of hashes (n, SIDE, SIDE) and of their transposes: uint64, shape (2, 2, 2, words, n).
+
+    Even and odd rows and columns apart, which mirroring flips apart.
+    """
+    ways = np.stack([hashes, hashes.transpose(0, 2, 1)])
+    parts = np.stack([[ways[:, :, row::2, column::2] for column in range(2)] for row in range(2)])
+    bits = np.packbits(parts.reshape(2, 2, 2, len(hashes), (SIDE // 2) ** 2), axis=-1)
+    padded = np.pad(bits, [*[(0, 0)] * 4, (0, -bits.shape[-1] % 8)])
+    return np.ascontiguousarray(padded.view(np.uint64).transpose(2, 0, 1, 4, 3))
+
+
+def _least_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """What the distances of all pairs are at least, as some of their bits tell: uint8, shape (n, m).
+
+    320 of 576 bits, in 5 of 12 words: of two images that do not look alike, these alone nearly always differ too much.
+    Of a part that mirroring flips, as many bits differ as do, or as do not.
+    """
+
+    def differing(part: tuple[int, int], words: int) -> np.ndarray:
+        one, other = first[part], second[part]
+        count = np.bitwise_count(one[0][:, None] ^ other[0])
+        for word in range(1, words):
+            count += np.bitwise_count(one[word][:, None] ^ other[word])
+        return count
+
+    least, odd_column, odd_row = differing((0, 0), 2), differing((0, 1), 2), differing((1, 0), 1)
+    least += np.minimum(odd_column, 128 - odd_column)
+    least += np.minimum(odd_row, 64 - odd_row)
+    return least
 
 
 def _mirrored_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Differing bits of all pairs, in the best of the four mirrorings of one of them: int16, shape (n, m)."""
-    differing = np.zeros((2, 2, first.shape[-1], second.shape[-1]), np.int16)
-    for part in np.ndindex(2, 2):
-        for one, other in zip(first[part], second[part]):
-            differing[part] += np.bitwise_count(one[:, None] ^ other)
-    (even, odd_column), (odd_row, odd_both) = differing
+    """Differing bits of n pairs, in the best of the four mirrorings of one of them: shape (n,)."""
+    (even, odd_column), (odd_row, odd_both) = np.bitwise_count(first ^ second).sum(axis=2, dtype=np.int64)
     bits = (SIDE // 2) ** 2
     # Unmirrored; then mirrored, which flips two of the three parts that are odd in something.
-    best = odd_column + odd_row + odd_both
-    np.minimum(best, odd_column + (bits - odd_row) + (bits - odd_both), out=best)
-    np.minimum(best, odd_row + (bits - odd_column) + (bits - odd_both), out=best)
-    np.minimum(best, odd_both + (bits - odd_column) + (bits - odd_row), out=best)
-    return best + even
+    return even + np.min(
+        [
+            odd_column + odd_row + odd_both,
+            odd_column + (bits - odd_row) + (bits - odd_both),
+            odd_row + (bits - odd_column) + (bits - odd_both),
+            odd_both + (bits - odd_column) + (bits - odd_row),
+        ],
+        axis=0,
+    )
 
 
 def _table(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> pd.DataFrame:

@@ -5,7 +5,8 @@ import os
 import threading
 import warnings
 import zipfile
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -152,6 +153,17 @@ class ImageReader:
             raise
         except Exception as error:  # as for `_members`
             raise ImageProblem(f"cannot be {'read' if file.member is None else 'unpacked'} ({error})") from None
+
+    def open(self, files: Iterable[ImageFile]) -> None:
+        """Open the archives of these files, so that processes that are forked have the lists of their members."""
+        for path in {file.path for file in files if file.member is not None}:
+            with suppress(Exception):  # which `read` will tell
+                self._archive(path)
+
+    def reopen(self) -> None:
+        """In a process that was forked: open them again, for the place in a file is one for all processes."""
+        for path, archive in self._archives.items():
+            archive.fp = self._files.enter_context(path.open("rb"))
 
     def _archive(self, path: Path) -> zipfile.ZipFile:
         # All threads share one: a list of members for each would take more memory and time the more cores there are.

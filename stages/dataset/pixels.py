@@ -1,8 +1,6 @@
 """The pixel store: every prepared image as uint8 in shards that DVC stores and a loader reads from."""
 
-import io
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -31,23 +29,20 @@ def add_places(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[:, MANIFEST_COLUMNS]
 
 
-class _Pieces(io.RawIOBase):
-    """Writes to a file in pieces: Linux took 2 to 3 times as much CPU for 16 MB in one call."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-
-    def write(self, data: Any) -> int:
-        for start in range(0, len(data), _PIECE):
-            self.file.write(data[start : start + _PIECE])
-        return len(data)
+def create_shard(path: Path, count: int, size: int) -> None:
+    """Make the .npy file of a shard for `count` images of `size` pixels a side, which `write_pixels` writes."""
+    np.lib.format.open_memmap(path, "w+", np.uint8, (count, size, size, 3))
 
 
-def write_shard(path: Path, pixels: np.ndarray) -> None:
-    """Write images of uint8, shape (n, size, size, 3), as a .npy file."""
-    # NumPy writes to real files by itself, and does not say why it cannot.
-    with path.open("wb") as file:  # buffered: it writes all of a piece, or says why not
-        np.save(_Pieces(file), pixels)
+def write_pixels(path: Path, first: int, pixels: np.ndarray) -> None:
+    """Write images, uint8, shape (n, size, size, 3), into the rows of a shard from `first` on."""
+    content = pixels.reshape(-1).data
+    # Not through a map of its pages, which ends the process where the disk is full. In pieces: Linux took 2 to 3 times
+    # as much CPU for 16 MB in one call.
+    with path.open("r+b") as file:
+        file.seek(np.load(path, mmap_mode="r").offset + first * pixels[0].nbytes)
+        for start in range(0, len(content), _PIECE):
+            file.write(content[start : start + _PIECE])
 
 
 class PixelStore:

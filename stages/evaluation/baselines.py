@@ -2,9 +2,8 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from stages.dataset.taxonomy import class_names, class_of
 from stages.evaluation.metrics import effective_lesions_of
@@ -73,10 +72,47 @@ def predict_from_metadata(train_images: pd.DataFrame, images: pd.DataFrame, num_
     if len(np.unique(labels)) == 1:  # there is nothing to learn
         probabilities[:, labels[0]] = 1
         return probabilities
-    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression(max_iter=1000))
-    model.fit(subgroup_table(train_images)[COLUMNS], labels)
-    probabilities[:, model.classes_] = model.predict_proba(subgroup_table(images)[COLUMNS])
+    train, asked = (subgroup_table(each)[COLUMNS] for each in (train_images, images))
+    known, labels = np.unique(labels, return_inverse=True)
+    # Images that are alike count together: there are few kinds of them.
+    kinds = train.assign(label=labels).groupby([*COLUMNS, "label"]).size().rename("count").reset_index()
+    coefficients = _logistic_regression(_one_hot(kinds, train), np.eye(len(known))[kinds["label"]], kinds["count"])
+    probabilities[:, known] = softmax(_one_hot(asked, train) @ coefficients, axis=1)
     return probabilities
+
+
+def _one_hot(table: pd.DataFrame, known: pd.DataFrame) -> np.ndarray:
+    """A column for each value that `COLUMNS` have in the known table, and one of ones; shape (n, columns)."""
+    columns = [table[name].to_numpy()[:, None] == np.unique(known[name]) for name in COLUMNS]
+    return np.hstack([*columns, np.ones((len(table), 1))]).astype(float)
+
+
+def _logistic_regression(design: np.ndarray, target: np.ndarray, count: pd.Series) -> np.ndarray:
+    """Coefficients, shape (columns, classes), with the penalty that scikit-learn takes by default.
+
+    Not by scikit-learn itself, which takes as long to import as PyTorch.
+
+    Args:
+        design: shape (n, columns), the last one of ones, whose coefficients are not penalised.
+        target: the class of each row as 1, shape (n, classes).
+        count: how often each row counts, shape (n,).
+    """
+    weights, classes = count.to_numpy(float)[:, None], target.shape[1]
+    # Of two classes scikit-learn gives coefficients to one: half as far apart, they would be penalised half as much.
+    penalty = np.full((design.shape[1], 1), 2.0 if classes == 2 else 1.0)
+    penalty[-1] = 0
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        coefficients = flat.reshape(-1, classes)
+        log_probabilities = log_softmax(design @ coefficients, axis=1)
+        gradient = design.T @ (weights * (np.exp(log_probabilities) - target)) + penalty * coefficients
+        value = (penalty * coefficients**2).sum() / 2 - (weights * target * log_probabilities).sum()
+        return value / weights.sum(), gradient.ravel() / weights.sum()
+
+    options = {"maxiter": 1000, "gtol": 1e-8, "ftol": 0.0}
+    return minimize(loss, np.zeros(penalty.size * classes), jac=True, method="L-BFGS-B", options=options).x.reshape(
+        -1, classes
+    )
 
 
 def _labels(images: pd.DataFrame, num_classes: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from stages.evaluation.decisions import net_benefit
 from stages.evaluation.predictions import Predictions
@@ -36,9 +35,12 @@ def roc_table(is_positive: np.ndarray, score: np.ndarray) -> pd.DataFrame:
     """
     if len(np.unique(is_positive)) < 2:
         return pd.DataFrame({"fpr": [], "tpr": [], "threshold": []}, dtype=float)
-    fpr, tpr, threshold = roc_curve(is_positive, score)
-    # The first threshold is infinite: no image is positive there. 1 says the same and fits an axis.
-    return pd.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": np.minimum(threshold, 1)})
+    true, false, threshold = _positives(is_positive, score)
+    corner = np.ones(len(true), bool)
+    corner[1:-1] = (np.diff(true, 2) != 0) | (np.diff(false, 2) != 0)  # between others like it, a point adds nothing
+    fpr, tpr = (np.r_[0, part[corner]] / part[-1] for part in (false, true))
+    # At the first threshold no image is positive; 1 says so and fits an axis.
+    return pd.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": np.r_[1, threshold[corner]]})
 
 
 def precision_recall_table(is_positive: np.ndarray, score: np.ndarray) -> pd.DataFrame:
@@ -53,8 +55,17 @@ def precision_recall_table(is_positive: np.ndarray, score: np.ndarray) -> pd.Dat
     """
     if not is_positive.any():
         return pd.DataFrame({"recall": [], "precision": []}, dtype=float)
-    precision, recall, _ = precision_recall_curve(is_positive, score, drop_intermediate=True)
-    return pd.DataFrame({"recall": recall[::-1], "precision": precision[::-1]})
+    true, false, _ = _positives(is_positive, score)
+    end = np.ones(len(true), bool)
+    end[1:-1] = (np.diff(true[:-1]) != 0) | (np.diff(true[1:]) != 0)  # of a vertical line
+    true, false = true[end], false[end]
+    return pd.DataFrame({"recall": np.r_[0, true / true[-1]], "precision": np.r_[1, true / (true + false)]})
+
+
+def _positives(is_positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True and false positives at each score as the threshold, and these, falling; each of shape (steps,)."""
+    true, false = (np.cumsum(steps) for steps in weighted_steps(score, is_positive, unit_weights(score)))
+    return true, false, -np.unique(-score)
 
 
 def roc_with_band(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:

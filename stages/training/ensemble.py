@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric, seed_everything
 
 from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.config import Config, ModelConfig, TrainingConfig
@@ -18,8 +17,8 @@ from stages.errors import InputError
 from stages.training.checkpoints import Checkpoints, fingerprint
 from stages.training.loggers import MetricLogger, create_loggers
 from stages.training.loop import Fit, TrainingLoop
-from stages.training.module import SkinLesionClassifier
-from stages.training.processes import say
+from stages.training.module import TrainingModule
+from stages.training.processes import Processes, say
 
 # Smaller validation batches would be launched more slowly than they are computed. Where training takes as many images
 # at a time, validation finds its convolutions planned: cuDNN takes 2 to 3 seconds for those of EfficientNet-B0.
@@ -38,7 +37,7 @@ class Member(NamedTuple):
         folder: of its checkpoint.
     """
 
-    module: SkinLesionClassifier
+    module: TrainingModule
     fit: Fit
     config: Config
     val: SplitImages
@@ -71,8 +70,8 @@ def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> 
 
 
 def train_member(
-    config: Config, number: int, train: SplitImages, val: SplitImages, fabric: Fabric, checkpoints: Path, metrics: Path,
-    inputs: tuple[Path, Path],
+    config: Config, number: int, train: SplitImages, val: SplitImages, fabric: Processes, checkpoints: Path,
+    metrics: Path, inputs: tuple[Path, Path],
 ) -> Member:  # fmt: skip
     """Train a network of `model.ensemble`.
 
@@ -114,9 +113,11 @@ def train_member(
         )
 
 
-def _train(config: Config, train: SplitImages, val: SplitImages, fabric: Fabric, folder: Path, metrics: Path) -> Member:
+def _train(
+    config: Config, train: SplitImages, val: SplitImages, fabric: Processes, folder: Path, metrics: Path
+) -> Member:
     training = config.training
-    seed_everything(training.seed, verbose=False)
+    torch.manual_seed(training.seed)
     loggers = create_loggers(config, metrics) if fabric.is_global_zero else []
     sampling = SamplingConfig(
         seed=training.seed,
@@ -130,7 +131,7 @@ def _train(config: Config, train: SplitImages, val: SplitImages, fabric: Fabric,
     train_batches = Batches(train, step_images, fabric.device, sampling, *process)
     val_batches = Batches(val, val_images_at_a_time, fabric.device, None, *process)
     class_counts = torch.bincount(train.labels, minlength=train.num_classes)
-    module = SkinLesionClassifier(config, train.store.image_size, class_counts).to(fabric.device)
+    module = TrainingModule(config, train.store.image_size, class_counts).to(fabric.device)
     checkpoint = Checkpoints(folder, training.checkpoint_minutes)
     try:
         fit = TrainingLoop(module, train_batches, val_batches, config, fabric, checkpoint, loggers).run()

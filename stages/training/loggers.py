@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from dvclive import Live
-from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities.model_summary import ModelSummary
 from torch import nn
 
 from stages.config import Config
@@ -20,7 +18,7 @@ from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.taxonomy import class_names
 from stages.errors import DiskFullError, InputError, no_space
 from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 
 if TYPE_CHECKING:
     import wandb
@@ -85,7 +83,7 @@ def create_loggers(config: Config, metrics: Path) -> list[MetricLogger]:
     return [DVCLiveLogger(metrics), *loggers]
 
 
-def _weights_and_biases(config: Config) -> WandbLogger:
+def _weights_and_biases(config: Config) -> MetricLogger:
     package = importlib.util.find_spec("wandb")
     # Python takes the folder of earlier runs for a package of that name, one without an origin.
     if package is None or package.origin is None:
@@ -93,6 +91,7 @@ def _weights_and_biases(config: Config) -> WandbLogger:
             "training.loggers lists wandb, which is not installed: `pip install wandb`, or remove it from the list"
         )
     import wandb
+    from pytorch_lightning.loggers import WandbLogger
 
     # By default it keeps artifacts in the user's home until they are uploaded: a run that was logged offline could not
     # be taken to another machine.
@@ -116,7 +115,7 @@ def end_logging(loggers: list[MetricLogger]) -> None:
 
 
 def log_results(
-    loggers: list[MetricLogger], module: SkinLesionClassifier, val: SplitImages, network: nn.Module, models: Path,
+    loggers: list[MetricLogger], module: TrainingModule, val: SplitImages, network: nn.Module, models: Path,
     metrics: dict[str, float],
 ) -> None:  # fmt: skip
     """Give Weights & Biases, if it logs, what DVC keeps of training, and pictures of the validation images.
@@ -135,11 +134,16 @@ def log_results(
     if not runs:
         return
     import wandb
+    from pytorch_lightning import LightningModule
+    from pytorch_lightning.utilities.model_summary import ModelSummary
 
     run, classes = runs[0], list(class_names(val.num_classes))
     probabilities = _val_probabilities(network, Batches(val, module.config.evaluation.batch_size, module.device))
     labels, predicted = val.labels, probabilities.argmax(dim=1)
-    summary = ModelSummary(module, max_depth=2)
+    summarised = LightningModule()
+    for name, part in module.named_children():
+        summarised.add_module(name, part)
+    summary = ModelSummary(summarised, max_depth=2)
     run.summary.update(
         metrics | {"parameters": summary.total_parameters, "trainable_parameters": summary.trainable_parameters}
     )
@@ -161,7 +165,7 @@ def log_results(
 
 
 def _runs(loggers: list[MetricLogger]) -> list:
-    return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
+    return [getattr(logger, "experiment") for logger in loggers if not isinstance(logger, DVCLiveLogger)]  # noqa: B009
 
 
 def _sample_table(images: SplitImages, probabilities: torch.Tensor, classes: list[str]) -> "wandb.Table":

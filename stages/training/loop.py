@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from types import FrameType
@@ -15,11 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from stages.classifier.temperature import calibrated_loss
 from stages.config import Config, TrainingConfig
@@ -30,15 +27,14 @@ from stages.training.anomaly import add_nonfinite_hooks
 from stages.training.capture import CapturedStep, why_not_captured
 from stages.training.checkpoints import Checkpoints
 from stages.training.loggers import MetricLogger
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 from stages.training.monitoring import AsyncLossQueue, Display, StepLoss, Throughput
 from stages.training.optimization import FUSED, LearningRate, is_capturable
-from stages.training.processes import any_process, gather_rows, say
+from stages.training.processes import Processes, any_process, gather_rows, say
 from stages.training.step import TrainingStep
 
 # Every so many batches several processes ask each other whether to save or to stop, and wait for the answer.
 AGREE_EVERY = 50
-PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 class Fit(NamedTuple):
@@ -105,11 +101,11 @@ class TrainingLoop:
 
     def __init__(
         self,
-        module: SkinLesionClassifier,
+        module: TrainingModule,
         train: Batches,
         val: Batches,
         config: Config,
-        fabric: Fabric,
+        fabric: Processes,
         checkpoints: Checkpoints,
         loggers: list[MetricLogger],
     ) -> None:
@@ -135,9 +131,7 @@ class TrainingLoop:
         self.progress, self.best_weights = Progress(), {}
         self._losses, self._throughput = AsyncLossQueue(), Throughput(fabric.device)
         self._display = Display(self.epochs, self.batches, fabric.is_global_zero)
-        self._profiler = PassThroughProfiler()
-        if training.profiler is not None:
-            self._profiler = PROFILERS[training.profiler](dirpath=PROFILES, filename=training.profiler)
+        self._profiler = None if training.profiler is None else _create_profiler(training.profiler)
         self._signal: int | None = None
 
     def run(self) -> Fit:
@@ -154,7 +148,8 @@ class TrainingLoop:
             state = self.checkpoints.load() if self.fabric.is_global_zero else None
             if (state := self.fabric.broadcast(state)) is not None:
                 self._restore(state)
-        self._profiler.setup(stage="fit", local_rank=self.fabric.local_rank)
+        if self._profiler:
+            self._profiler.setup(stage="fit", local_rank=self.fabric.local_rank)
         try:
             with self._noting_signals():
                 while not self._is_finished():
@@ -162,7 +157,8 @@ class TrainingLoop:
         finally:
             self._display.close()
             self.checkpoints.wait()
-        self._profiler.describe()
+        if self._profiler:
+            self._profiler.describe()
         self.module.eval_network.load_state_dict(self.best_weights)
         assert self.progress.best_epoch is not None  # noqa: S101  # there was a validation
         speeds = self.progress.images_per_second  # the first includes loading kernels and the capture
@@ -179,7 +175,7 @@ class TrainingLoop:
             self.take_step.reset()
         batches = self.train.of_epoch(progress.epoch, progress.batch)
         for batch in islice(batches, self.batches - progress.batch):
-            with self._profiler.profile("training_step"):
+            with self._profiler.profile("training_step") if self._profiler else nullcontext():
                 self._train_batch(batch)
             metrics = self._validate() if progress.batch % self.val_every == 0 else {}
             ended = progress.batch == self.batches
@@ -242,11 +238,10 @@ class TrainingLoop:
         self._note(self._losses.drain())  # no validation of weights that are not finite
         self._throughput.pause()
         logits, labels = self._predict_validation_images()
-        classes = logits.shape[1]
         metrics = {
             "val_loss": cross_entropy(logits, labels).item(),
             "val_calibrated_loss": calibrated_loss(logits.numpy(), labels.numpy()),
-            "val_acc": multiclass_accuracy(logits, labels, classes, average="micro", validate_args=False).item(),
+            "val_acc": (logits.argmax(dim=1) == labels).float().mean().item(),
         }
         progress, monitored = self.progress, metrics[self.training.monitor]
         if not math.isfinite(metrics["val_loss"]):
@@ -352,6 +347,17 @@ class TrainingLoop:
         if not self.fabric.is_global_zero:
             sys.exit(1)  # the first process says why
         raise TerminatedError(f"terminated; {kept}")
+
+
+def _create_profiler(name: str) -> Any:
+    from pytorch_lightning import profilers  # which takes seconds
+
+    kinds = {
+        "simple": profilers.SimpleProfiler,
+        "advanced": profilers.AdvancedProfiler,
+        "pytorch": profilers.PyTorchProfiler,
+    }
+    return kinds[name](dirpath=PROFILES, filename=name)
 
 
 def plan_epoch(training: TrainingConfig, batches: int) -> tuple[int, int]:

@@ -1,7 +1,6 @@
-"""SkinLesionClassifier: the network, its loss and its optimizer, as a LightningModule."""
+"""TrainingModule: the network, its loss and its optimizer."""
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -15,11 +14,10 @@ from stages.training.optimization import WeightAverage, check_optimizer, create_
 PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
 
 
-class SkinLesionClassifier(LightningModule):
+class TrainingModule(nn.Module):
     """A network with what it is trained for.
 
-    An ordinary LightningModule: a plain `Trainer` trains it, too. The stage trains it with `TrainingLoop`, which
-    captures the step as a CUDA graph and resumes after being killed.
+    `TrainingLoop` trains it. `SkinLesionClassifier` is the same as a LightningModule, which takes seconds to import.
 
     Args:
         config: which network, and how to fit it; its precision is none of `auto`.
@@ -52,6 +50,11 @@ class SkinLesionClassifier(LightningModule):
         self.logit_adjustment: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.register_buffer("logit_adjustment", adjustment, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.mean.device
 
     @property
     def eval_network(self) -> NormalizedNetwork:

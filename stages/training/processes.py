@@ -2,26 +2,80 @@
 
 import logging
 from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from stages.config import TrainingConfig
 from stages.errors import InputError
-from stages.ranks import join
+from stages.ranks import find_launch, join
 
 
-def start_processes(training: TrainingConfig) -> Fabric:
+class Processes(Protocol):
+    """Which of the processes this is, and its communication with the others: Lightning's `Fabric`, or `OneProcess`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        ...
+
+    @property
+    def global_rank(self) -> int:
+        """Its number, from 0."""
+        ...
+
+    @property
+    def local_rank(self) -> int:
+        """Its number on this machine, from 0."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether it is the first one."""
+        ...
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """What the first process has."""
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for the others."""
+
+
+class OneProcess(NamedTuple):
+    """A process that trains alone, without Lightning, which takes seconds to import."""
+
+    device: torch.device
+    global_rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    is_global_zero: bool = True
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """What this process has."""
+        return obj
+
+    def barrier(self, name: str | None = None) -> None:
+        """Do nothing: there are no others."""
+
+
+def start_processes(training: TrainingConfig) -> Processes:
     """Start and connect the processes that the parameters ask for, or join those that have been started.
-
-    Returns:
-        Which of them this is (`global_rank`, `world_size`), its device, and Lightning's communication with the others.
 
     Raises:
         InputError: there are fewer devices than asked for, or others were started.
     """
+    alone = training.devices * training.num_nodes == 1 and training.strategy != "ddp"
+    if alone and find_launch() is None:
+        return OneProcess(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    from lightning_fabric import Fabric
+
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # With one device Lightning would not check: each process would train alone, and write to the same files.
@@ -33,14 +87,14 @@ def start_processes(training: TrainingConfig) -> Fabric:
         accelerator="gpu" if on_gpu else "cpu",
         devices=training.devices,
         num_nodes=training.num_nodes,
-        strategy="ddp" if training.strategy == "ddp" or training.devices * training.num_nodes > 1 else "auto",
+        strategy="auto" if alone else "ddp",
         plugins=[environment],
     )
     fabric.launch()
     return fabric
 
 
-def say(fabric: Fabric, message: str) -> None:
+def say(fabric: Processes, message: str) -> None:
     """Print a message once; `Fabric.print` would on each machine."""
     if fabric.is_global_zero:
         print(message, flush=True)

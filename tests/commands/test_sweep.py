@@ -152,6 +152,7 @@ def processes(project: Path, word: str) -> list[psutil.Process]:
     return [process for process in found if Path(process.cwd()).is_relative_to(project)]
 
 
+@pytest.mark.slow
 def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     gate, log = project / ".dvc/tmp/gate", project / "sweep.log"
     gate.mkdir()
@@ -202,6 +203,7 @@ def beside(action: Callable[[], None], *options: str) -> object:
             acting.result()
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project, slurm, monkeypatch, capfd):
     gate = project / ".dvc/tmp/gate"
     gate.mkdir()

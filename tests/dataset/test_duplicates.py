@@ -144,6 +144,27 @@ def test_distances_are_counted_bit_by_bit(lookalikes, dealt):
         assert pair.distance == min((turned ^ flip ^ second).sum() for turned in (first, first.T) for flip in flips)
 
 
+def test_close_pairs_are_those_of_an_exhaustive_search():
+    """Among random hashes, with copies that differ in more and more bits, some of them turned."""
+    random = np.random.default_rng(0)
+    first, second = random.random((2, 90, SIDE, SIDE)) < 0.5
+    odd = np.arange(SIDE) % 2 == 1
+    for number in range(60):
+        copy = first[number] ^ (random.permutation(ALL_BITS).reshape(SIDE, SIDE) < 90 + number)
+        copy = copy.T if number & 1 else copy
+        copy = copy ^ odd if number & 2 else copy
+        second[89 - number] = copy ^ odd[:, None] if number & 4 else copy
+    flips = [np.zeros((SIDE, SIDE), bool), odd ^ np.zeros((SIDE, 1), bool), odd[:, None] ^ np.zeros(SIDE, bool)]
+    flips.append(flips[1] ^ flips[2])
+    turned = np.array([way ^ flip for flip in flips for way in (first, first.transpose(0, 2, 1))])
+    distances = np.stack([(turned ^ other).sum(axis=(2, 3)).min(axis=0) for other in second], axis=1)
+    for threshold in (LARGEST_DISTANCE, 140):
+        rows, columns = np.nonzero(distances <= threshold)
+        assert len(rows) == threshold - 89
+        found = duplicates._close_pairs(duplicates._packed(first), duplicates._packed(second), threshold)
+        assert sorted(zip(*found)) == sorted(zip(rows, columns, distances[rows, columns]))
+
+
 def test_neither_the_size_of_pieces_nor_the_number_of_threads_matters(lookalikes, dealt, monkeypatch):
     usual = near_duplicates(lookalikes, dealt(40), ALL_BITS)
     assert len(usual) == 13 * 13 + 2 * 13 * 14

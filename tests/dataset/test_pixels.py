@@ -3,7 +3,15 @@ import pandas as pd
 import pytest
 
 from stages.dataset import pixels
-from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS, PixelStore, add_places, shard_path, write_shard
+from stages.dataset.pixels import (
+    MANIFEST,
+    MANIFEST_COLUMNS,
+    PixelStore,
+    add_places,
+    create_shard,
+    shard_path,
+    write_pixels,
+)
 from stages.errors import InputError
 from stages.files import write_csv
 
@@ -31,7 +39,9 @@ def test_places_fill_one_shard_after_the_other_in_the_table_s_order(folder):
 @pytest.mark.parametrize("count", [1, 256])
 def test_a_shard_is_the_file_that_numpy_would_write(tmp_path, count):
     content = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
-    write_shard(tmp_path / "one.npy", content)
+    create_shard(tmp_path / "one.npy", count, 16)
+    for first in range(0, count, 100):
+        write_pixels(tmp_path / "one.npy", first, content[first : first + 100])
     np.save(tmp_path / "other.npy", content)
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "other.npy").read_bytes()
 

@@ -2,12 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from stages.dataset.taxonomy import DIAGNOSES, class_names
-from stages.evaluation.baselines import assess_baselines
+from stages.evaluation.baselines import COLUMNS, assess_baselines, predict_from_metadata
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.subgroups import subgroup_table
 
 
 def patients(images: int, seed: int, tells: bool = True) -> pd.DataFrame:
@@ -78,6 +82,17 @@ def test_the_metadata_baseline_is_a_logistic_regression_on_age_band_sex_and_loca
     assert metadata["metrics"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, guessed), abs=0.005)
     assert metadata["metrics"]["accuracy"]["value"] == pytest.approx(accuracy_score(truth, guessed > 0.5), abs=0.01)
     assert 0.6 < metadata["metrics"]["auroc"]["value"] < 0.9
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_regression_is_that_of_scikit_learn(classes):
+    train, test = patients(600, 0, tells=classes == 2), patients(100, 1)
+    labels = [dx if classes == 7 else class_names(2)[DIAGNOSES[dx].malignant] for dx in train["dx"]]
+    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression(max_iter=1000, tol=1e-9))
+    model.fit(subgroup_table(train)[COLUMNS], labels)
+    expected = model.predict_proba(subgroup_table(test)[COLUMNS])
+    expected = expected[:, [list(model.classes_).index(name) for name in class_names(classes)]]
+    np.testing.assert_allclose(predict_from_metadata(train, test, classes), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 7])

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import t
-from sklearn.metrics import auc, average_precision_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from stages.dataset.taxonomy import class_names
 from stages.evaluation.curves import (
@@ -37,6 +37,16 @@ def test_the_area_under_the_roc_curve_is_the_auroc(scored):
     table = roc_table(*scored)
     assert list(table.columns) == ["fpr", "tpr", "threshold"]
     assert auc(table["fpr"], table["tpr"]) == pytest.approx(roc_auc_score(*scored))
+
+
+def test_the_curves_are_those_of_scikit_learn(scored):
+    """To the last bit, and without the points that it drops."""
+    fpr, tpr, threshold = roc_curve(*scored)
+    expected = pd.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": np.minimum(threshold, 1)})
+    pd.testing.assert_frame_equal(roc_table(*scored), expected, check_exact=True)
+    precision, recall, _ = precision_recall_curve(*scored, drop_intermediate=True)
+    expected = pd.DataFrame({"recall": recall[::-1], "precision": precision[::-1]})
+    pd.testing.assert_frame_equal(precision_recall_table(*scored), expected, check_exact=True)
 
 
 def test_the_roc_curve_goes_from_0_0_to_1_1_and_its_thresholds_fit_an_axis(scored):

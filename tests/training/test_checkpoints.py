@@ -15,7 +15,7 @@ from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
 from stages.training.checkpoints import CHECKPOINT, Checkpoints, checkpoint_folder, fingerprint, prune
 from stages.training.fit import train_model
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def train(tiny, quick, tmp_path, monkeypatch):
     """A function that trains into a folder of a name, with checkpoints at every batch; killed in a step, if asked."""
 
     def run(name, killed_in=None, **changes):
-        losses, seen = SkinLesionClassifier.losses, []
+        losses, seen = TrainingModule.losses, []
 
         def losses_or_death(module, network, batch):
             seen.append(batch)
@@ -43,7 +43,7 @@ def train(tiny, quick, tmp_path, monkeypatch):
             return losses(module, network, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(SkinLesionClassifier, "losses", losses_or_death)
+            patch.setattr(TrainingModule, "losses", losses_or_death)
             places = (tmp_path / name / place for place in (MODELS, TRAINING_METRICS, CHECKPOINTS))
             train_model(quick(**{"training.checkpoint_minutes": 1e-9} | changes), *tiny, *places)
         return len(seen)

@@ -24,8 +24,9 @@ from stages.training.anomaly import add_nonfinite_hooks
 from stages.training.checkpoints import CHECKPOINT
 from stages.training.ensemble import choose_precision, train_member
 from stages.training.fit import train_model
+from stages.training.lightning import SkinLesionClassifier
 from stages.training.loop import Fit
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 from stages.training.processes import start_processes
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ CPU = torch.device("cpu")
 class Fitted(NamedTuple):
     """What a training left behind."""
 
-    module: SkinLesionClassifier
+    module: TrainingModule
     val: SplitImages
     fit: Fit
     folder: object
@@ -67,11 +68,11 @@ def train(tiny, quick, tmp_path, monkeypatch):
         images, val = (SplitImages(store, name, tiny.split, config.model.num_classes) for name in ("train", "val"))
 
         def create(*arguments):
-            module = SkinLesionClassifier(*arguments)
+            module = TrainingModule(*arguments)
             prepare(module, val)
             return module
 
-        monkeypatch.setattr(ensemble, "SkinLesionClassifier", create)
+        monkeypatch.setattr(ensemble, "TrainingModule", create)
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)  # else it would go on from the one before
         fabric = Fabric(accelerator="cpu", devices=1)
         places = tmp_path / "checkpoints", tmp_path / "metrics"
@@ -174,13 +175,13 @@ def test_training_stops_after_epochs_without_a_lower_val_loss(train):
 @pytest.fixture
 def seen(monkeypatch):
     """The batches that training steps have seen."""
-    batches, losses = [], SkinLesionClassifier.losses
+    batches, losses = [], TrainingModule.losses
 
     def record(module, network, batch):
         batches.append(batch)
         return losses(module, network, batch)
 
-    monkeypatch.setattr(SkinLesionClassifier, "losses", record)
+    monkeypatch.setattr(TrainingModule, "losses", record)
     return batches
 
 
@@ -307,14 +308,14 @@ def break_weights(module):
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_where(train, monkeypatch, seen, tmp_path):
-    set_mode = SkinLesionClassifier.set_train_mode
+    set_mode = TrainingModule.set_train_mode
 
     def break_in_the_second_epoch(module, frozen):
         set_mode(module, frozen)
         if len(seen) == 5:
             break_weights(module)
 
-    monkeypatch.setattr(SkinLesionClassifier, "set_train_mode", break_in_the_second_epoch)
+    monkeypatch.setattr(TrainingModule, "set_train_mode", break_in_the_second_epoch)
     with pytest.raises(InputError) as error:
         train(**{"training.max_epochs": 4, "training.checkpoint_minutes": 1e-9})
     assert len(seen) == 5 + 1  # the first step of the second epoch was the last
@@ -332,9 +333,9 @@ def test_a_rate_that_is_far_too_high_says_to_lower_it(train):
 
 
 def test_a_validation_loss_that_is_not_finite_stops_too(train, monkeypatch):
-    step = SkinLesionClassifier.validation_step
+    step = TrainingModule.validation_step
     monkeypatch.setattr(
-        SkinLesionClassifier, "validation_step", lambda module, *rest: break_weights(module) or step(module, *rest)
+        TrainingModule, "validation_step", lambda module, *rest: break_weights(module) or step(module, *rest)
     )
     with pytest.raises(InputError, match="the validation loss is nan in epoch 1"):
         train()
@@ -509,7 +510,7 @@ def test_a_profile_lands_in_its_folder_and_nowhere_else(train, tmp_path, monkeyp
 def test_a_batch_that_does_not_fit_is_divided_as_the_parameters_would_divide_it(
     tiny, quick, tmp_path, monkeypatch, capsys, bytes_below
 ):
-    losses = SkinLesionClassifier.losses
+    losses = TrainingModule.losses
 
     def run_out_of_memory(module, network, batch):
         if len(batch.labels) > 3:
@@ -523,7 +524,7 @@ def test_a_batch_that_does_not_fit_is_divided_as_the_parameters_would_divide_it(
         return bytes_below(folder / MODELS) | bytes_below(folder / TRAINING_METRICS)
 
     roomy = train_into("roomy", **{"training.batch_size": 2, "training.accumulate_grad_batches": 4})
-    monkeypatch.setattr(SkinLesionClassifier, "losses", run_out_of_memory)
+    monkeypatch.setattr(TrainingModule, "losses", run_out_of_memory)
     assert train_into("cramped", **{"training.batch_size": 8}) == roomy
     output = capsys.readouterr().out
     for size in (4, 2):
@@ -536,7 +537,7 @@ def test_a_single_image_that_does_not_fit_ends_the_training(train, monkeypatch, 
     def run_out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(SkinLesionClassifier, where, run_out_of_memory)
+    monkeypatch.setattr(TrainingModule, where, run_out_of_memory)
     with pytest.raises(InputError, match=r"too small for a single image: lower data\.image_size"):
         train()
 

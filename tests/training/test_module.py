@@ -7,7 +7,7 @@ from stages.config import override
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batch
 from stages.errors import InputError
-from stages.training.module import SkinLesionClassifier
+from stages.training.module import TrainingModule
 
 COUNTS = torch.tensor([30, 10])
 
@@ -16,7 +16,7 @@ def classifier(classes=2, **training):
     changes = {"data.image_size": 16, "model.name": "baseline_cnn", "model.variant": None, "model.num_classes": classes}
     changes |= {"model.pretrained": False, "training.precision": 32}
     config = override(PLAIN, changes | {f"training.{key}": value for key, value in training.items()})
-    return SkinLesionClassifier(config, 16, COUNTS).eval()
+    return TrainingModule(config, 16, COUNTS).eval()
 
 
 @pytest.fixture

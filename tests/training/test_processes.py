@@ -21,6 +21,7 @@ from stages.evaluation.history import read_history
 from stages.files import MODELS, PREPARED, SPLIT, TRAINING_METRICS
 
 ROOT = Path(__file__).parents[2]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests/without_wandb")])
 
 
 QUICK = {
@@ -40,7 +41,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 def start_python(*arguments, timeout=None):
     """An interpreter without a GPU, when it has ended."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
 
@@ -160,6 +161,7 @@ if rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_stopped_anywhere_go_on_to_the_same_bytes(workspace, params, tmp_path):
     # Dropout draws from the random numbers of each process.
     params(QUICK | {"training.max_epochs": "2", "model.dropout_rate": "0.5", "training.checkpoint_minutes": "1e-9"})

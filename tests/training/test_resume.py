@@ -57,6 +57,10 @@ CASES = {
     "16 bits": {"training.precision": 16},
     "an ensemble": {"model.ensemble": 2, "training.max_epochs": 1},
 }
+ALWAYS = ("early stopping", "accumulation, average and schedule", "an ensemble")
+EACH_CASE = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in CASES]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +142,7 @@ def outputs(tmp_path, bytes_below):
     return lambda name: {place: bytes_below(tmp_path / name / place) for place in (MODELS, TRAINING_METRICS)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@EACH_CASE
 def test_a_training_that_is_killed_anywhere_ends_in_the_same_bytes(train, outputs, tmp_path, case):
     (tmp_path / "whole").mkdir()
     snapshots = Snapshots(tmp_path / "whole")
@@ -152,7 +156,7 @@ def test_a_training_that_is_killed_anywhere_ends_in_the_same_bytes(train, output
     assert len(snapshots.states) > CASES[case].get("model.ensemble", 1)
 
 
-@pytest.mark.parametrize("case", CASES)
+@EACH_CASE
 def test_a_training_that_is_terminated_anywhere_ends_in_the_same_bytes(train, outputs, case):
     with at_every_call(lambda _: None) as calls:
         train("whole", CASES[case])

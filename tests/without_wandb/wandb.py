@@ -1,0 +1,1 @@
+raise ImportError("tests/clone.py says why")
