@@ -99,7 +99,10 @@ def project(template, params, tmp_path, monkeypatch):
         monkeypatch.setattr(f"stages.experiments.{name}", 1)
     shell("git", "add", "--all")
     shell("git", "commit", "--quiet", "--message", "pipeline")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path
+    for number, handler in handlers.items():  # a sweep in this process has set its own
+        signal.signal(number, handler)
     for process in psutil.process_iter(["cmdline"]):
         if "queue-worker" in (process.info["cmdline"] or []) and Path(process.cwd()) == tmp_path:
             process.terminate()
