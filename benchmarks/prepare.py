@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages.dataset.images import ImageReader, by_image_id, find_images
 from stages.dataset.metadata import find_metadata, read_metadata
 from stages.errors import InputError
@@ -55,7 +55,7 @@ def read_images(data_dir: Path, most: int | None) -> tuple[pd.DataFrame, list[by
     Raises:
         InputError: the dataset has problems, which `python -m stages.prepare` names.
     """
-    table, problems, _ = read_metadata(find_metadata(data_dir))
+    table, problems, _ = read_metadata(find_metadata(data_dir), HAM10000)
     images, unreadable = find_images(data_dir)
     files, repeated = by_image_id(images)
     table = table[table["image_id"].isin(files)]

@@ -5,6 +5,7 @@ Reads `data.data_dir`, writes `data/prepared/`.
 
 import os
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,22 +16,31 @@ from rich.progress import Progress
 from stages.config import DataConfig, load_config
 from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
 from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
-from stages.dataset.pixels import MANIFEST, add_places, shard_path, write_shard
+from stages.dataset.pixels import add_places, shard_path, write_manifest, write_shard
+from stages.dataset.taxonomy import Diagnosis, classes_of, read_taxonomy
 from stages.errors import InputError, printable
-from stages.files import PREPARED, replacing, write_csv
+from stages.files import PREPARED, replacing
 from stages.launch import run_stage
 
 MAX_PROBLEMS_SHOWN = 200
 LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
 
 
-def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: int | None = None) -> pd.DataFrame:
+def prepare_dataset(
+    config: DataConfig,
+    output: Path = PREPARED,
+    num_workers: int | None = None,
+    taxonomy: dict[str, Diagnosis] | None = None,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
     """Check and decode the dataset in `config.data_dir`; write the manifest and the pixel shards to `output`.
 
     Args:
         config: which images, and their size.
         output: folder of the prepared images.
         num_workers: threads that decode; None: one per core.
+        taxonomy: the diagnoses to keep; what else there is is left out. None: those of `config.taxonomy`, all images.
+        say: is given what the user should know, line by line.
 
     Returns:
         The manifest.
@@ -39,9 +49,12 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: in
         InputError: naming every problem of the table and the images; `output` is then as it was before.
     """
     data_dir = Path(config.data_dir)
-    table, problems, notes = read_metadata(find_metadata(data_dir), config.columns, config.classes)
+    only_known, diagnoses = taxonomy is not None, taxonomy or read_taxonomy(Path(config.taxonomy))
+    table, problems, notes = read_metadata(
+        find_metadata(data_dir), diagnoses, config.columns, config.classes, only_known=only_known
+    )
     for note in notes:
-        print(note)
+        say(note)
     table = subsample_lesions(table, config.subsample_percentage)
     images, unreadable = find_images(data_dir)
     files, repeated = by_image_id(images)
@@ -54,7 +67,7 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: in
         problems += _write_shards(folder, manifest, files, config.image_size, num_workers)
         if problems:
             raise InputError(_summary(data_dir, problems))
-        write_csv(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest, diagnoses)
     return manifest
 
 
@@ -105,6 +118,8 @@ def _summary(data_dir: Path, problems: list[str]) -> str:
 
 def main() -> None:
     config = load_config()
+    # Before the images are decoded, though only `train` needs it.
+    classes_of(read_taxonomy(Path(config.data.taxonomy)), config.model.num_classes)
     manifest = prepare_dataset(config.data, num_workers=config.runtime.num_workers)
     print(f"prepared {len(manifest)} images of {manifest['lesion_id'].nunique()} lesions")
 

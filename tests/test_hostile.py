@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages import prepare
 from stages.classifier.weights import load_model
 from stages.commands import predict
@@ -245,7 +245,7 @@ def test_a_link_is_followed_to_be_read_and_leads_no_writing_astray(tmp_path):
 )
 def test_a_cell_that_would_mean_something_elsewhere_is_named_with_its_row(tmp_path, row, expected):
     (tmp_path / "table.csv").write_text(HEADER + row + "\n")
-    table, problems, _ = read_metadata(tmp_path / "table.csv")
+    table, problems, _ = read_metadata(tmp_path / "table.csv", HAM10000)
     assert len(problems) == 1
     assert problems[0].startswith(f"table.csv row 2: {expected}")
     assert table.empty
@@ -268,7 +268,7 @@ def test_mistakes_by_the_hundred_thousand_are_one_message_that_can_be_read(tmp_p
 def test_a_header_of_any_length_is_refused_in_a_message_that_can_be_read(tmp_path, header, columns):
     (tmp_path / "table.csv").write_text(header + "\n")
     with pytest.raises(InputError) as caught:
-        read_metadata(tmp_path / "table.csv", columns)
+        read_metadata(tmp_path / "table.csv", HAM10000, columns)
     assert len(str(caught.value)) < 7000
 
 

@@ -113,7 +113,7 @@ def predict_images(
     from stages.evaluation.predictions import PREFIX, malignant_probability
     from stages.files import DECIMALS
 
-    classes = tuple(description.classes)
+    classes = description.told_apart
     tables, problems = [], []
     # Only on a terminal: a log needs no bar.
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -128,8 +128,8 @@ def predict_images(
             images = torch.from_numpy(np.stack([image for _, image in readable]))
             # Rounded as they will be written: the decision follows from the file's numbers.
             probabilities = predict_calibrated(network, [images], device, calibration).round(DECIMALS)
-            malignant = malignant_probability(probabilities)
-            table = pd.DataFrame(probabilities, columns=pd.Index([PREFIX + name for name in classes]))
+            malignant = malignant_probability(probabilities, classes)
+            table = pd.DataFrame(probabilities, columns=pd.Index([PREFIX + name for name in classes.names]))
             table.insert(0, "file", [_cell(file) for file, _ in readable])
             table["malignant_probability"] = malignant
             table["decision"] = np.where(malignant >= calibration.threshold, "malignant", "benign")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from stages.dataset.images import EXTENSIONS
-from stages.dataset.taxonomy import DIAGNOSES, ISIC_DIAGNOSES
+from stages.dataset.taxonomy import Diagnosis, fold, meanings_of
 from stages.errors import InputError
 
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
@@ -31,8 +31,7 @@ ISIC_COLUMNS = {
     "anatom_site_general": "localization",
     "anatom_site_general_challenge": "localization",
 }
-# Their tables of diagnoses have a column for each, with a 1 in one of them.
-ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK")
+BITS = ("0", "0.0", "1", "1.0")  # in tables that have a column for each diagnosis, with a 1 in one of them
 GROUND_TRUTH = "_GroundTruth.csv"
 MOST_SHOWN = 30  # columns in a message
 LONGEST = 100  # characters of a column's name there
@@ -79,7 +78,12 @@ def find_metadata(data_dir: Path) -> Path:
 
 
 def read_metadata(
-    path: Path, columns: Mapping[str, str | None] | None = None, classes: Mapping[str, str | None] | None = None
+    path: Path,
+    taxonomy: Mapping[str, Diagnosis],
+    columns: Mapping[str, str | None] | None = None,
+    classes: Mapping[str, str | None] | None = None,
+    *,
+    only_known: bool = False,
 ) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Read the table, translate it, and check every row.
 
@@ -89,8 +93,10 @@ def read_metadata(
 
     Args:
         path: the table.
+        taxonomy: the diagnoses that there are, by their codes.
         columns: its name of each of `OURS` that has another; None: it has none.
         classes: the diagnosis of each of its labels that is none; None: leave the label's images out.
+        only_known: leave out images of diagnoses that there are not; else these are a problem.
 
     Returns:
         The rows without a problem in the file's order, columns `COLUMNS` and `OPTIONAL_COLUMNS` (age in years, NaN
@@ -101,18 +107,19 @@ def read_metadata(
         InputError: the file is not a table with the right columns, so that its rows cannot be read, or `columns` or
             `classes` is wrong.
     """
-    columns, classes = columns or {}, classes or {}
-    _check_mappings(columns, classes)
+    columns, classes, meanings = columns or {}, classes or {}, meanings_of(taxonomy)
+    _check_mappings(columns, classes, taxonomy)
     header, rows, problems = _read_rows(path)
-    foreign = bool(columns) or any(name in ISIC_COLUMNS or name in ONE_HOT or name == PATIENT for name in header)
+    foreign = bool(columns) or any(name in ISIC_COLUMNS or fold(name) in meanings or name == PATIENT for name in header)
     if not foreign:
         _check_header(path, header)
     names = _column_names(path, header, columns)
-    truth = None if _has_labels(header, names) else _ground_truth_beside(path)
+    has_labels = "dx" in names or any(fold(name) in meanings for name in header)
+    truth = None if has_labels else _ground_truth_beside(path)
     if truth:
-        labels, more = _labels_beside(truth, path, rows, names["image_id"])
+        labels, more = _labels_beside(truth, path, rows, names["image_id"], meanings)
     else:
-        labels, more = _labels(path, header, rows, names)
+        labels, more = _labels(path, header, rows, names, meanings)
     problems += more
     translated = [(number, _translate(row, names, labels[number])) for number, row in rows if number in labels]
     by_patient, notes = _fill_lesion_ids(path, translated) if foreign else (False, [])
@@ -132,31 +139,36 @@ def read_metadata(
             if not is_valid(row[name])
         ]
         problems += row_problems
-        name = label.lower()
-        diagnosis = classes.get(label) or (name if name in DIAGNOSES else ISIC_DIAGNOSES.get(name))
+        diagnosis = classes.get(label) or meanings.get(fold(label))
         if diagnosis is None:
             unknown.setdefault(label, []).append(number)
         elif not row_problems:
             kept.append({"row": number, **row, "dx": diagnosis, "age": float(row["age"] or math.nan)})
-    problems += [f"{path.name} {_unknown_label(label, numbers)}" for label, numbers in unknown.items()]
+    if only_known and unknown:
+        which = f"whose diagnosis is none of {', '.join(taxonomy)}"
+        notes.append(_left_out(path, {label: len(numbers) for label, numbers in unknown.items()}, which))
+        if not kept and not problems:
+            problems.append(f"{notes.pop()}; no image is left: name theirs with --classes or --taxonomy")
+    else:
+        problems += [f"{path.name} {_unknown_label(label, numbers, taxonomy)}" for label, numbers in unknown.items()]
     if left_out:
-        counts = ", ".join(f"{label!r} {count}" for label, count in sorted(left_out.items()))
-        images = f"{left_out.total()} image{'s' * (left_out.total() != 1)}"
-        notes.append(f"{path.name}: left out {images} that data.classes maps to null: {counts}")
+        notes.append(_left_out(path, left_out, "that data.classes maps to null"))
     problems += [f"{path.name} {problem}" for problem in _contradictions(kept, by_patient)]
     return pd.DataFrame(kept, columns=pd.Index([*COLUMNS, *OPTIONAL_COLUMNS])), problems, notes
 
 
-def _check_mappings(columns: Mapping[str, str | None], classes: Mapping[str, str | None]) -> None:
+def _check_mappings(
+    columns: Mapping[str, str | None], classes: Mapping[str, str | None], taxonomy: Mapping[str, Diagnosis]
+) -> None:
     problems = [
         f"data.columns.{name} is not a column of ours; those are {', '.join(OURS)}"
         for name in columns
         if name not in OURS
     ]
     problems += [
-        f"data.classes maps {label!r} to {dx!r}; it must be one of {', '.join(DIAGNOSES)}, or null to leave it out"
+        f"data.classes maps {label!r} to {dx!r}; it must be one of {', '.join(taxonomy)}, or null to leave it out"
         for label, dx in classes.items()
-        if dx is not None and dx not in DIAGNOSES
+        if dx is not None and dx not in taxonomy
     ]
     if problems:
         raise InputError("\n  ".join(problems))
@@ -229,42 +241,47 @@ def _shown(header: list[str]) -> str:
     return f"its columns are {', '.join(names)}{', …' if len(header) > MOST_SHOWN else ''}"
 
 
-def _has_labels(header: list[str], names: dict[str, str]) -> bool:
-    return "dx" in names or any(name in ONE_HOT for name in header)
-
-
 def _ground_truth_beside(path: Path) -> Path | None:
     tables = [table for table in path.parent.glob(f"*{GROUND_TRUTH}") if table != path]
     return tables[0] if len(tables) == 1 else None
 
 
-def _labels(path: Path, header: list[str], rows: Rows, names: dict[str, str]) -> tuple[dict[int, str], list[str]]:
+def _labels(
+    path: Path, header: list[str], rows: Rows, names: dict[str, str], meanings: Mapping[str, str]
+) -> tuple[dict[int, str], list[str]]:
     """The label of each row by its number, from a column of labels or from one column for each; and problems."""
     if "dx" in names:
         return {number: row[names["dx"]] for number, row in rows}, []
-    one_hot = [name for name in header if name in ONE_HOT]
-    if not one_hot:
+    if not any(fold(name) in meanings for name in header):
         missing = "no column is known to hold the diagnosis; name it in data.columns, as {dx: label}"
         raise InputError(f"{path}: {missing}; {_shown(header)}")
+    # Other columns of 0 and 1 are of diagnoses that the taxonomy does not have.
+    others = {name for name in header if name not in names.values() and all(row[name] in BITS for _, row in rows)}
+    one_hot = [name for name in header if fold(name) in meanings or name in others]
+    none_of = f"none of {', '.join(one_hot)}"
     labels, problems = {}, []
     for number, row in rows:
-        wrong = [f"{name} is {row[name]!r}" for name in one_hot if row[name] not in ("0", "0.0", "1", "1.0")]
+        wrong = [f"{name} is {row[name]!r}" for name in one_hot if row[name] not in BITS]
         ones = [name for name in one_hot if row[name] in ("1", "1.0")]
         if wrong:
             problems.append(f"{path.name} row {number}: {', '.join(wrong)}; it must be 0 or 1")
+        elif not ones and fold(none_of) in meanings:
+            labels[number] = none_of
         elif len(ones) != 1:
-            found = f"{' and '.join(ones)} are 1" if ones else f"none of {', '.join(one_hot)} is 1"
+            found = f"{' and '.join(ones)} are 1" if ones else f"{none_of} is 1"
             problems.append(f"{path.name} row {number}: {found}; exactly one must be")
         else:
             labels[number] = ones[0]
     return labels, problems
 
 
-def _labels_beside(truth: Path, path: Path, rows: Rows, image_column: str) -> tuple[dict[int, str], list[str]]:
+def _labels_beside(
+    truth: Path, path: Path, rows: Rows, image_column: str, meanings: Mapping[str, str]
+) -> tuple[dict[int, str], list[str]]:
     """As `_labels`, of the rows of the table at `path`, from the table of diagnoses at `truth`."""
     header, truth_rows, problems = _read_rows(truth)
     names = _column_names(truth, header, {})
-    labels, more = _labels(truth, header, truth_rows, names)
+    labels, more = _labels(truth, header, truth_rows, names, meanings)
     problems += more
     row_of: dict[str, int] = {}
     known = {row[image_column] for _, row in rows}
@@ -319,11 +336,17 @@ def _fill_lesion_ids(path: Path, rows: Rows) -> tuple[bool, list[str]]:
     return by_patient, [f"{path.name}: {missing} of {len(rows)} images have no lesion_id{consequence}"]
 
 
-def _unknown_label(label: str, rows: list[int]) -> str:
-    key = label if _TEXT.fullmatch(label) else repr(label)
+def _left_out(path: Path, counts: Mapping[str, int], which: str) -> str:
+    shown = ", ".join(f"{label!r} {count}" for label, count in sorted(counts.items()))
+    total = sum(counts.values())
+    return f"{path.name}: left out {total} image{'s' * (total != 1)} {which}: {shown}"
+
+
+def _unknown_label(label: str, rows: list[int], taxonomy: Mapping[str, Diagnosis]) -> str:
+    key, example = label if _TEXT.fullmatch(label) else repr(label), next(iter(taxonomy))
     return (
-        f"row {rows[0]}: unknown diagnosis {label!r}; dx must be one of {', '.join(DIAGNOSES)}: data.classes can say "
-        f"which, as {{{key}: nv}}, or {{{key}: null}} to leave out the images so labelled ({len(rows)})"
+        f"row {rows[0]}: unknown diagnosis {label!r}; dx must be one of {', '.join(taxonomy)}: data.classes can say "
+        f"which, as {{{key}: {example}}}, or {{{key}: null}} to leave out the images so labelled ({len(rows)})"
     )
 
 

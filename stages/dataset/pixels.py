@@ -1,21 +1,24 @@
 """The pixel store: every prepared image as uint8 in shards that DVC stores and a loader reads from."""
 
 import io
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 
-from stages.dataset.taxonomy import DIAGNOSES
+from stages.dataset.taxonomy import Diagnosis, Taxonomy
 from stages.errors import printable, regenerate
-from stages.files import read_csv
+from stages.files import read_csv, read_json, write_csv, write_json
 
 # A fixed number of images in the table's order: images added at its end change only the last shards.
 # 256 images of 224 px are 38 MB: few enough files for DVC, small enough pieces to push again.
 IMAGES_PER_SHARD = 256
 _PIECE = 1 << 17  # bytes
 MANIFEST = "manifest.csv"
+TAXONOMY = "taxonomy.json"
 MANIFEST_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset", "shard", "row"]
 
 
@@ -29,6 +32,12 @@ def add_places(table: pd.DataFrame) -> pd.DataFrame:
     position = np.arange(len(table))
     table = table.assign(shard=position // IMAGES_PER_SHARD, row=position % IMAGES_PER_SHARD)
     return table.loc[:, MANIFEST_COLUMNS]
+
+
+def write_manifest(folder: Path, manifest: pd.DataFrame, taxonomy: Mapping[str, Diagnosis]) -> None:
+    """Write the manifest of a prepared folder, and the diagnoses that it names."""
+    write_csv(folder / MANIFEST, manifest)
+    write_json(folder / TAXONOMY, {code: asdict(diagnosis) for code, diagnosis in taxonomy.items()})
 
 
 class _Pieces(io.RawIOBase):
@@ -58,6 +67,7 @@ class PixelStore:
 
     Attributes:
         manifest: one row per image, columns `MANIFEST_COLUMNS`.
+        taxonomy: the diagnoses that dx may name, by their codes.
         image_size: pixels of a side.
 
     Raises:
@@ -66,6 +76,7 @@ class PixelStore:
 
     def __init__(self, folder: Path) -> None:
         self.manifest = read_csv(folder / MANIFEST, MANIFEST_COLUMNS)
+        self.taxonomy = read_json(folder / TAXONOMY, Taxonomy)
         self._check_manifest(folder / MANIFEST)
         self.image_size = 0  # until the first shard tells
         self._shards = [
@@ -80,7 +91,7 @@ class PixelStore:
         problems = {
             "an image has no image_id or lesion_id": table[["image_id", "lesion_id"]].isna().to_numpy().any(),
             "an image_id is duplicated": len(set(table["image_id"])) < len(table),
-            f"dx is not always one of {', '.join(DIAGNOSES)}": not set(table["dx"]) <= set(DIAGNOSES),
+            f"dx is not always one of {', '.join(self.taxonomy)}": not set(table["dx"]) <= set(self.taxonomy),
             "age is not always a number": not pd.api.types.is_numeric_dtype(table["age"]),
             "a text is empty": table[["dx_type", "sex", "localization", "dataset"]].isna().to_numpy().any(),
             # Reading goes by the position, as `add_places` counts it.

@@ -56,7 +56,7 @@ def _draw_images(predictions: Predictions, rows: np.ndarray, store: PixelStore) 
     for number, (row, image) in enumerate(zip(rows, pixels)):
         line, column = divmod(number, COLUMNS)
         left, top = GAP + column * (_SIDE + GAP), line * _LINE
-        truth, guess = table["label"][row], predictions.classes[predictions.predicted[row]]
+        truth, guess = table["label"][row], predictions.classes.names[predictions.predicted[row]]
         right = guess == truth
         # Not by colour alone: the words differ too.
         verdict = "right" if right else f"true: {truth}"

@@ -17,7 +17,6 @@ from torch import nn
 from stages.config import Config
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
-from stages.dataset.taxonomy import class_names
 from stages.errors import DiskFullError, InputError, no_space
 from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
 from stages.training.module import SkinLesionClassifier
@@ -136,7 +135,7 @@ def log_results(
         return
     import wandb
 
-    run, classes = runs[0], list(class_names(val.num_classes))
+    run, classes = runs[0], list(val.classes.names)
     probabilities = _val_probabilities(network, Batches(val, module.config.evaluation.batch_size, module.device))
     labels, predicted = val.labels, probabilities.argmax(dim=1)
     summary = ModelSummary(module, max_depth=2)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.plain import HAM10000, told_apart
 from stages.classifier import gradcam, weights
 from stages.classifier.calibration import Calibration, save_calibration
 from stages.classifier.networks import build_network
 from stages.classifier.weights import ModelDescription, save_model
 from stages.commands.predict import main
 from stages.dataset.images import decode_square
-from stages.dataset.taxonomy import MALIGNANT, class_names
 from stages.errors import InputError
 from stages.evaluate import evaluate_model
 from stages.files import PREPARED, SPLIT, read_csv, write_csv
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     network = build_network("baseline_cnn", 7, 16)
     description = ModelDescription(
-        "baseline_cnn", 1, list(class_names(7)), 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
+        "baseline_cnn", 1, list(told_apart(7).names), HAM10000, 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
     )
     save_model(network, description, folder)
     save_calibration(CALIBRATION, folder)
@@ -117,10 +117,10 @@ def test_an_image_gets_the_probabilities_that_evaluate_writes_for_it(workspace, 
 
 def test_the_probability_of_malignancy_is_that_of_the_malignant_diagnoses_together(run, photos):
     table = run(photos)
-    diagnoses = [f"probability_{name}" for name in class_names(7)]
+    diagnoses = [f"probability_{name}" for name in told_apart(7).names]
     assert list(table) == ["file", *diagnoses, "malignant_probability", "decision"]
     assert table[diagnoses].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-6)
-    expected = table[[f"probability_{name}" for name in MALIGNANT]].sum(axis=1)
+    expected = table[[f"probability_{name}" for name in told_apart(7).malignant]].sum(axis=1)
     np.testing.assert_allclose(table["malignant_probability"], expected, atol=1e-7)
     assert list(table["decision"] == "malignant") == list(expected >= CALIBRATION.threshold)
     assert set(table["decision"]) == {"malignant", "benign"}
@@ -128,7 +128,7 @@ def test_the_probability_of_malignancy_is_that_of_the_malignant_diagnoses_togeth
 
 def test_an_image_right_at_the_threshold_is_malignant(tmp_path, photos, capsys):
     description = ModelDescription(
-        "baseline_cnn", 1, list(class_names(2)), 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
+        "baseline_cnn", 1, list(told_apart(2).names), HAM10000, 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
     )
     save_model(build_network("baseline_cnn", 2, 16), description, tmp_path / "even")
     # So high a temperature leaves no class more probable than the other.

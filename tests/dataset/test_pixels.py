@@ -2,8 +2,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.plain import HAM10000
 from stages.dataset import pixels
-from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS, PixelStore, add_places, shard_path, write_shard
+from stages.dataset.pixels import (
+    MANIFEST,
+    MANIFEST_COLUMNS,
+    PixelStore,
+    add_places,
+    shard_path,
+    write_manifest,
+    write_shard,
+)
 from stages.errors import InputError
 from stages.files import write_csv
 
@@ -15,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     columns = {name: ["x"] * 11 for name in MANIFEST_COLUMNS if name not in ("shard", "row")}
     table = pd.DataFrame(columns | {"image_id": [f"I{number}" for number in range(11)], "dx": "nv", "age": 5.0})
     manifest = add_places(table)
-    write_csv(tmp_path / MANIFEST, manifest)
+    write_manifest(tmp_path, manifest, HAM10000)
     for shard, rows in manifest.groupby("shard"):
         content = np.stack([np.full((16, 16, 3), number, np.uint8) for number in rows.index])
         np.save(shard_path(tmp_path, shard), content)
