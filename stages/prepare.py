@@ -4,7 +4,7 @@ Reads `data.data_dir`, writes `data/prepared/`.
 """
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,15 +14,25 @@ import pandas as pd
 from rich.progress import Progress
 
 from stages.config import DataConfig, load_config
-from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
-from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
+from stages.dataset.images import (
+    MOST_NAMED,
+    ImageFile,
+    ImageProblem,
+    ImageReader,
+    by_image_id,
+    decode_square,
+    describe_passed_over,
+    find_images,
+)
+from stages.dataset.metadata import read_metadata, subsample_lesions
 from stages.dataset.pixels import add_places, shard_path, write_manifest, write_shard
 from stages.dataset.taxonomy import Diagnosis, classes_of, read_taxonomy
-from stages.errors import InputError, printable
+from stages.errors import InputError, Problem, printable
 from stages.files import PREPARED, replacing
 from stages.launch import run_stage
 
 MAX_PROBLEMS_SHOWN = 200
+MAX_KINDS_SHOWN = 20
 LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
 
 
@@ -50,16 +60,19 @@ def prepare_dataset(
     """
     data_dir = Path(config.data_dir)
     only_known, diagnoses = taxonomy is not None, taxonomy or read_taxonomy(Path(config.taxonomy))
-    table, problems, notes = read_metadata(
-        find_metadata(data_dir), diagnoses, config.columns, config.classes, only_known=only_known
-    )
-    for note in notes:
+    table, problems, notes = read_metadata(data_dir, diagnoses, config.columns, config.classes, only_known=only_known)
+    images, unreadable, passed_over = find_images(data_dir)
+    files, repeated = by_image_id(images)
+    for note in notes + describe_passed_over(passed_over) + _unused(files, table["image_id"]):
         say(note)
     table = subsample_lesions(table, config.subsample_percentage)
-    images, unreadable = find_images(data_dir)
-    files, repeated = by_image_id(images)
-    problems += unreadable + repeated
-    problems += [f"{image_id}: no image file of this name" for image_id in table["image_id"] if image_id not in files]
+    problems += [Problem(line, "a folder or an archive that cannot be read") for line in unreadable]
+    problems += [Problem(line, "the same image id twice") for line in repeated]
+    problems += [
+        Problem(f"{image_id}: no image file of this name", "no image file of this name")
+        for image_id in table["image_id"]
+        if image_id not in files
+    ]
     manifest = add_places(table.loc[table["image_id"].isin(list(files))])
 
     with replacing(output) as folder:
@@ -71,19 +84,26 @@ def prepare_dataset(
     return manifest
 
 
+def _unused(files: dict[str, ImageFile], used: pd.Series) -> list[str]:
+    """A line on images that no row uses; none if there are none."""
+    unused = sorted(files.keys() - set(used))
+    first = ", ".join(map(printable, unused[:MOST_NAMED])) + (", …" if len(unused) > MOST_NAMED else "")
+    return [f"{len(unused)} of {len(files)} image files are of no row that is used: {first}"] if unused else []
+
+
 def _write_shards(
     folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
-) -> list[str]:
+) -> list[Problem]:
     problems = []
     # Threads, not processes: Pillow releases the interpreter's lock while it decodes and resizes.
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool, ImageReader() as reader, Progress() as progress:
         task = progress.add_task("decoding", total=len(manifest))
 
-        def decode(image_id: str, out: np.ndarray) -> str | None:
+        def decode(image_id: str, out: np.ndarray) -> Problem | None:
             try:
                 out[:] = decode_square(reader.read(files[image_id]), size)
             except ImageProblem as problem:
-                return f"{files[image_id]}: {problem}"
+                return Problem(f"{files[image_id]}: {problem}", "an image that cannot be used")
             return None
 
         def finish(shard: int, pixels: np.ndarray, decoded: list[Future]) -> None:
@@ -106,13 +126,15 @@ def _write_shards(
     return problems
 
 
-def _summary(data_dir: Path, problems: list[str]) -> str:
+def _summary(data_dir: Path, problems: list[Problem]) -> str:
     lines = [
         problem if len(problem) <= LONGEST_PROBLEM else f"{problem[:LONGEST_PROBLEM]}…"
         for problem in map(printable, problems[:MAX_PROBLEMS_SHOWN])
     ]
     if len(problems) > len(lines):
-        lines.append(f"… and {len(problems) - len(lines)} more")
+        kinds = Counter(problem.kind for problem in problems)
+        counts = "; ".join(f"{count} × {printable(kind)}" for kind, count in kinds.most_common(MAX_KINDS_SHOWN))
+        lines.append(f"… and {len(problems) - len(lines)} more; in all {counts}")
     return f"{data_dir} has {len(problems)} problem{'s' * (len(problems) != 1)}:\n  " + "\n  ".join(lines)
 
 

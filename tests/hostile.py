@@ -31,7 +31,7 @@ from stages.config import PARAMS, load_config
 from stages.dataset.folds import read_split
 from stages.dataset.images import ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.loaders import SplitImages
-from stages.dataset.metadata import find_metadata, read_metadata
+from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import MANIFEST, PixelStore, shard_path
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.errors import InputError
@@ -431,7 +431,7 @@ def _decode(path: Path) -> None:
 
 
 def _read_archive(folder: Path) -> None:
-    files, problems = find_images(folder / "archives")
+    files, problems, _ = find_images(folder / "archives")
     with ImageReader() as reader:
         for file in files:
             decode_square(reader.read(file), SIZE)
@@ -440,13 +440,12 @@ def _read_archive(folder: Path) -> None:
 
 
 def _read_metadata(folder: Path) -> None:
-    path = find_metadata(folder / "dataset")
-    table, problems, _ = read_metadata(path, HAM10000)
+    table, problems, _ = read_metadata(folder / "dataset", HAM10000)
     assert table["dx"].isin(list(HAM10000)).all()
     assert (table["age"].isna() | table["age"].between(0, 120)).all()
     assert not table["image_id"].str.contains(r"[^A-Za-z0-9_.-]|^\W").any()
     if problems:
-        raise InputError(f"{path}: " + "\n".join(problems)[: LONGEST_MESSAGE - 200])
+        raise InputError(f"{folder / 'dataset'}: " + "\n".join(problems)[: LONGEST_MESSAGE - 200])
 
 
 def _read_pixels(folder: Path) -> None:

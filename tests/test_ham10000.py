@@ -9,7 +9,7 @@ import pytest
 from benchmarks.plain import HAM10000, PLAIN
 from stages.dataset.folds import KNOWN_DUPLICATES
 from stages.dataset.images import by_image_id, find_images
-from stages.dataset.metadata import find_metadata, read_metadata
+from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import PixelStore
 from stages.prepare import prepare_dataset
 from stages.split import find_leaks, split_dataset
@@ -17,7 +17,7 @@ from stages.split import find_leaks, split_dataset
 
 @pytest.fixture(scope="module")
 def table(ham10000):
-    table, problems, _ = read_metadata(find_metadata(ham10000), HAM10000)
+    table, problems, _ = read_metadata(ham10000, HAM10000)
     assert problems == []
     return table
 
@@ -25,7 +25,7 @@ def table(ham10000):
 def test_the_whole_table_passes_the_checks_and_each_row_has_its_image(ham10000, table):
     assert len(table) in (8_584, 10_015)
     assert set(table["dx"]) == set(HAM10000)
-    images, unreadable = find_images(ham10000)
+    images, unreadable, _ = find_images(ham10000)
     files, repeated = by_image_id(images)
     assert unreadable + repeated == []
     assert set(table["image_id"]) <= set(files)

@@ -73,7 +73,7 @@ def test_every_layout_gives_the_same_bytes(dataset, output, tmp_path, bytes_belo
     lay_out(dataset, layout)
     prepared(dataset, tmp_path / "again")
     assert bytes_below(tmp_path / "again") == bytes_below(output)
-    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy"}
+    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy", "taxonomy.json"}
 
 
 @pytest.mark.parametrize("table", ["without the dataset column", "with a byte order mark", "without .csv"])
@@ -156,7 +156,7 @@ def test_a_smaller_dataset_leaves_no_shard_of_the_larger_one(written_dataset, ou
     del written_dataset.rows[4:]
     written_dataset.write_table()
     prepared(written_dataset, output)
-    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy"}
+    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy", "taxonomy.json"}
 
 
 def spoil_everything(dataset, huge_png):
@@ -189,8 +189,8 @@ def spoil_everything(dataset, huge_png):
         "row 6: lesion L002 is bkl here and mel above",
         "row 22: 3 fields; the header has 8",
         "I006.jpg: is truncated or damaged",
-        "I007.jpg: is not a JPEG or PNG image",
-        "I008.jpg: is not a JPEG or PNG image",
+        "I007.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image",
+        "I008.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image",
         "I009.jpg: is 15×15 pixels",
         "I010.png: is of an absurd size",
         "I011: no image file of this name",
@@ -227,7 +227,7 @@ def test_an_image_that_cannot_be_used_is_named_with_its_archive(dataset, output)
             archive.writestr(f"{image_id}.jpg", b"no image")
     message = refusal(dataset, output)
     assert "has 12 problems:" in message
-    assert f"{dataset.folder}/images.zip:I000.jpg: is not a JPEG or PNG image" in message
+    assert f"{dataset.folder}/images.zip:I000.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image" in message
 
 
 def test_a_long_list_of_problems_is_cut(written_dataset, output, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_long_list_of_problems_is_cut(written_dataset, output, monkeypatch):
     message = refusal(written_dataset, output)
     assert "has 12 problems:" in message
     assert message.count("no image file of this name") == 3
-    assert message.endswith("… and 9 more")
+    assert message.endswith("… and 9 more; in all 12 × no image file of this name")
 
 
 def break_the_dataset(dataset, mistake):
@@ -278,8 +278,8 @@ def break_the_dataset(dataset, mistake):
         ("a spreadsheet", "HAM10000_metadata.csv is not a CSV file in UTF-8"),
         ("empty", "column lesion_id is missing"),
         ("header alone", "HAM10000_metadata.csv: no rows"),
-        ("no table", "must hold one CSV table, or HAM10000_metadata.csv among several; found no CSV file"),
-        ("two tables", "must hold one CSV table, or HAM10000_metadata.csv among several; found one.csv, two.csv"),
+        ("no table", "HAM10000_metadata.csv among several; found no CSV file"),
+        ("two tables", "HAM10000_metadata.csv among several; found one.csv, two.csv"),
         ("no folder", "there is no such directory"),
     ],
 )
@@ -312,7 +312,7 @@ def test_the_command_ends_with_one_message_and_no_traceback(written_dataset, par
     assert result.stderr.startswith("error: dataset has 2 problems:\n")
     assert result.stderr.count("error:") == 1
     assert "row 9: unknown diagnosis 'naevus'" in result.stderr
-    assert "dataset/I003.jpg: is not a JPEG or PNG image" in result.stderr
+    assert "dataset/I003.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image" in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert not (tmp_path / PREPARED).exists()
 
@@ -364,7 +364,12 @@ def test_the_labels_that_are_not_mapped_are_listed_together(dataset, output):
         prepared(dataset, output, columns=settings["columns"])
     message = str(caught.value)
     assert "has 4 problems:" in message
-    for label in ("{Naevus: nv}", "{malignant melanoma: nv}", "{0: nv}", "{scar: null} to leave out the images so"):
+    for label in (
+        "{Naevus: akiec}",
+        "{malignant melanoma: akiec}",
+        "{0: akiec}",
+        "{scar: null} to leave out the images so",
+    ):
         assert label in message
     assert not output.exists()
 

@@ -20,6 +20,7 @@ _PIECE = 1 << 17  # bytes
 MANIFEST = "manifest.csv"
 TAXONOMY = "taxonomy.json"
 MANIFEST_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset", "shard", "row"]
+SKIN_TYPE = "skin_type"  # a further column, where that of an image is known
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -31,7 +32,7 @@ def add_places(table: pd.DataFrame) -> pd.DataFrame:
     """The manifest of a metadata table: its rows with the shard, and the row in it, of each image."""
     position = np.arange(len(table))
     table = table.assign(shard=position // IMAGES_PER_SHARD, row=position % IMAGES_PER_SHARD)
-    return table.loc[:, MANIFEST_COLUMNS]
+    return table.loc[:, [*MANIFEST_COLUMNS, *([SKIN_TYPE] if SKIN_TYPE in table else [])]]
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame, taxonomy: Mapping[str, Diagnosis]) -> None:
@@ -66,7 +67,7 @@ class PixelStore:
     nobody can tell whether training on a large dataset stays within its own.
 
     Attributes:
-        manifest: one row per image, columns `MANIFEST_COLUMNS`.
+        manifest: one row per image, columns `MANIFEST_COLUMNS`, and `SKIN_TYPE` where one is known.
         taxonomy: the diagnoses that dx may name, by their codes.
         image_size: pixels of a side.
 
@@ -88,6 +89,7 @@ class PixelStore:
         table = self.manifest
         if table.empty:
             raise regenerate(f"{path} lists no images")
+        places = add_places(table)
         problems = {
             "an image has no image_id or lesion_id": table[["image_id", "lesion_id"]].isna().to_numpy().any(),
             "an image_id is duplicated": len(set(table["image_id"])) < len(table),
@@ -95,7 +97,7 @@ class PixelStore:
             "age is not always a number": not pd.api.types.is_numeric_dtype(table["age"]),
             "a text is empty": table[["dx_type", "sex", "localization", "dataset"]].isna().to_numpy().any(),
             # Reading goes by the position, as `add_places` counts it.
-            "shard and row do not count the images": not table[MANIFEST_COLUMNS].equals(add_places(table)),
+            "shard and row do not count the images": not table[list(places)].equals(places),
         }
         if found := [problem for problem, there in problems.items() if there]:
             raise regenerate(f"{path}: {'; '.join(found)}")

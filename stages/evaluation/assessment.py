@@ -13,7 +13,7 @@ from stages.evaluation.calibration import reliability_bins, weighted_calibration
 from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
 from stages.evaluation.metrics import compute_metrics, effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions, malignant_probability
-from stages.evaluation.subgroups import NOT_ASSESSABLE, assess_subgroups, subgroup_table
+from stages.evaluation.subgroups import assess_subgroups, not_assessable, subgroup_table
 from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
 from stages.evaluation.weighted import weighted_rates, weighted_sensitivity_at
 from stages.files import DECIMALS
@@ -116,7 +116,7 @@ def assess(
         "subgroups": assess_subgroups(
             score, is_malignant, lesions, subgroup_table(images), calibration.threshold, *settings
         ),
-        "not_assessable": NOT_ASSESSABLE,
+        "not_assessable": not_assessable(images),
     }
 
 

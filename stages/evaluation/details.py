@@ -18,7 +18,7 @@ Estimates = TypeVar("Estimates")
 Item = TypeVar("Item")
 Headline = TypeVar("Headline")
 Two = Annotated[list[Item], Field(min_length=2, max_length=2)]
-Attribute = Literal["age", "sex", "localization", "dataset", "dx_type"]
+Attribute = Literal["age", "sex", "localization", "dataset", "dx_type", "skin_type"]
 Rate = Literal["sensitivity", "specificity", "auroc"]
 
 
@@ -230,7 +230,8 @@ class Assessment(_Model, Generic[Headline]):
     calibration: CalibrationQuality
     subgroups: dict[Attribute, Subgroups] = said(
         "Sensitivity, specificity and AUROC of malignancy in groups of images: by age in years, in bands; by sex; by "
-        "localization; by the source that the column dataset names; by reference standard, histopathology or another.",
+        "localization; by the source that the column dataset names; by reference standard, histopathology or another; "
+        "by skin type, where the dataset has it.",
         min_length=5,
     )
     not_assessable: list[Text] = said("What the dataset does not allow to be assessed, one line each.")

@@ -200,7 +200,7 @@ def test_unreadable_files_are_listed_with_the_reason_and_the_others_predicted(ru
     (photos / "6.jpg").symlink_to("gone.jpg")
     Path("torn.zip").write_bytes(b"PK")
     problem = (
-        r"^4 files cannot be read:\n  torn.zip: not a readable zip archive .*\n  photos/2.jpg: is not a JPEG or .*"
+        r"^4 files cannot be read:\n  torn.zip: not a readable zip archive .*\n  photos/2.jpg: is not a JPEG, .*"
         r"\n  photos/5.jpg: is truncated .*\n  photos/6.jpg: cannot be read .*$"
     )
     table = run(photos, "torn.zip", "--batch-size", 3, problem=problem)
@@ -239,8 +239,8 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
     ("arguments", "problem"),
     [
         ("gone.jpg photos nowhere", "gone.jpg: No such file or directory; nowhere: No such"),
-        ("photos empty", "empty holds no JPEG or PNG file"),
-        ("no.zip", "no.zip holds no JPEG or PNG file"),
+        ("photos empty", "empty holds no JPEG, PNG, BMP, TIFF or WebP file"),
+        ("no.zip", "no.zip holds no JPEG, PNG, BMP, TIFF or WebP file"),
         ("/dev/null", "/dev/null is neither a file nor a folder"),
         ("photos --output gone/table.csv", "--output gone/table.csv: the folder gone does not exist; make it first"),
         ("photos --output empty", "--output empty is not a file"),

@@ -47,7 +47,7 @@ def test_an_image_is_enlarged_where_it_is_smaller_than_asked_for():
 
 @pytest.mark.parametrize("data", [b"", b"image_id,dx\n", encoded(Image.new("RGB", (40, 40)), "GIF")])
 def test_a_file_that_is_no_jpeg_or_png_is_refused(data):
-    with pytest.raises(ImageProblem, match="is not a JPEG or PNG image"):
+    with pytest.raises(ImageProblem, match="is not a JPEG, PNG, BMP, TIFF or WebP image"):
         decode_square(data, 16)
 
 
@@ -90,7 +90,7 @@ def test_damaged_exif_data_is_no_crash():
 
 def found_in(folder):
     """The images of a folder by their id, and all problems."""
-    files, problems = find_images(folder)
+    files, problems, _ = find_images(folder)
     images, repeated = by_image_id(files)
     return images, problems + repeated
 

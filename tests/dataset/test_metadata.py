@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.plain import HAM10000
-from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
+from stages.dataset.metadata import find_tables, read_metadata, subsample_lesions
 from stages.errors import InputError
 
 
@@ -22,7 +22,7 @@ def table_of(lesions):
 
 
 def read(path, columns=None, classes=None):
-    return read_metadata(path, HAM10000, columns, classes)
+    return read_metadata(path.parent, HAM10000, columns, classes)
 
 
 def test_a_table_without_a_mistake_is_read_in_its_order(dataset):
@@ -58,16 +58,19 @@ def test_the_dataset_column_may_be_missing_and_the_order_of_the_columns_is_free(
     pd.testing.assert_frame_equal(table, read(dataset.write_table())[0])
 
 
-@pytest.mark.parametrize("name", ["HAM10000_metadata.csv", "HAM10000_metadata", "my_table.csv"])
+@pytest.mark.parametrize(
+    "name", ["HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "my_table.csv", "deep/META.CSV"]
+)
 def test_the_table_is_found_by_its_name_or_as_the_only_one(dataset, name):
+    (dataset.folder / "deep").mkdir()
     path = dataset.write_table(name)
-    assert find_metadata(dataset.folder) == path
+    assert find_tables(dataset.folder) == [path]
 
 
 def test_other_tables_beside_ham10000_s_do_not_matter(dataset):
     dataset.write_table("other.csv")
     path = dataset.write_table()
-    assert find_metadata(dataset.folder) == path
+    assert find_tables(dataset.folder) == [path]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,6 @@ def isic2019(tmp_path):
     def make(metadata=ISIC_2019, truth=ISIC_2019_TRUTH, encoding="utf-8"):
         write(tmp_path / "isic", "ISIC_2019_Training_GroundTruth.csv", truth, encoding)
         path = write(tmp_path / "isic", "ISIC_2019_Training_Metadata.csv", metadata, encoding)
-        assert find_metadata(tmp_path / "isic") == path
         return path
 
     return make
@@ -207,7 +209,6 @@ def test_isic_2019_is_read_from_its_two_tables(isic2019, encoding):
 
 def test_a_table_of_diagnoses_alone_is_a_dataset(tmp_path):
     path = write(tmp_path / "isic", "ISIC_2019_Training_GroundTruth.csv", ISIC_2019_TRUTH)
-    assert find_metadata(tmp_path / "isic") == path
     table, problems, _ = read(path)
     assert problems == []
     assert list(table["dx"]) == ["akiec", "akiec", "nv"]
@@ -380,7 +381,7 @@ def test_a_table_whose_columns_are_not_clear_is_refused(tmp_path, text, columns,
 
 def test_a_table_of_diagnoses_without_its_image_column_is_named(isic2019):
     path = isic2019(truth=ISIC_2019_TRUTH.replace("image,", "picture,"))
-    with pytest.raises(InputError, match=r"GroundTruth.csv: no column is known to hold image_id"):
+    with pytest.raises(InputError, match=r"hold the diagnosis; .*passed over ISIC_2019_Training_GroundTruth.csv"):
         read(path)
 
 
@@ -398,8 +399,8 @@ def test_a_diagnosis_that_there_is_not_is_refused(dataset):
         read(dataset.write_table(), classes={"SCC": "scc"})
 
 
-def test_three_tables_are_too_many(tmp_path):
-    for name in ("a_GroundTruth.csv", "b.csv", "c.csv"):
-        write(tmp_path, name, "")
-    with pytest.raises(InputError, match=r"found a_GroundTruth.csv, b.csv, c.csv"):
-        find_metadata(tmp_path)
+def test_tables_that_cannot_be_joined_are_named(tmp_path):
+    for name, text in (("a.csv", "image,dx\nI1,nv\n"), ("b.csv", "image,diagnosis\nI1,nv\n"), ("c.csv", "x\n")):
+        write(tmp_path, name, text)
+    with pytest.raises(InputError, match=r"must hold one CSV table, or .*; found a.csv, b.csv$"):
+        read(tmp_path / "a.csv")
