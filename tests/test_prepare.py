@@ -388,6 +388,35 @@ def test_isic_2019_s_archive_and_tables_are_prepared_as_they_are_published(datas
         assert list(manifest[column]) == [row[column] for row in dataset.rows]
 
 
+def test_images_that_no_row_uses_and_files_that_are_none_are_counted_and_named(written_dataset, output, capsys):
+    (written_dataset.folder / "notes.txt").touch()
+    (written_dataset.folder / "X1.jpg").write_bytes(written_dataset.picture(1))
+    prepared(written_dataset, output)
+    printed = capsys.readouterr().out
+    assert f"passed over 1 file that is no image (1 .txt): {written_dataset.folder}/notes.txt" in printed
+    assert "1 of 13 image files are of no row that is used: X1" in printed
+
+
+def test_a_skin_type_is_in_the_manifest_where_one_is_known(dataset, output):
+    lines = ["image_name,diagnosis,fitzpatrick_skin_type"]
+    lines += [f"{row['image_id']},{row['dx']},{('', 'IV')[number % 2]}" for number, row in enumerate(dataset.rows)]
+    (dataset.folder / "table.csv").write_text("\n".join(lines) + "\n")
+    dataset.write_images()
+    prepared(dataset, output)
+    assert list(PixelStore(output).manifest["skin_type"]) == ["unknown", "IV"] * 6
+
+
+def test_mistakes_of_very_many_rows_are_counted_by_their_kind(dataset, output, monkeypatch):
+    monkeypatch.setattr(prepare, "MAX_PROBLEMS_SHOWN", 2)
+    for row in dataset.rows[:5]:
+        row["age"] = "old"
+    dataset.rows[7]["dx"] = "scar"
+    dataset.write_table()
+    dataset.write_images()
+    expected = "… and 4 more; in all 5 × age must be years from 0 to 120, or empty; 1 × unknown diagnosis"
+    assert refusal(dataset, output).endswith(expected)
+
+
 def test_patients_of_several_diagnoses_stay_whole_in_a_subsample(dataset, output):
     lines = ["image_name,patient_id,diagnosis"]
     lines += [f"{row['image_id']},P{number // 4},{row['dx']}" for number, row in enumerate(dataset.rows)]

@@ -140,6 +140,31 @@ def test_validate_judges_what_the_model_knows_and_counts_the_rest(finished, tmp_
     assert "left out 8 images" in page
 
 
+def test_a_dataset_with_codes_of_its_own_is_judged_by_what_they_share_with_the_model(finished, tmp_path, capsys):
+    """One diagnosis has an alias in common, the other none; for malignancy both count."""
+    first = malignant_of(finished)[0]
+    theirs = tmp_path / "theirs.yaml"
+    theirs.write_text(
+        f"M1: {{name: one, malignant: true, aliases: [{first}]}}\nB1: {{name: other, malignant: false}}\n"
+        "B2: {name: third, malignant: false}\n"
+    )
+    folder = tmp_path / "codes"
+    folder.mkdir()
+    rows = [f"R{number},{('m1', 'b1')[number // 2 % 2]}" for number in range(8)]
+    (folder / "table.csv").write_text("\n".join(["image,dx", *rows]))
+    for number in range(8):
+        Image.new("RGB", (20, 20), (number * 12, 100, 100)).save(folder / f"R{number}.png")
+    validate.main([str(folder), "--output", str(tmp_path / "out"), "--taxonomy", str(theirs)])
+    details = read_details(tmp_path / "out/details.json")
+    assert "left out 4 images" in capsys.readouterr().out
+    assert (details["test"]["images"], details["test"]["malignant_images"]) == (4, 4)
+    theirs.write_text("M1: {name: one, malignant: true}\nB1: {name: other, malignant: false}\n")
+    validate.main([str(folder), "--output", str(tmp_path / "two"), "--taxonomy", str(theirs)])
+    details = read_details(tmp_path / "two/details.json")
+    assert details["classes"] == ["benign", "malignant"]
+    assert (details["test"]["images"], details["test"]["malignant_images"]) == (8, 4)
+
+
 def test_compare_and_report_take_them(finished, tmp_path, capsys):
     start_repository()
     commit("main")

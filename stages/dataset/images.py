@@ -74,12 +74,10 @@ def find_images(path: Path) -> Found:
     paths = files_below(path, found.problems) if path.is_dir() else [path]
     archives = []
     for file in paths:
+        is_wanted = file == path or _is_archive(file) or _is_image(file.name)
         # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
-        is_file = file.is_symlink() or file.is_file()
-        if is_file and _is_archive(file):
-            archives.append(file)
-        elif is_file and (file == path or _is_image(file.name)):
-            found.images.append(ImageFile(file))
+        if is_wanted and (file.is_file() or file.is_symlink()):
+            archives.append(file) if _is_archive(file) else found.images.append(ImageFile(file))
         elif file.suffix.lower() not in TABLES:
             found.passed_over.append(str(file))
     for archive in archives:

@@ -335,8 +335,8 @@ def _read_table(path: Path, columns: Mapping[str, str | None], known: Iterable[s
             _check_header(path, header)
         names = _column_names(path, header, columns, alone)
         labels = [columns["dx"]] if columns.get("dx") in header else [name for name in LABELS if name in header]
-        has_bits = "dx" not in columns and any(fold(name) in known for name in header)
-        others = [name for name in header if has_bits and name not in names.values() and name not in LABELS]
+        has_bits = not labels and "dx" not in columns and any(fold(name) in known for name in header)
+        others = [name for name in header if has_bits and name not in names.values()]
         wanted = list(dict.fromkeys([*names.values(), *labels, *others]))
         places = [header.index(name) for name in wanted]
         # Rows, not lines: a quoted field may hold a line break.
@@ -356,15 +356,11 @@ def _read_table(path: Path, columns: Mapping[str, str | None], known: Iterable[s
     rows = pd.DataFrame({"file": path.name, "row": numbers}).astype({"file": object})
     for ours, name in names.items():
         rows[ours] = _translated(table[name], ours)
-    candidates = [table[name] for name in labels]
+    if labels:
+        rows["label"] = _finest([table[name] for name in labels], known)
     if has_bits:
-        label, more, wrong = _label_of_bits(path, rows["row"], table, others, known)
-        candidates.insert(len([name for name in labels if name not in LABELS[-2:]]), label)
+        rows["label"], more = _label_of_bits(path, rows["row"], table, others, known)
         problems += more
-    if candidates:
-        rows["label"] = _finest(candidates, known)
-    if has_bits and len(candidates) == 1:
-        rows["label"] = rows["label"].mask(wrong, None)  # named already
     return _Table(path, header, rows, problems)
 
 
@@ -436,8 +432,8 @@ def _image_id(cell: str) -> str:
 
 def _label_of_bits(
     path: Path, numbers: pd.Series, table: pd.DataFrame, others: list[str], known: Iterable[str]
-) -> tuple[pd.Series, list[Problem], pd.Series]:
-    """The label of each row from one column for each, problems, and which rows have them.
+) -> tuple[pd.Series, list[Problem]]:
+    """The label of each row from one column for each, None in a row with a problem; and the problems.
 
     Other columns of 0 and 1 are of diagnoses that the taxonomy does not have.
     """
@@ -461,7 +457,7 @@ def _label_of_bits(
                 "exactly one must be 1",
             )
         problems.append(Problem(f"{path.name} row {numbers[row]}: {problem}", kind))
-    return label, problems, pd.Series(wrong)
+    return label.mask(wrong, None), problems
 
 
 def _finest(candidates: list[pd.Series], known: Iterable[str]) -> pd.Series:

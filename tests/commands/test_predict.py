@@ -209,6 +209,21 @@ def test_unreadable_files_are_listed_with_the_reason_and_the_others_predicted(ru
     np.testing.assert_allclose(table["malignant_probability"], expected["malignant_probability"], atol=1e-6)
 
 
+def test_linked_folders_and_archives_of_windows_are_predicted_and_other_files_named(model, photos, capsys):
+    """As `prepare` and `validate` find them: nothing is passed over in silence."""
+    Path("data").mkdir()
+    Path("data/linked").symlink_to(photos.absolute())
+    Path("data/loop").symlink_to(Path("data").absolute())
+    with zipfile.ZipFile("data/more.ZIP", "w") as archive:
+        archive.writestr("holiday\\spot.jpg", picture(1))
+        archive.writestr("holiday\\notes.txt", "")
+    Path("data/photo.heic").touch()
+    main(["data", "--models", str(model), "--output", "out.csv"])
+    assert len(pd.read_csv("out.csv")) == 11
+    said = capsys.readouterr().err
+    assert "passed over 2 files that are no images (1 .heic, 1 .txt): data/photo.heic, data/more.ZIP:holiday" in said
+
+
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_archive_does_not_stop_the_rest(run, photos, packing):
     file = io.BytesIO()
