@@ -236,7 +236,7 @@ def test_a_long_list_of_problems_is_cut(written_dataset, output, monkeypatch):
         path.unlink()
     message = refusal(written_dataset, output)
     assert "has 12 problems:" in message
-    assert message.count("no image file of this name") == 3
+    assert message.count(": no image file of this name") == 3
     assert message.endswith("… and 9 more; in all 12 × no image file of this name")
 
 

@@ -114,8 +114,8 @@ def read_taxonomy(path: Path) -> dict[str, Diagnosis]:
     try:
         return checked(parse_yaml(path.read_bytes()), Taxonomy)
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"data.taxonomy is {str(path)!r}, a file that cannot be read ({reason})") from None
+        must = "data.taxonomy must name a YAML file of diagnoses, as those in data/taxonomies/"
+        raise InputError(f"the taxonomy {path} cannot be read ({error.strerror or error}); {must}") from None
     except ValueError as error:
         raise InputError(f"{path} is not a taxonomy: {error}") from None
 

@@ -98,14 +98,14 @@ def draw_confusion(base: pd.DataFrame, new: pd.DataFrame, classes: list[str]) ->
     for row, column in np.ndindex(count, count):
         text = " → ".join(str(matrix[row, column]) for matrix in counts)
         if many:
-            change = shares[1][row, column] - shares[0][row, column]
-            text = f"{100 * change:+.0f}".replace("-", "−") if abs(change) >= MIN_SHARE else ""
+            change = abs(gain[row, column])
+            text = f"{100 * change:.0f}" if change >= MIN_SHARE else ""
         if count == 2:  # more classes leave no room
             text += "\n" + " → ".join(rounded_percent(matrix[row, column]) for matrix in shares)
         color = "white" if not -0.7 < gain[row, column] / _FULL_COLOR < 0.5 else "black"
         axes.text(column, row, text, fontsize=SMALL, ha="center", va="center", color=color)
     frame_matrix(axes, classes)
-    shown = f"Changes of the share of the row from {MIN_SHARE:.0%} on, in percent." if many else ""
+    shown = f"By how much, in percent, from {MIN_SHARE:.0%} on." if many else ""
     describe(
         figure, "Confusion matrix, base → new",
         f"Images by their most probable class. Orange: the share of the row got worse; violet: it got better. {shown}",

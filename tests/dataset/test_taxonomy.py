@@ -117,7 +117,9 @@ def test_a_file_that_is_no_taxonomy_is_refused_with_what_is_wrong(tmp_path, text
 
 
 def test_a_taxonomy_that_is_not_there_is_refused_with_its_name(tmp_path):
-    with pytest.raises(InputError, match=r"data.taxonomy is '.*none.yaml', a file that cannot be read \(No such file"):
+    with pytest.raises(
+        InputError, match=r"^the taxonomy .*none.yaml cannot be read \(No such file.*\); data.taxonomy must name"
+    ):
         read_taxonomy(tmp_path / "none.yaml")
 
 
