@@ -34,7 +34,7 @@ import pandas as pd
 from scipy.special import softmax
 from scipy.stats import norm
 
-from stages.dataset.taxonomy import class_names
+from benchmarks.plain import told_apart
 from stages.evaluation.decisions import threshold_for_sensitivity
 from stages.evaluation.metrics import effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions, predictions_table
@@ -144,9 +144,10 @@ def measure_coverage(number: int, scenario: Scenario, datasets: int, replicates:
 
 
 def _predictions(lesions: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> Predictions:
-    names = class_names(probabilities.shape[1])
+    told = told_apart(probabilities.shape[1])
     images = pd.DataFrame({"image_id": np.arange(len(labels)).astype(str), "lesion_id": lesions.astype(str)})
-    return Predictions(predictions_table(images, "test", [names[label] for label in labels], probabilities), names)
+    names = [told.names[label] for label in labels]
+    return Predictions(predictions_table(images, "test", names, probabilities, told), told)
 
 
 def measure_time(images: int, classes: int) -> dict:

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from stages.dataset.taxonomy import class_names, malignant_classes
+from benchmarks.plain import told_apart
 from stages.evaluation.comparison import Pair, holm, paired_headline, paired_test
 from stages.evaluation.decisions import threshold_for_sensitivity
 from stages.evaluation.predictions import Predictions, malignant_probability, predictions_table
@@ -37,7 +37,7 @@ KINDS = ("paired test", "Holm", "percentiles")  # of p-values
 ANY_METRIC = "any metric"
 TARGET_SENSITIVITY = 0.9
 IMAGES_PER_LESION = (0.74, 0.19, 0.06, 0.01)  # shares of one, two, three and four: HAM10000's
-HAM10000_MIX = (0.03, 0.045, 0.097, 0.01, 0.082, 0.723, 0.013)  # of lesions, in the order of `class_names(7)`
+HAM10000_MIX = (0.03, 0.045, 0.097, 0.01, 0.082, 0.723, 0.013)  # of lesions, in the order of `told_apart(7).names`
 OF_LESION, OF_IMAGE = 0.6, 0.4  # parts of the variance of an image's evidence
 
 
@@ -100,10 +100,11 @@ def draw(scenario: Scenario, lesions: int, random: np.random.Generator) -> tuple
 def thresholds(scenario: Scenario) -> tuple[float, float]:
     """The decision thresholds of both models, from many lesions; equal models have one, or they were not equal."""
     _, labels, probabilities = draw(scenario, 100_000, np.random.default_rng(0))
-    names = class_names(len(scenario.mix))
-    is_malignant = np.isin(names, malignant_classes(len(names)))[labels]
+    told = told_apart(len(scenario.mix))
+    is_malignant = told.is_malignant[labels]
     first, second = (
-        threshold_for_sensitivity(malignant_probability(own), is_malignant, TARGET_SENSITIVITY) for own in probabilities
+        threshold_for_sensitivity(malignant_probability(own, told), is_malignant, TARGET_SENSITIVITY)
+        for own in probabilities
     )
     return first, second if scenario.gain else first
 
@@ -118,10 +119,10 @@ def percentile_p(pair: Pair) -> float:
 def p_values(scenario: Scenario, replicates: int, seed: tuple[int, int]) -> dict[str, list[float]]:
     """p-values of one test set: the paired test's, adjusted by Holm, and of the percentiles, by metric."""
     lesion_of, labels, probabilities = draw(scenario, scenario.lesions, np.random.default_rng(seed))
-    names = class_names(len(scenario.mix))
+    told = told_apart(len(scenario.mix))
     images = pd.DataFrame({"image_id": np.arange(len(labels)), "lesion_id": lesion_of})
     base, new = (
-        Predictions(predictions_table(images, "test", [names[label] for label in labels], own), names)
+        Predictions(predictions_table(images, "test", [told.names[label] for label in labels], own, told), told)
         for own in probabilities
     )
     pairs = paired_headline(base, new, thresholds(scenario), replicates)

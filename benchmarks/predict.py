@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.plain import HAM10000, told_apart
 from stages.classifier.calibration import Calibration, apply_temperature
 from stages.classifier.hardware import processor, set_up_device
 from stages.classifier.inference import dihedral_views
@@ -37,7 +38,6 @@ from stages.classifier.weights import ModelDescription
 from stages.commands.predict import find_files, predict_images
 from stages.dataset.augmentation import as_float
 from stages.dataset.images import decode_square
-from stages.dataset.taxonomy import class_names
 from stages.files import write_csv, write_json
 
 SAMPLE = Path("data/sample")
@@ -71,7 +71,7 @@ def command(
 ) -> np.ndarray:
     """What the command does between reading the model and its end."""
     description = ModelDescription(
-        ARCHITECTURE, 1, list(class_names(2)), size, [0.5] * 3, [0.5] * 3, [0], [0.0], [], 32, 1
+        ARCHITECTURE, 1, list(told_apart(2).names), HAM10000, size, [0.5] * 3, [0.5] * 3, [0], [0.0], [], 32, 1
     )
     files, _ = find_files([folder])
     table, _ = predict_images(files, network, description, calibration, device, BATCH_SIZE, threads)

@@ -37,9 +37,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages.dataset.images import ImageReader, by_image_id, find_images
-from stages.dataset.metadata import find_metadata, read_metadata
+from stages.dataset.metadata import read_metadata
 from stages.errors import InputError
 from stages.files import write_json
 from stages.launch import run
@@ -56,8 +56,8 @@ def read_images(data_dir: Path, most: int | None) -> tuple[pd.DataFrame, list[by
     Raises:
         InputError: the dataset has problems, which `python -m stages.prepare` names.
     """
-    table, problems, _ = read_metadata(find_metadata(data_dir))
-    images, unreadable = find_images(data_dir)
+    table, problems, _ = read_metadata(data_dir, HAM10000)
+    images, unreadable, _ = find_images(data_dir)
     files, repeated = by_image_id(images)
     table = table[table["image_id"].isin(files)]
     if problems or unreadable or repeated or table.empty:

@@ -37,7 +37,7 @@ import torch
 from filelock import FileLock
 from scipy.special import softmax
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import PLAIN, told_apart
 from stages.classifier.calibration import apply_temperature
 from stages.classifier.hardware import describe_environment, set_up_device
 from stages.classifier.inference import predict_probabilities
@@ -48,13 +48,13 @@ from stages.dataset.folds import lesion_groups
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.metadata import subsample_lesions
 from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.errors import InputError, TerminatedError
 from stages.evaluation.baselines import predict_from_metadata
 from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.history import read_history
 from stages.evaluation.metrics import compute_metrics
-from stages.evaluation.predictions import malignant_probability
+from stages.evaluation.predictions import as_malignancy, malignant_probability
 from stages.evaluation.uncertainty import combine
 from stages.evaluation.weighted import weighted_sensitivity_at
 from stages.files import JSON_DECIMALS, replacing, write_csv
@@ -316,33 +316,32 @@ def assess(probabilities: np.ndarray, labels: np.ndarray, half: np.ndarray) -> d
         labels: shape (n,).
         half: what `halves` gives.
     """
-    once, classes = np.ones((1, len(labels))), class_names(probabilities.shape[1])
+    once, classes = np.ones((1, len(labels))), told_apart(probabilities.shape[1])
     calibrated = cross_fitted(probabilities, labels, half)
-    is_malignant = np.isin(classes, malignant_classes(len(classes)))[labels]
-    score, decided = malignant_probability(probabilities), _two_classes(calibrated)
-    two = compute_metrics(decided, is_malignant.astype(int))["metrics"]
+    is_malignant = classes.is_malignant[labels]
+    score, decided = malignant_probability(probabilities, classes), as_malignancy(calibrated, classes)
+    uncalibrated = as_malignancy(probabilities, classes)
+    two, ranked = (
+        compute_metrics(each, is_malignant.astype(int), BENIGN_OR_MALIGNANT)["metrics"]
+        for each in (decided, uncalibrated)
+    )
     specificity = weighted_sensitivity_at(np.array([0.9]), -score, ~is_malignant, once)
     numbers = {
-        "malignant_auroc": compute_metrics(_two_classes(probabilities), is_malignant.astype(int))["metrics"]["auroc"],
+        "malignant_auroc": ranked["auroc"],
         "malignant_accuracy": two["accuracy"],
         "malignant_balanced_accuracy": two["balanced_accuracy"],
         "malignant_specificity_at_90": specificity[0, 0],
         "malignant_ece": combine("ece", weighted_calibration(decided, is_malignant.astype(int), once)["ece"])[0],
     }
-    if len(classes) == 7:
+    if classes.are_diagnoses:
         seven, errors = (
-            compute_metrics(probabilities, labels)["metrics"],
+            compute_metrics(probabilities, labels, classes)["metrics"],
             weighted_calibration(calibrated, labels, once),
         )
         numbers |= {name: seven[name] for name in ("accuracy", "balanced_accuracy", "macro_auroc")}
         numbers |= {"nll": errors["nll"][0], "ece": combine("ece", errors["ece"])[0]}
         numbers["nll_uncalibrated"] = weighted_calibration(probabilities, labels, once)["nll"][0]
     return {name: _rounded(value) for name, value in numbers.items()}
-
-
-def _two_classes(probabilities: np.ndarray) -> np.ndarray:
-    malignant = malignant_probability(probabilities)
-    return np.stack([1 - malignant, malignant], axis=1)
 
 
 def _rounded(value: float | None) -> float | None:
@@ -409,7 +408,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
     readings = {
         "tta": tta,
         "plain": plain,
-        "metadata": fuse(tta, predict_from_metadata(train.table, val.table, classes), prior),
+        "metadata": fuse(tta, predict_from_metadata(train.table, train.labels.numpy(), val.table, classes), prior),
     }
     record = planned | {
         "data": {"images": len(store.manifest), "lesions": int(store.manifest["lesion_id"].nunique())},

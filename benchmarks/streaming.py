@@ -24,12 +24,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages.classifier.hardware import describe_hardware
 from stages.dataset import loaders
 from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
-from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
-from stages.dataset.taxonomy import DIAGNOSES
+from stages.dataset.pixels import IMAGES_PER_SHARD, PixelStore, add_places, shard_path, write_manifest
 from stages.files import write_csv, write_json
 
 RESULT = Path("benchmarks/results/streaming.json")
@@ -41,10 +40,10 @@ def write_sparse_dataset(folder: Path, images: int, size: int) -> None:
     """A prepared folder and a split of `images` images of `size` pixels per side, one in a hundred for validation."""
     numbers = np.arange(images)
     ids = [f"I{number:07d}" for number in numbers]
-    table = pd.DataFrame({"image_id": ids, "lesion_id": ids, "dx": np.array(tuple(DIAGNOSES))[numbers % 7]}).assign(
+    table = pd.DataFrame({"image_id": ids, "lesion_id": ids, "dx": np.array(tuple(HAM10000))[numbers % 7]}).assign(
         dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown"
     )
-    write_csv(folder / "prepared" / MANIFEST, add_places(table))
+    write_manifest(folder / "prepared", add_places(table), HAM10000)
     for shard, start in enumerate(range(0, images, IMAGES_PER_SHARD)):
         shape = (min(IMAGES_PER_SHARD, images - start), size, size, 3)
         with shard_path(folder / "prepared", shard).open("wb") as file:

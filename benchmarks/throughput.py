@@ -37,13 +37,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages.classifier.hardware import describe_hardware, set_up_device
 from stages.classifier.networks import create_network
 from stages.config import Config, override
 from stages.dataset.loaders import Batch, Batches, SamplingConfig, SplitImages
-from stages.dataset.pixels import IMAGES_PER_SHARD, MANIFEST, PixelStore, add_places, shard_path
-from stages.dataset.taxonomy import DIAGNOSES
+from stages.dataset.pixels import IMAGES_PER_SHARD, PixelStore, add_places, shard_path, write_manifest
 from stages.files import write_csv, write_json
 from stages.training.capture import WARM_UP_STEPS, CapturedStep, why_not_captured
 from stages.training.fit import Training, train_model
@@ -98,10 +97,10 @@ def write_dataset(folder: Path, files: list[Path], size: int, images: int) -> No
     count = images + VALIDATION_IMAGES
     decoded = [np.asarray(_open(path).resize((size, size))) for path in files[:count]]
     table = pd.DataFrame({"image_id": [f"I{number}" for number in range(count)]}).assign(
-        lesion_id=lambda rows: rows["image_id"], dx=[tuple(DIAGNOSES)[number % 7] for number in range(count)],
+        lesion_id=lambda rows: rows["image_id"], dx=[tuple(HAM10000)[number % 7] for number in range(count)],
         dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown",
     )  # fmt: skip
-    write_csv(folder / "prepared" / MANIFEST, add_places(table))
+    write_manifest(folder / "prepared", add_places(table), HAM10000)
     for shard, start in enumerate(range(0, count, IMAGES_PER_SHARD)):
         numbers = range(start, min(start + IMAGES_PER_SHARD, count))
         np.save(shard_path(folder / "prepared", shard), np.stack([decoded[n % len(decoded)] for n in numbers]))

@@ -16,6 +16,7 @@ from stages.checks import Count, Flag, Float, Number, Positive, Whole, checked, 
 from stages.errors import InputError, printable
 
 PARAMS = Path("params.yaml")
+ALL_DIAGNOSES = "diagnoses"  # as model.num_classes
 MOST_NETWORKS = 10  # of an ensemble
 MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
 
@@ -53,6 +54,7 @@ class DataConfig:
     """Which images, and how they are stored and augmented."""
 
     data_dir: Text
+    taxonomy: Text
     columns: Names
     classes: Names
     image_size: Annotated[int, Strict(), Field(ge=16, le=2048)]
@@ -98,7 +100,7 @@ class ModelConfig:
 
     name: Text
     variant: Text | Whole | None
-    num_classes: Literal[2, 7]
+    num_classes: Literal["diagnoses"] | Annotated[int, Strict(), Field(ge=2, le=100)]
     pretrained: Flag
     weights: Text | None
     dropout_rate: Rate

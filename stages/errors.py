@@ -20,6 +20,17 @@ def regenerate(problem: str) -> InputError:
     return InputError(f"{problem}; run `dvc repro` to regenerate it")
 
 
+class Problem(str):
+    """One line of a list of problems, and the kind that it is counted as where the list is too long to be read."""
+
+    __slots__ = ("kind",)
+
+    def __new__(cls, line: str, kind: str) -> "Problem":
+        problem = super().__new__(cls, line)
+        problem.kind = kind
+        return problem
+
+
 class TerminatedError(InputError):
     """The process was asked to end (SIGTERM), and its progress is saved."""
 

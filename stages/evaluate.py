@@ -21,12 +21,13 @@ from stages.classifier.weights import load_model
 from stages.config import Config, EvaluationConfig, load_config
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
+from stages.dataset.taxonomy import Classes
 from stages.errors import InputError, regenerate
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
 from stages.evaluation.metrics import compute_metrics
-from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
 from stages.files import (
     DETAILS,
     EVALUATION,
@@ -96,8 +97,10 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
             f"{models} is for images of {description.image_size} pixels, {prepared} holds {store.image_size}; "
             "run `dvc repro` to train for these"
         )
-    classes = tuple(description.classes)
-    train, val, test = (SplitImages(store, name, split, len(classes)) for name in ("train", "val", "test"))
+    classes = description.told_apart
+    if description.taxonomy != store.taxonomy:
+        raise regenerate(f"{models} and {prepared} are not of one taxonomy")
+    train, val, test = (SplitImages(store, name, split, len(classes.names)) for name in ("train", "val", "test"))
     raw = [
         predict_probabilities(
             network,
@@ -107,21 +110,22 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
         )
         for images in (val, test)
     ]
-    calibration = fit_calibration(raw[0], val.labels.numpy(), settings)
+    calibration = fit_calibration(raw[0], val.labels.numpy(), classes, settings)
     tables = [
         predictions_table(
             images.table,
             name,
-            [classes[number] for number in images.labels],
+            [classes.names[number] for number in images.labels],
             apply_temperature(probabilities, calibration.temperature),
+            classes,
         )
         for name, images, probabilities in zip(("val", "test"), (val, test), raw)
     ]
     predictions = Predictions(pd.concat(tables, ignore_index=True), classes)
     validated, tested = predictions.of("val"), predictions.of("test")
-    measured = compute_metrics(validated.probabilities, validated.labels)
+    measured = compute_metrics(validated.probabilities, validated.labels, classes)
     details = {
-        "classes": list(classes),
+        **describe_classes(classes, store.taxonomy),
         "confidence": settings.confidence,
         "bootstrap_replicates": settings.bootstrap_replicates,
         "calibration": asdict(calibration),
@@ -133,15 +137,21 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
         },
         "test": assess(tested, raw[1], test.table, calibration, settings),
         "baselines": assess_baselines(
-            tested, test.table, train.table, settings.bootstrap_replicates, settings.confidence
+            tested,
+            test.table,
+            train.table,
+            train.labels.numpy(),
+            settings.bootstrap_replicates,
+            settings.confidence,
         ),
     }
-    cases, heatmaps = explain(network, store, tested, calibration.threshold, device, settings)
+    cases, heatmaps = explain(network, classes, store, tested, calibration.threshold, device, settings)
     return Evaluation(predictions, calibration, details, cases, heatmaps)
 
 
 def explain(
     network: NormalizedNetwork | Ensemble,
+    classes: Classes,
     store: PixelStore,
     test: Predictions,
     threshold: float,
@@ -149,6 +159,8 @@ def explain(
     settings: EvaluationConfig,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Grad-CAM heatmaps of the test images that `choose_cases` picks, `evaluation.gradcam_cases` of each kind.
+
+    The network's outputs are of `classes`, which need not be what it was judged for.
 
     Returns:
         The cases, and their heatmaps, uint8 of shape (cases, size, size); neither has a row where the network has no
@@ -158,7 +170,7 @@ def explain(
     pixels = store.read(store.indices_of(pd.Series(cases["image_id"])))
     if not len(cases):
         return cases, pixels[..., 0]
-    heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), test.classes, device, settings.batch_size)
+    heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), classes, device, settings.batch_size)
     return (cases.head(0), pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
 
 

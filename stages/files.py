@@ -55,7 +55,19 @@ PROFILES = Path("profiles")
 WANDB = Path("wandb")
 
 # They stay text: the lesion "007" is not 7, and a dataset may be called "2018".
-TEXT_COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "sex", "localization", "dataset", "split", "label", "case")
+TEXT_COLUMNS = (
+    "image_id",
+    "lesion_id",
+    "dx",
+    "dx_type",
+    "sex",
+    "localization",
+    "dataset",
+    "skin_type",
+    "split",
+    "label",
+    "case",
+)
 DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ in late decimals only
 JSON_DECIMALS = 6  # of metrics
 

@@ -63,7 +63,7 @@ MOST_EXAMPLES = 100  # pictures of what augmentation makes
 
 def confusion_table(predictions: Predictions) -> pd.DataFrame:
     """One row per image: columns actual and predicted, which DVC's confusion template counts."""
-    predicted = [predictions.classes[number] for number in predictions.predicted]
+    predicted = [predictions.classes.names[number] for number in predictions.predicted]
     return pd.DataFrame({"actual": predictions.table["label"], "predicted": predicted})
 
 
@@ -158,8 +158,8 @@ def main() -> None:
     config = load_config()
     # NumPy's matrix products, by which replicates are summed, would use one thread per core.
     threadpool_limits(config.runtime.cpu_threads)
-    test = read_predictions(PREDICTIONS).of("test")
     details = read_details(DETAILS)
+    test = read_predictions(PREDICTIONS, details.get("taxonomy")).of("test")
     description = asdict(read_description(MODEL_DESCRIPTION))
     history = read_history(TRAINING_METRICS)
     cases, heatmaps = read_cases(GRADCAM)

@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
@@ -19,25 +20,44 @@ import pandas as pd
 from rich.progress import Progress
 
 from stages.config import DataConfig, load_config
-from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
-from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
-from stages.dataset.pixels import MANIFEST, add_places, create_shard, shard_path, write_pixels
-from stages.errors import InputError, printable
-from stages.files import PREPARED, replacing, write_csv
+from stages.dataset.images import (
+    MOST_NAMED,
+    ImageFile,
+    ImageProblem,
+    ImageReader,
+    by_image_id,
+    decode_square,
+    describe_passed_over,
+    find_images,
+)
+from stages.dataset.metadata import read_metadata, subsample_lesions
+from stages.dataset.pixels import add_places, create_shard, shard_path, write_manifest, write_pixels
+from stages.dataset.taxonomy import Diagnosis, classes_of, read_taxonomy
+from stages.errors import InputError, Problem, printable
+from stages.files import PREPARED, replacing
 from stages.launch import run_stage
 
 DECODED_AT_ONCE = 16  # images
 MAX_PROBLEMS_SHOWN = 200
+MAX_KINDS_SHOWN = 20
 LONGEST_PROBLEM = 1000  # characters: a cell of a table may have 100,000
 
 
-def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: int | None = None) -> pd.DataFrame:
+def prepare_dataset(
+    config: DataConfig,
+    output: Path = PREPARED,
+    num_workers: int | None = None,
+    taxonomy: dict[str, Diagnosis] | None = None,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
     """Check and decode the dataset in `config.data_dir`; write the manifest and the pixel shards to `output`.
 
     Args:
         config: which images, and their size.
         output: folder of the prepared images.
         num_workers: processes that decode; None: one per core.
+        taxonomy: the diagnoses to keep; what else there is is left out. None: those of `config.taxonomy`, all images.
+        say: is given what the user should know, line by line.
 
     Returns:
         The manifest.
@@ -46,14 +66,20 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: in
         InputError: naming every problem of the table and the images; `output` is then as it was before.
     """
     data_dir = Path(config.data_dir)
-    table, problems, notes = read_metadata(find_metadata(data_dir), config.columns, config.classes)
-    for note in notes:
-        print(note)
-    table = subsample_lesions(table, config.subsample_percentage)
-    images, unreadable = find_images(data_dir)
+    only_known, diagnoses = taxonomy is not None, taxonomy or read_taxonomy(Path(config.taxonomy))
+    table, problems, notes = read_metadata(data_dir, diagnoses, config.columns, config.classes, only_known=only_known)
+    images, unreadable, passed_over = find_images(data_dir)
     files, repeated = by_image_id(images)
-    problems += unreadable + repeated
-    problems += [f"{image_id}: no image file of this name" for image_id in table["image_id"] if image_id not in files]
+    for note in notes + describe_passed_over(passed_over) + _unused(files, table["image_id"]):
+        say(note)
+    table = subsample_lesions(table, config.subsample_percentage)
+    problems += [Problem(line, "a folder or an archive that cannot be read") for line in unreadable]
+    problems += [Problem(line, "the same image id twice") for line in repeated]
+    problems += [
+        Problem(f"{image_id}: no image file of this name", "no image file of this name")
+        for image_id in table["image_id"]
+        if image_id not in files
+    ]
     manifest = add_places(table.loc[table["image_id"].isin(list(files))])
 
     with replacing(output) as folder:
@@ -66,13 +92,20 @@ def prepare_dataset(config: DataConfig, output: Path = PREPARED, num_workers: in
             ) from None
         if problems:
             raise InputError(_summary(data_dir, problems))
-        write_csv(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest, diagnoses)
     return manifest
+
+
+def _unused(files: dict[str, ImageFile], used: pd.Series) -> list[str]:
+    """A line on images that no row uses; none if there are none."""
+    unused = sorted(files.keys() - set(used))
+    first = ", ".join(map(printable, unused[:MOST_NAMED])) + (", …" if len(unused) > MOST_NAMED else "")
+    return [f"{len(unused)} of {len(files)} image files are of no row that is used: {first}"] if unused else []
 
 
 def _write_shards(
     folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
-) -> list[str]:
+) -> list[Problem]:
     tasks = []
     for shard, (_, rows) in enumerate(manifest.groupby("shard")):
         path, images = shard_path(folder, shard), [files[image_id] for image_id in rows["image_id"]]
@@ -120,30 +153,34 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _decode(shard: Path, first: int, files: list[ImageFile], size: int) -> list[str]:
+def _decode(shard: Path, first: int, files: list[ImageFile], size: int) -> list[Problem]:
     """Decode images into the rows of a shard from the first on; what is wrong with them, a line each."""
     pixels, problems = np.empty((len(files), size, size, 3), np.uint8), []
     for file, out in zip(files, pixels):
         try:
             out[:] = decode_square(_reader.read(file), size)
         except ImageProblem as problem:
-            problems.append(f"{file}: {problem}")
+            problems.append(Problem(f"{file}: {problem}", "an image that cannot be used"))
     write_pixels(shard, first, pixels)
     return problems
 
 
-def _summary(data_dir: Path, problems: list[str]) -> str:
+def _summary(data_dir: Path, problems: list[Problem]) -> str:
     lines = [
         problem if len(problem) <= LONGEST_PROBLEM else f"{problem[:LONGEST_PROBLEM]}…"
         for problem in map(printable, problems[:MAX_PROBLEMS_SHOWN])
     ]
     if len(problems) > len(lines):
-        lines.append(f"… and {len(problems) - len(lines)} more")
+        kinds = Counter(problem.kind for problem in problems)
+        counts = "; ".join(f"{count} × {printable(kind)}" for kind, count in kinds.most_common(MAX_KINDS_SHOWN))
+        lines.append(f"… and {len(problems) - len(lines)} more; in all {counts}")
     return f"{data_dir} has {len(problems)} problem{'s' * (len(problems) != 1)}:\n  " + "\n  ".join(lines)
 
 
 def main() -> None:
     config = load_config()
+    # Before the images are decoded, though only `train` needs it.
+    classes_of(read_taxonomy(Path(config.data.taxonomy)), config.model.num_classes)
     manifest = prepare_dataset(config.data, num_workers=config.runtime.num_workers)
     print(f"prepared {len(manifest)} images of {manifest['lesion_id'].nunique()} lesions")
 

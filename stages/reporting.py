@@ -45,6 +45,7 @@ ATTRIBUTES = {
     "localization": "localization",
     "dataset": "source",
     "dx_type": "reference standard",
+    "skin_type": "skin type (Fitzpatrick)",
 }
 OPERATING_POINTS = {"target_sensitivity": "target sensitivity", "youden": "Youden's index"}
 

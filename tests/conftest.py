@@ -15,6 +15,7 @@ import time
 import zipfile
 import zlib
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +26,11 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN, told_apart
 from benchmarks.sweep import set_parameters
 from stages.config import Config, override
 from stages.dataset.loaders import SplitImages
-from stages.dataset.pixels import MANIFEST, PixelStore, add_places, shard_path
-from stages.dataset.taxonomy import DIAGNOSES, class_names
+from stages.dataset.pixels import PixelStore, add_places, shard_path, write_manifest
 from stages.errors import InputError
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.files import (
@@ -161,20 +161,21 @@ def bytes_below():
 
 @pytest.fixture
 def params(tmp_path):
-    """A function that writes a params.yaml of the plain recipe, except for some keys, and gives its path."""
+    """A function that does what `write_params` does."""
+    return partial(write_params, tmp_path)
 
-    def write(changes=(), without=(), more=""):
-        lines = []
-        for section, values in dataclasses.asdict(PLAIN).items():
-            kept = [key for key in values if f"{section}.{key}" not in without]
-            lines.append(f"{section}:" if kept else f"{section}: {{}}")
-            for key in kept:
-                lines.append(f"  {key}: {dict(changes).get(f'{section}.{key}', json.dumps(values[key]))}")
-        path = tmp_path / "params.yaml"
-        path.write_text("\n".join([*lines, more]), encoding="utf-8")
-        return path
 
-    return write
+def write_params(folder: Path, changes=(), without=(), more="") -> Path:
+    """Write a params.yaml of the plain recipe, except for some keys."""
+    lines = []
+    for section, values in dataclasses.asdict(PLAIN).items():
+        kept = [key for key in values if f"{section}.{key}" not in without]
+        lines.append(f"{section}:" if kept else f"{section}: {{}}")
+        for key in kept:
+            lines.append(f"  {key}: {dict(changes).get(f'{section}.{key}', json.dumps(values[key]))}")
+    path = folder / "params.yaml"
+    path.write_text("\n".join([*lines, more]), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
@@ -220,13 +221,13 @@ def tiny(tmp_path_factory):
         {
             "image_id": [f"I{number:03d}" for number in numbers],
             "lesion_id": [f"L{number:03d}" for number in numbers],
-            "dx": [tuple(DIAGNOSES)[number % 7] for number in numbers],
+            "dx": [tuple(HAM10000)[number % 7] for number in numbers],
         }
     ).assign(dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
     table.loc[35, "lesion_id"] = "L000"
-    write_csv(folder / "prepared" / MANIFEST, add_places(table))
+    write_manifest(folder / "prepared", add_places(table), HAM10000)
 
-    red = np.array([DIAGNOSES[dx].malignant for dx in table["dx"]])
+    red = np.array([HAM10000[dx].malignant for dx in table["dx"]])
     colours = np.where(red[:, None], (145, 115, 105), (105, 115, 145))
     noise = np.random.default_rng(0).integers(-60, 60, (70, 16, 16, 3))
     pixels = (colours[:, None, None] + noise).astype(np.uint8)
@@ -362,14 +363,15 @@ def predictions_of():
         logits = random.normal(size=(len(labels), classes))
         logits[range(len(labels)), labels] += 1
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        names = class_names(classes)
+        told = told_apart(classes)
         images = pd.DataFrame(
             {
                 "image_id": [f"I{number:03d}" for number in range(len(labels))],
                 "lesion_id": [f"L{number // 2:03d}" for number in range(len(labels))],
             }
         )
-        return Predictions(predictions_table(images, split, [names[label] for label in labels], probabilities), names)
+        table = predictions_table(images, split, [told.names[label] for label in labels], probabilities, told)
+        return Predictions(table, told)
 
     return make
 

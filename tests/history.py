@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from dvc.repo import Repo
 
-from stages.dataset.pixels import MANIFEST, add_places
-from stages.dataset.taxonomy import class_names
+from benchmarks.plain import HAM10000, told_apart
+from stages.dataset.pixels import add_places, write_manifest
 from stages.evaluation.curves import precision_recall_table, roc_table
-from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
@@ -69,7 +69,7 @@ def change_parameter(old, new):
 def write_run(skill, images=range(IMAGES), *, speed=100.0, **options):
     """Write what the stages would of two test images per lesion; options as of `write_predictions`."""
     rows, table = write_predictions(skill, images, **options)
-    test = Predictions(table, class_names(2))
+    test = Predictions(table, told_apart(2))
     for name, curve in (
         ("roc", roc_table(test.is_malignant, test.malignant_probability)),
         ("precision_recall", precision_recall_table(test.is_malignant, test.malignant_probability)),
@@ -79,7 +79,7 @@ def write_run(skill, images=range(IMAGES), *, speed=100.0, **options):
     write_csv(PLOTS / "reliability.csv", pd.DataFrame(bins))
     write_csv(PLOTS / "confusion_matrix.csv", confusion_table(test))
     metrics = {"auroc": {"value": min(0.5 + skill / 5, 1), "interval": [0.5, 0.9]}}
-    details = {"classes": list(test.classes), "confidence": 0.95, "test": {"metrics": metrics}}
+    details = {"classes": list(test.classes.names), "confidence": 0.95, "test": {"metrics": metrics}}
     write_json(PUBLISHED[DETAILS], read_json(PUBLISHED[DETAILS]) | details)
     write_json(EVALUATION, {"auroc": metrics["auroc"]["value"]})
     counts = {dx: {"images": int(count), "lesions": 1} for dx, count in sorted(rows["dx"].value_counts().items())}
@@ -108,13 +108,14 @@ def write_predictions(skill, images=range(IMAGES), *, seed=0, threshold=0.5, cla
     )
     probabilities, labels = np.stack([1 - score, score], axis=1), np.array(["benign", "malignant"])[malignant]
     if classes == 7:
-        spread = np.isin(class_names(7), ["mel", "bcc", "akiec"])
+        spread = np.isin(told_apart(7).names, ["mel", "bcc", "akiec"])
         probabilities = np.where(spread, score[:, None] / 3, (1 - score[:, None]) / 4)
         labels = diagnoses
-    predictions = predictions_table(table, "test", list(labels), probabilities)
+    predictions = predictions_table(table, "test", list(labels), probabilities, told_apart(classes))
     write_csv(PUBLISHED[PREDICTIONS], predictions)
     calibration = {"calibration": {"threshold": threshold}} if threshold is not None else {}
-    write_json(PUBLISHED[DETAILS], calibration | {"test": {"metrics": {}}})
+    described = describe_classes(told_apart(classes), HAM10000)
+    write_json(PUBLISHED[DETAILS], calibration | described | {"test": {"metrics": {}}})
     rows = table.assign(dx=diagnoses, dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
-    write_csv(PREPARED / MANIFEST, add_places(rows))
+    write_manifest(PREPARED, add_places(rows), HAM10000)
     return rows, predictions

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages.classifier.calibration import CALIBRATION, Calibration, load_calibration, save_calibration
 from stages.classifier.description import DESCRIPTION, read_description
 from stages.classifier.networks import create_network
@@ -31,9 +31,9 @@ from stages.config import PARAMS, load_config
 from stages.dataset.folds import read_split
 from stages.dataset.images import ImageProblem, ImageReader, decode_square, find_images
 from stages.dataset.loaders import SplitImages
-from stages.dataset.metadata import find_metadata, read_metadata
+from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import MANIFEST, PixelStore, shard_path
-from stages.dataset.taxonomy import DIAGNOSES
+from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.errors import InputError
 from stages.evaluate import read_leakage
 from stages.evaluation.cases import CASES, HEATMAPS, read_cases, write_cases
@@ -413,9 +413,11 @@ def lay_out(folder: Path) -> None:
     tables = []
     for name in ("val", "test"):
         images = manifest[split["split"] == name]
-        labels = ["malignant" if DIAGNOSES[dx].malignant else "benign" for dx in images["dx"]]
+        labels = ["malignant" if HAM10000[dx].malignant else "benign" for dx in images["dx"]]
         chance = random.uniform(0.01, 0.99, len(images))
-        tables.append(predictions_table(images, name, labels, np.stack([1 - chance, chance], axis=1)))
+        tables.append(
+            predictions_table(images, name, labels, np.stack([1 - chance, chance], axis=1), BENIGN_OR_MALIGNANT)
+        )
     write_csv(folder / PREDICTIONS, pd.concat(tables))
     write_json(folder / DETAILS, details_of(2))
     cases = pd.DataFrame({"case": ["true positive", "false negative"], "image_id": tables[1]["image_id"].iloc[:2]})
@@ -429,7 +431,7 @@ def _decode(path: Path) -> None:
 
 
 def _read_archive(folder: Path) -> None:
-    files, problems = find_images(folder / "archives")
+    files, problems, _ = find_images(folder / "archives")
     with ImageReader() as reader:
         for file in files:
             decode_square(reader.read(file), SIZE)
@@ -438,13 +440,12 @@ def _read_archive(folder: Path) -> None:
 
 
 def _read_metadata(folder: Path) -> None:
-    path = find_metadata(folder / "dataset")
-    table, problems, _ = read_metadata(path)
-    assert table["dx"].isin(list(DIAGNOSES)).all()
+    table, problems, _ = read_metadata(folder / "dataset", HAM10000)
+    assert table["dx"].isin(list(HAM10000)).all()
     assert (table["age"].isna() | table["age"].between(0, 120)).all()
     assert not table["image_id"].str.contains(r"[^A-Za-z0-9_.-]|^\W").any()
     if problems:
-        raise InputError(f"{path}: " + "\n".join(problems)[: LONGEST_MESSAGE - 200])
+        raise InputError(f"{folder / 'dataset'}: " + "\n".join(problems)[: LONGEST_MESSAGE - 200])
 
 
 def _read_pixels(folder: Path) -> None:
@@ -462,7 +463,7 @@ def _read_split(folder: Path) -> None:
 
 
 def _read_predictions(folder: Path) -> None:
-    test = read_predictions(folder / PREDICTIONS).of("test")
+    test = read_predictions(folder / PREDICTIONS, None).of("test")
     assert ((test.malignant_probability >= 0) & (test.malignant_probability <= 1)).all()
     assert len(test.labels) == len(test.predicted) == len(test.lesions) > 0
 

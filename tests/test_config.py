@@ -133,7 +133,7 @@ def test_a_variant_is_text_or_a_number_or_null(params, variant):
         ("data.data_dir", "5", "5; it must be printable text"),
         ("data.image_size", "4096", "4096; it must be less than or equal to 2048"),
         ("runtime.num_workers", "0", "0; it must be greater than or equal to 1"),
-        ("model.num_classes", "3", "3; it must be 2 or 7"),
+        ("model.num_classes", "1", "1; it must be 'diagnoses' or greater than or equal to 2"),
         ("model.variant", "1.5", "1.5; it must be printable text or a valid integer"),
         ("evaluation.prevalences", "0.1", "0.1; it must be a list"),
         ("evaluation.prevalences", "null", "None; it must be a list"),
@@ -160,7 +160,7 @@ def test_values_that_are_set_in_code_are_checked_as_those_of_the_file():
 
 
 def test_all_mistakes_are_reported_together(params):
-    changes = {"data.image_size": "big", "data.augment": "1", "model.num_classes": "3"}
+    changes = {"data.image_size": "big", "data.augment": "1", "model.num_classes": "all"}
     message = refusal(params(changes, without=["training.seed"], more="extra: 1"))
     for part in ("data.image_size", "data.augment", "model.num_classes", "training.seed is missing", "extra"):
         assert part in message

@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.plain import HAM10000, told_apart
 from stages import evaluate
 from stages.classifier.calibration import load_calibration
 from stages.classifier.inference import predict_calibrated
 from stages.classifier.weights import load_model
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import class_of
+from stages.dataset.taxonomy import numbers_of
 from stages.errors import InputError
 from stages.evaluation.cases import read_cases
 from stages.evaluation.metrics import compute_metrics
@@ -43,8 +44,12 @@ def evaluated(request, workspace, quick):
     return request.param
 
 
+def written_predictions():
+    return read_predictions(PREDICTIONS, read_json(DETAILS).get("taxonomy"))
+
+
 def test_every_validation_and_test_image_is_predicted_once_and_no_other(evaluated):
-    table = read_predictions(PREDICTIONS).table
+    table = written_predictions().table
     split = read_csv(SPLIT, []).set_index("image_id")
     expected = split[split["split"].isin(("val", "test"))]
     assert sorted(table["image_id"]) == sorted(expected.index)
@@ -53,22 +58,23 @@ def test_every_validation_and_test_image_is_predicted_once_and_no_other(evaluate
 
 
 def test_labels_are_those_of_the_images_and_probabilities_sum_to_1(evaluated):
-    predictions = read_predictions(PREDICTIONS)
+    predictions = written_predictions()
     dx = read_csv(PREPARED / "manifest.csv", []).set_index("image_id")["dx"]
-    labels = [class_of(dx[image_id], evaluated) for image_id in predictions.table["image_id"]]
+    told = told_apart(evaluated)
+    labels = [told.names[number] for number in numbers_of(predictions.table["image_id"].map(dx), HAM10000, told)]
     assert list(predictions.table["label"]) == labels
     assert predictions.probabilities.shape == (28, evaluated)
     assert predictions.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_metrics_are_those_of_the_written_test_predictions(evaluated):
-    predictions, details, headline = read_predictions(PREDICTIONS), read_json(DETAILS), read_json(EVALUATION)
+    predictions, details, headline = written_predictions(), read_json(DETAILS), read_json(EVALUATION)
     assert details["classes"] == list(predictions.classes)
     val, test = predictions.of("val"), predictions.of("test")
-    expected = compute_metrics(val.probabilities, val.labels)
+    expected = compute_metrics(val.probabilities, val.labels, val.classes)
     assert details["val"]["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
     assert details["val"]["confusion_matrix"] == expected["confusion_matrix"]
-    expected = compute_metrics(test.probabilities, test.labels)
+    expected = compute_metrics(test.probabilities, test.labels, test.classes)
     assert details["test"]["confusion_matrix"] == expected["confusion_matrix"]
     for name, value in expected["metrics"].items():
         assert headline[name] == pytest.approx(value, abs=1e-6), name
@@ -87,7 +93,7 @@ def test_the_headline_is_small_and_every_number_of_it_has_an_interval(evaluated)
 def test_temperature_and_threshold_come_from_the_validation_images_alone(evaluated, workspace, quick):
     """The same model with other test images has the same calibration."""
     before = read_json(MODELS / "calibration.json")
-    predictions = read_predictions(PREDICTIONS)
+    predictions = written_predictions()
     val = predictions.of("val")
     malignant = val.malignant_probability[val.is_malignant]
     assert (malignant >= before["threshold"]).mean() >= 0.9
@@ -98,13 +104,13 @@ def test_temperature_and_threshold_come_from_the_validation_images_alone(evaluat
     write_csv(SPLIT, split)
     evaluate.main()
     assert read_json(MODELS / "calibration.json") == before
-    assert not set(read_predictions(PREDICTIONS).of("test").table["image_id"]) & set(predictions.table["image_id"])
+    assert not set(written_predictions().of("test").table["image_id"]) & set(predictions.table["image_id"])
 
 
 def test_published_probabilities_are_those_that_predicting_again_gives(evaluated, workspace):
     """Whoever loads the model with its calibration gets what predictions.csv says."""
     network, _ = load_model(MODELS)
-    store, table = PixelStore(PREPARED), read_predictions(PREDICTIONS).of("test")
+    store, table = PixelStore(PREPARED), written_predictions().of("test")
     pixels = torch.from_numpy(store.read(store.indices_of(table.table["image_id"])))
     again = predict_calibrated(network, [pixels], torch.device("cpu"), load_calibration(MODELS))
     np.testing.assert_allclose(table.probabilities, again, atol=1e-6)
@@ -124,7 +130,7 @@ def test_a_model_that_tells_red_from_blue_beats_what_the_metadata_say(workspace,
 def test_heatmaps_are_of_test_images_of_each_kind(workspace):
     evaluate.main()
     cases, heatmaps = read_cases(GRADCAM)
-    test = read_predictions(PREDICTIONS).of("test").table.set_index("image_id")
+    test = written_predictions().of("test").table.set_index("image_id")
     assert heatmaps.shape == (len(cases), 16, 16)
     found = cases[cases["case"] == "true positive"]
     assert 0 < len(found) <= 4
@@ -139,7 +145,7 @@ def test_an_ensemble_over_folds_is_calibrated_as_the_average_that_it_is(workspac
     evaluate.main()
     network, description = load_model(MODELS)
     split, store = read_csv(SPLIT, []), PixelStore(PREPARED)
-    predictions, calibration = read_predictions(PREDICTIONS), load_calibration()
+    predictions, calibration = written_predictions(), load_calibration()
     validated = set(split["image_id"][split["split"] == "val"])
     assert set(predictions.of("val").table["image_id"]) == validated
     assert len(set(description.validation_folds)) == 3
@@ -159,10 +165,10 @@ def test_evaluating_again_gives_the_same_bytes_whatever_the_batch_size(workspace
         return [path.read_bytes() for path in (PREDICTIONS, EVALUATION, DETAILS, MODELS / "calibration.json")]
 
     assert outputs() == outputs()
-    before = read_predictions(PREDICTIONS).probabilities
+    before = written_predictions().probabilities
     params({"evaluation.batch_size": "64", "runtime.cpu_threads": "1"})
     evaluate.main()
-    np.testing.assert_allclose(read_predictions(PREDICTIONS).probabilities, before, atol=1e-6)
+    np.testing.assert_allclose(written_predictions().probabilities, before, atol=1e-6)
 
 
 def test_images_of_another_size_than_the_model_was_trained_on_are_refused(workspace):

@@ -6,27 +6,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages.dataset.folds import KNOWN_DUPLICATES
 from stages.dataset.images import by_image_id, find_images
-from stages.dataset.metadata import find_metadata, read_metadata
+from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import DIAGNOSES
 from stages.prepare import prepare_dataset
 from stages.split import find_leaks, split_dataset
 
 
 @pytest.fixture(scope="module")
 def table(ham10000):
-    table, problems, _ = read_metadata(find_metadata(ham10000))
+    table, problems, _ = read_metadata(ham10000, HAM10000)
     assert problems == []
     return table
 
 
 def test_the_whole_table_passes_the_checks_and_each_row_has_its_image(ham10000, table):
     assert len(table) in (8_584, 10_015)
-    assert set(table["dx"]) == set(DIAGNOSES)
-    images, unreadable = find_images(ham10000)
+    assert set(table["dx"]) == set(HAM10000)
+    images, unreadable, _ = find_images(ham10000)
     files, repeated = by_image_id(images)
     assert unreadable + repeated == []
     assert set(table["image_id"]) <= set(files)
@@ -50,7 +49,7 @@ def test_the_split_keeps_lesions_and_known_duplicates_together(table):
 def test_a_subsample_is_prepared(ham10000, tmp_path):
     config = replace(PLAIN.data, data_dir=str(ham10000), subsample_percentage=0.05, image_size=32)
     manifest = prepare_dataset(config, tmp_path / "prepared", 2)
-    assert set(manifest["dx"]) == set(DIAGNOSES)
+    assert set(manifest["dx"]) == set(HAM10000)
     assert 300 < len(manifest) < 700
     images = PixelStore(tmp_path / "prepared").read(np.arange(len(manifest)))
     assert images.shape == (len(manifest), 32, 32, 3)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages import prepare
 from stages.classifier.weights import load_model
 from stages.commands import predict
@@ -164,7 +164,7 @@ def test_an_archive_is_read_or_refused_and_nothing_is_unpacked_into_a_folder(tmp
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "images.zip").write_bytes(ARCHIVES[name])
-    images, problems = find_images(folder)
+    images, problems, _ = find_images(folder)
     files, repeated = by_image_id(images)
     problems += repeated
     read = {}
@@ -181,9 +181,9 @@ def test_an_archive_is_read_or_refused_and_nothing_is_unpacked_into_a_folder(tmp
     assert all(str(file).isprintable() for file in files.values())
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "images.zip"]
     try:
-        listed, unreadable = predict.find_files([folder / "images.zip"])
+        listed, unreadable, _ = predict.find_files([folder / "images.zip"])
     except InputError as error:
-        assert "holds no JPEG or PNG file" in str(error)  # noqa: PT017
+        assert "holds no JPEG, PNG, BMP, TIFF or WebP file" in str(error)  # noqa: PT017
         assert not files
     else:
         assert (set(listed), len(unreadable)) == (set(files.values()), name.startswith("no"))
@@ -192,7 +192,7 @@ def test_an_archive_is_read_or_refused_and_nothing_is_unpacked_into_a_folder(tmp
 @pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_member_that_claims_fewer_bytes_than_it_has_takes_no_memory_for_them(tmp_path, packing):
     (tmp_path / "images.zip").write_bytes(lying_zip(packing, size=20_000_000, claimed=1000))
-    files, _ = find_images(tmp_path)
+    files, *_ = find_images(tmp_path)
     tracemalloc.start()
     try:
         with ImageReader() as reader, pytest.raises(ImageProblem):
@@ -215,7 +215,7 @@ def test_a_link_is_followed_to_be_read_and_leads_no_writing_astray(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "prepared").symlink_to(tmp_path / "elsewhere")
     config = replace(PLAIN.data, data_dir=str(folder), image_size=SIZE)
-    with pytest.raises(InputError, match=r"has 1 problem:\n  .*I1.png: is not a JPEG or PNG image$"):
+    with pytest.raises(InputError, match=r"has 1 problem:\n  .*I1.png: is not a JPEG, PNG, BMP, TIFF or WebP image$"):
         prepare_dataset(config, tmp_path / "prepared")
     (folder / "I1.png").unlink()
     (folder / "I1.png").write_bytes(encoded(halves()))
@@ -245,7 +245,7 @@ def test_a_link_is_followed_to_be_read_and_leads_no_writing_astray(tmp_path):
 )
 def test_a_cell_that_would_mean_something_elsewhere_is_named_with_its_row(tmp_path, row, expected):
     (tmp_path / "table.csv").write_text(HEADER + row + "\n")
-    table, problems, _ = read_metadata(tmp_path / "table.csv")
+    table, problems, _ = read_metadata(tmp_path, HAM10000)
     assert len(problems) == 1
     assert problems[0].startswith(f"table.csv row 2: {expected}")
     assert table.empty
@@ -268,7 +268,7 @@ def test_mistakes_by_the_hundred_thousand_are_one_message_that_can_be_read(tmp_p
 def test_a_header_of_any_length_is_refused_in_a_message_that_can_be_read(tmp_path, header, columns):
     (tmp_path / "table.csv").write_text(header + "\n")
     with pytest.raises(InputError) as caught:
-        read_metadata(tmp_path / "table.csv", columns)
+        read_metadata(tmp_path, HAM10000, columns)
     assert len(str(caught.value)) < 7000
 
 

@@ -75,7 +75,7 @@ def test_every_layout_gives_the_same_bytes(dataset, output, tmp_path, bytes_belo
     lay_out(dataset, layout)
     prepared(dataset, tmp_path / "again")
     assert bytes_below(tmp_path / "again") == bytes_below(output)
-    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy"}
+    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy", "taxonomy.json"}
 
 
 @pytest.mark.parametrize("table", ["without the dataset column", "with a byte order mark", "without .csv"])
@@ -185,7 +185,7 @@ def test_a_smaller_dataset_leaves_no_shard_of_the_larger_one(written_dataset, ou
     del written_dataset.rows[4:]
     written_dataset.write_table()
     prepared(written_dataset, output)
-    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy"}
+    assert set(bytes_below(output)) == {"manifest.csv", "pixels-00000.npy", "taxonomy.json"}
 
 
 def spoil_everything(dataset, huge_png):
@@ -218,8 +218,8 @@ def spoil_everything(dataset, huge_png):
         "row 6: lesion L002 is bkl here and mel above",
         "row 22: 3 fields; the header has 8",
         "I006.jpg: is truncated or damaged",
-        "I007.jpg: is not a JPEG or PNG image",
-        "I008.jpg: is not a JPEG or PNG image",
+        "I007.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image",
+        "I008.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image",
         "I009.jpg: is 15×15 pixels",
         "I010.png: is of an absurd size",
         "I011: no image file of this name",
@@ -256,7 +256,7 @@ def test_an_image_that_cannot_be_used_is_named_with_its_archive(dataset, output)
             archive.writestr(f"{image_id}.jpg", b"no image")
     message = refusal(dataset, output)
     assert "has 12 problems:" in message
-    assert f"{dataset.folder}/images.zip:I000.jpg: is not a JPEG or PNG image" in message
+    assert f"{dataset.folder}/images.zip:I000.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image" in message
 
 
 def test_a_long_list_of_problems_is_cut(written_dataset, output, monkeypatch):
@@ -265,8 +265,8 @@ def test_a_long_list_of_problems_is_cut(written_dataset, output, monkeypatch):
         path.unlink()
     message = refusal(written_dataset, output)
     assert "has 12 problems:" in message
-    assert message.count("no image file of this name") == 3
-    assert message.endswith("… and 9 more")
+    assert message.count(": no image file of this name") == 3
+    assert message.endswith("… and 9 more; in all 12 × no image file of this name")
 
 
 def break_the_dataset(dataset, mistake):
@@ -307,8 +307,8 @@ def break_the_dataset(dataset, mistake):
         ("a spreadsheet", "HAM10000_metadata.csv is not a CSV file in UTF-8"),
         ("empty", "column lesion_id is missing"),
         ("header alone", "HAM10000_metadata.csv: no rows"),
-        ("no table", "must hold one CSV table, or HAM10000_metadata.csv among several; found no CSV file"),
-        ("two tables", "must hold one CSV table, or HAM10000_metadata.csv among several; found one.csv, two.csv"),
+        ("no table", "HAM10000_metadata.csv among several; found no CSV file"),
+        ("two tables", "HAM10000_metadata.csv among several; found one.csv, two.csv"),
         ("no folder", "there is no such directory"),
     ],
 )
@@ -341,7 +341,7 @@ def test_the_command_ends_with_one_message_and_no_traceback(written_dataset, par
     assert result.stderr.startswith("error: dataset has 2 problems:\n")
     assert result.stderr.count("error:") == 1
     assert "row 9: unknown diagnosis 'naevus'" in result.stderr
-    assert "dataset/I003.jpg: is not a JPEG or PNG image" in result.stderr
+    assert "dataset/I003.jpg: is not a JPEG, PNG, BMP, TIFF or WebP image" in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert not (tmp_path / PREPARED).exists()
 
@@ -393,7 +393,12 @@ def test_the_labels_that_are_not_mapped_are_listed_together(dataset, output):
         prepared(dataset, output, columns=settings["columns"])
     message = str(caught.value)
     assert "has 4 problems:" in message
-    for label in ("{Naevus: nv}", "{malignant melanoma: nv}", "{0: nv}", "{scar: null} to leave out the images so"):
+    for label in (
+        "{Naevus: akiec}",
+        "{malignant melanoma: akiec}",
+        "{0: akiec}",
+        "{scar: null} to leave out the images so",
+    ):
         assert label in message
     assert not output.exists()
 
@@ -410,6 +415,35 @@ def test_isic_2019_s_archive_and_tables_are_prepared_as_they_are_published(datas
     manifest = prepared(dataset, output)
     for column in ("image_id", "lesion_id", "dx", "sex", "localization"):
         assert list(manifest[column]) == [row[column] for row in dataset.rows]
+
+
+def test_images_that_no_row_uses_and_files_that_are_none_are_counted_and_named(written_dataset, output, capsys):
+    (written_dataset.folder / "notes.txt").touch()
+    (written_dataset.folder / "X1.jpg").write_bytes(written_dataset.picture(1))
+    prepared(written_dataset, output)
+    printed = capsys.readouterr().out
+    assert f"passed over 1 file that is no image (1 .txt): {written_dataset.folder}/notes.txt" in printed
+    assert "1 of 13 image files are of no row that is used: X1" in printed
+
+
+def test_a_skin_type_is_in_the_manifest_where_one_is_known(dataset, output):
+    lines = ["image_name,diagnosis,fitzpatrick_skin_type"]
+    lines += [f"{row['image_id']},{row['dx']},{('', 'IV')[number % 2]}" for number, row in enumerate(dataset.rows)]
+    (dataset.folder / "table.csv").write_text("\n".join(lines) + "\n")
+    dataset.write_images()
+    prepared(dataset, output)
+    assert list(PixelStore(output).manifest["skin_type"]) == ["unknown", "IV"] * 6
+
+
+def test_mistakes_of_very_many_rows_are_counted_by_their_kind(dataset, output, monkeypatch):
+    monkeypatch.setattr(prepare, "MAX_PROBLEMS_SHOWN", 2)
+    for row in dataset.rows[:5]:
+        row["age"] = "old"
+    dataset.rows[7]["dx"] = "scar"
+    dataset.write_table()
+    dataset.write_images()
+    expected = "… and 4 more; in all 5 × age must be years from 0 to 120, or empty; 1 × unknown diagnosis"
+    assert refusal(dataset, output).endswith(expected)
 
 
 def test_patients_of_several_diagnoses_stay_whole_in_a_subsample(dataset, output):

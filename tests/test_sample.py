@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
+from benchmarks.plain import HAM10000, told_apart
 from tests.clone import ROOT
 
 SAMPLE = ROOT / "data/sample"
@@ -57,7 +57,7 @@ def test_every_row_has_one_small_image_in_one_of_the_folders(rows):
 def test_lesions_are_counted_and_imbalanced_as_its_readme_says(rows, lesions):
     text = (SAMPLE / "README.md").read_text(encoding="utf-8")
     assert "None of this is real" in text
-    for dx in DIAGNOSES:
+    for dx in HAM10000:
         count = sum(views[0]["dx"] == dx for views in lesions.values())
         assert count >= 20
         assert f"| {dx} | {count} | {sum(row['dx'] == dx for row in rows)} |" in text
@@ -74,13 +74,13 @@ def test_a_lesion_has_one_to_four_images_also_in_both_folders_and_one_row_of_fac
 def test_values_are_those_of_ham10000_and_some_are_missing(rows):
     values = {column: {row[column] for row in rows} for column in rows[0]}
     assert list(values) == ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
-    assert values["dx"] == set(DIAGNOSES)
+    assert values["dx"] == set(HAM10000)
     assert values["dx_type"] == {"histo", "follow_up", "consensus", "confocal"}
     assert values["sex"] == {"male", "female", "unknown"}
     assert values["dataset"] == {"vidir_modern", "rosendahl", "vienna_dias", "vidir_molemax"}
     assert values["age"] <= {""} | {f"{years}.0" for years in range(5, 90, 5)}
     assert 1 <= sum(row["age"] == "" for row in rows) <= 0.1 * len(rows)
-    assert {row["dx_type"] for row in rows if row["dx"] in MALIGNANT} == {"histo"}
+    assert {row["dx_type"] for row in rows if row["dx"] in told_apart(7).malignant} == {"histo"}
 
 
 def test_rows_are_not_sorted_by_diagnosis(rows):

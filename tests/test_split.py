@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN
 from stages import split
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE
 from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS
-from stages.dataset.pixels import MANIFEST, add_places, shard_path
+from stages.dataset.pixels import add_places, shard_path, write_manifest
 from stages.errors import InputError
-from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, read_json, write_csv
+from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, read_json
 from stages.split import count_split, find_leaks, split_dataset
 
 COUNTS = {"nv": 60, "mel": 25, "df": 8}
@@ -125,7 +125,7 @@ def prepared(manifest, params, tmp_path, monkeypatch):
     """The images, prepared in the working directory: noise that no two images share; their shard can be changed."""
     params()
     monkeypatch.chdir(tmp_path)
-    write_csv(PREPARED / MANIFEST, manifest)
+    write_manifest(PREPARED, manifest, HAM10000)
     pixels = np.random.default_rng(0).integers(0, 256, (len(manifest), 32, 32, 3), np.uint8)
     np.save(shard_path(PREPARED, 0), pixels)
     return np.load(shard_path(PREPARED, 0), mmap_mode="r+")

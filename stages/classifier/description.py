@@ -3,22 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import ConfigDict, Field, Strict, model_validator
 from pydantic.dataclasses import dataclass
 
 from stages.checks import Count, Float, Number, Share, Text, Whole, relation
 from stages.config import MOST_NETWORKS
-from stages.dataset.taxonomy import class_names
+from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Taxonomy, diagnoses_of
 from stages.files import read_json
 
 DESCRIPTION = "model.json"
-
-
-def _classes(names: list[str]) -> list[str]:
-    known = [list(class_names(2)), list(class_names(7))]
-    if names not in known:
-        raise ValueError(" or ".join(map(str, known)))
-    return names
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -28,7 +21,8 @@ class ModelDescription:
     Attributes:
         architecture: timm's name of the network, or baseline_cnn; no path, and no address of a hub.
         networks: of this architecture, whose probabilities are averaged.
-        classes: in the order of the outputs.
+        classes: their names, in the order of the outputs.
+        taxonomy: of the images that it was trained on: the diagnoses by their codes.
         image_size: pixels of a side of the square input.
         mean: of each colour, in [0, 1], subtracted from the input.
         std: of each colour, in [0, 1], that the input is divided by.
@@ -43,7 +37,8 @@ class ModelDescription:
 
     architecture: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$")]
     networks: Count
-    classes: Annotated[list[Text], AfterValidator(_classes)]
+    classes: list[Text]
+    taxonomy: Taxonomy
     image_size: Annotated[int, Strict(), Field(ge=16, le=2048)]
     mean: Annotated[list[Share], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[Float, Field(ge=1e-3, le=1)]], Field(min_length=3, max_length=3)]
@@ -53,8 +48,19 @@ class ModelDescription:
     batch_size: Count
     accumulate_grad_batches: Count
 
+    @property
+    def told_apart(self) -> Classes:
+        """What the outputs are of."""
+        return next(known for known in self._known() if list(known.names) == self.classes)
+
+    def _known(self) -> tuple[Classes, Classes]:
+        return BENIGN_OR_MALIGNANT, diagnoses_of(self.taxonomy)
+
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
+        if not any(list(known.names) == self.classes for known in self._known()):
+            names = " or ".join(str(list(known.names)) for known in self._known())
+            raise relation(f"classes is {self.classes}; it must be {names}")
         for key in ("epochs", "val_losses", "validation_folds"):
             value = getattr(self, key)
             if len(value) != self.networks and (value or key != "validation_folds"):

@@ -9,21 +9,22 @@ from torch.nn.functional import interpolate
 
 from stages.classifier.networks import Ensemble, NormalizedNetwork, pad_batch
 from stages.dataset.augmentation import as_float
-from stages.dataset.taxonomy import malignant_classes
+from stages.dataset.taxonomy import Classes
 
 
 @torch.enable_grad()
 def gradcam_heatmaps(
     network: NormalizedNetwork | Ensemble,
     images: Tensor,
-    classes: tuple[str, ...],
+    classes: Classes,
     device: torch.device,
     batch_size: int = 1,
 ) -> np.ndarray | None:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of the log-odds of malignancy at the network's last feature maps.
 
-    The log-odds are the logsumexp of the malignant logits minus that of the benign ones: the same question for 2 and 7
-    classes, and unlike a probability it does not saturate, so that a confident prediction has a gradient too.
+    The log-odds are the logsumexp of the malignant logits minus that of the benign ones: the same question for two
+    classes and for diagnoses, and unlike a probability it does not saturate, so that a confident prediction has a
+    gradient too.
 
     Of an ensemble, the mean of its networks' heatmaps.
 
@@ -33,7 +34,7 @@ def gradcam_heatmaps(
     Args:
         network: what `load_model` gives; it is not changed, its mode included.
         images: uint8, shape (n, size, size, 3), n at least 1; all computed at once.
-        classes: of the outputs, in their order.
+        classes: of the outputs.
         device: where to compute, in float32.
         batch_size: of the predictions that this process has made with such a network, for `pad_batch` on a GPU.
 
@@ -47,7 +48,7 @@ def gradcam_heatmaps(
     if on_gpu:
         images = pad_batch(images, batch_size)
     inputs = as_float(images.to(device))
-    malignant = torch.tensor([name in malignant_classes(len(classes)) for name in classes], device=device)
+    malignant = torch.from_numpy(classes.is_malignant).to(device)
 
     def heatmaps_of(member: nn.Module) -> Tensor | None:
         layer = _last_feature_maps(member, inputs if on_gpu else inputs[:1])

@@ -39,19 +39,20 @@ LARGEST_COUNT = 1024  # of images in a batch and of threads: more gain nothing a
 NAME_BYTES = 200  # of an overlay's name: file systems allow 255, and its writer adds some
 
 
-def find_files(paths: list[Path]) -> tuple[list["ImageFile"], list[str]]:
+def find_files(paths: list[Path]) -> tuple[list["ImageFile"], list[str], list[str]]:
     """Find the images that the command's arguments stand for, as of `find_images`; each of them once.
 
     Returns:
-        The images, in the order of the arguments, and one line for each folder or archive that cannot be read.
+        The images, in the order of the arguments; one line for each folder or archive that cannot be read; and one on
+        what was passed over.
 
     Raises:
         InputError: paths that do not exist or hold no image, each of them named.
     """
-    from stages.dataset.images import find_images
+    from stages.dataset.images import KINDS, describe_passed_over, find_images
 
     found: dict[tuple[Path, str | None], ImageFile] = {}
-    unreadable, mistakes = [], []
+    unreadable, mistakes, passed_over = [], [], []
     for path in paths:
         try:
             mode = path.stat().st_mode
@@ -61,17 +62,18 @@ def find_files(paths: list[Path]) -> tuple[list["ImageFile"], list[str]]:
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             mistakes.append(f"{path} is neither a file nor a folder")
             continue
-        files, problems = find_images(path)
+        files, problems, others = find_images(path)
         unreadable += problems
+        passed_over += others
         if not files and not problems:
-            mistakes.append(f"{path} holds no JPEG or PNG file")
+            mistakes.append("; ".join([f"{path} holds no {KINDS} file", *describe_passed_over(others)]))
         # The folder's links only: two links to one file are two images, as in a workspace that DVC links to its cache.
         parents = {parent: parent.resolve() for parent in {file.path.parent for file in files}}
         for file in files:
             found.setdefault((parents[file.path.parent] / file.path.name, file.member), file)
     if mistakes:
         raise InputError("; ".join(mistakes) + "; name images, folders or zip archives of images")
-    return list(found.values()), unreadable
+    return list(found.values()), unreadable, describe_passed_over(passed_over)
 
 
 def predict_images(
@@ -113,7 +115,7 @@ def predict_images(
     from stages.evaluation.predictions import PREFIX, malignant_probability
     from stages.files import DECIMALS
 
-    classes = tuple(description.classes)
+    classes = description.told_apart
     tables, problems = [], []
     # Only on a terminal: a log needs no bar.
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -128,8 +130,8 @@ def predict_images(
             images = torch.from_numpy(np.stack([image for _, image in readable]))
             # Rounded as they will be written: the decision follows from the file's numbers.
             probabilities = predict_calibrated(network, [images], device, calibration).round(DECIMALS)
-            malignant = malignant_probability(probabilities)
-            table = pd.DataFrame(probabilities, columns=pd.Index([PREFIX + name for name in classes]))
+            malignant = malignant_probability(probabilities, classes)
+            table = pd.DataFrame(probabilities, columns=pd.Index([PREFIX + name for name in classes.names]))
             table.insert(0, "file", [_cell(file) for file, _ in readable])
             table["malignant_probability"] = malignant
             table["decision"] = np.where(malignant >= calibration.threshold, "malignant", "benign")
@@ -248,7 +250,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         EXAMPLE,
     )
     add = parser.add_argument
-    help_images = "JPEG or PNG file, folder or zip archive of them"
+    help_images = "JPEG, PNG, BMP, TIFF or WebP file, folder or zip archive of them"
     add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help=help_images)
     add("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
     add("--gradcam", type=Path, metavar="DIR", help="folder for pictures with Grad-CAM heatmaps of malignancy")
@@ -265,7 +267,9 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument or the model is wrong, or images cannot be read; the others are then written.
     """
     args = _parse(argv)
-    files, problems = find_files(args.images)
+    files, problems, notes = find_files(args.images)
+    for note in notes:
+        print(note, file=sys.stderr)
     if problem := _problem_of_targets(args.output, args.gradcam, files):
         raise InputError(problem)
     if not args.models.is_dir():

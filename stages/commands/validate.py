@@ -3,7 +3,8 @@
     python -m stages validate data/hospital --output hospital-results
 
 The dataset is a folder with a metadata table and images, loose or zipped, as `prepare` reads it; `--columns` and
-`--classes` stand for data.columns and data.classes, which describe the training data. Nothing is fitted: temperature
+`--classes` stand for data.columns and data.classes, which describe the training data. Images of diagnoses that the
+model does not know are left out, and counted. Nothing is fitted: temperature
 and thresholds are those in models/calibration.json. Run from the root of the repository.
 """
 
@@ -17,11 +18,15 @@ from stages.command_line import new_parser
 from stages.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import pandas as pd
 
+    from stages.classifier.description import ModelDescription
     from stages.config import Config
     from stages.dataset.pixels import PixelStore
+    from stages.dataset.taxonomy import Classes, Diagnosis
     from stages.evaluation.predictions import Predictions
 
 SHOWN = 5  # ids in a warning
@@ -34,6 +39,8 @@ def validate_model(
     models: Path,
     columns: dict[str, str | None],
     classes: dict[str, str | None],
+    taxonomy: Path | None = None,
+    say: "Callable[[str], None]" = print,
 ) -> tuple["Predictions", dict, "PixelStore", tuple["pd.DataFrame", "np.ndarray"]]:
     """Assess the model in `models` on the dataset in `data_dir`.
 
@@ -44,6 +51,8 @@ def validate_model(
         models: folder of the trained model.
         columns: what `data.columns` would say of this dataset.
         classes: what `data.classes` would say of it.
+        taxonomy: the file of its diagnoses; None: those of the model.
+        say: is given what the user should know of the dataset, line by line.
 
     Returns:
         The predictions, what docs/details.schema.json describes, the prepared images, and what `explain` says of them.
@@ -60,15 +69,17 @@ def validate_model(
     from stages.config import override
     from stages.dataset.loaders import Batches, SplitImages
     from stages.dataset.pixels import PixelStore
+    from stages.dataset.taxonomy import read_taxonomy
     from stages.evaluate import explain
     from stages.evaluation.assessment import assess
-    from stages.evaluation.predictions import Predictions, predictions_table
+    from stages.evaluation.predictions import Predictions, as_malignancy, describe_classes, predictions_table
     from stages.files import write_csv
     from stages.prepare import prepare_dataset
 
     device = set_up_device(config.runtime.cpu_threads)
     network, description = load_model(models)
     calibration = load_calibration(models)
+    diagnoses, judged = _judged(description, None if taxonomy is None else read_taxonomy(taxonomy))
     changes = {
         "data.data_dir": str(data_dir),
         "data.columns": columns,
@@ -77,19 +88,24 @@ def validate_model(
         "data.subsample_percentage": 1.0,
     }
     data = override(config, changes).data
-    table = prepare_dataset(data, prepared, config.runtime.num_workers)
+    table = prepare_dataset(data, prepared, config.runtime.num_workers, diagnoses, say)
     split_file = prepared / "split.csv"
     write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
 
-    store, settings, names = PixelStore(prepared), config.evaluation, tuple(description.classes)
-    images = SplitImages(store, "test", split_file, len(names))
+    store, settings = PixelStore(prepared), config.evaluation
+    images = SplitImages(store, "test", split_file, len(judged.names))
     batches = (batch.images for batch in Batches(images, settings.batch_size, device))
     raw = predict_probabilities(network, batches, device, calibration.test_time_augmentation)
-    labels = [names[number] for number in images.labels]
     calibrated = apply_temperature(raw, calibration.temperature)
-    predictions = Predictions(predictions_table(images.table, "test", labels, calibrated), names)
+    if judged != description.told_apart:
+        raw, calibrated = (as_malignancy(each, description.told_apart) for each in (raw, calibrated))
+    labels = [judged.names[number] for number in images.labels]
+    predictions = Predictions(predictions_table(images.table, "test", labels, calibrated, judged), judged)
+    absent = [name for name in judged.names if name not in labels]
+    if absent and judged.are_diagnoses:
+        say(f"no image is of {', '.join(absent)}: means over the diagnoses leave these out")
     details = {
-        "classes": list(names),
+        **describe_classes(judged, diagnoses),
         "confidence": settings.confidence,
         "bootstrap_replicates": settings.bootstrap_replicates,
         "calibration": asdict(calibration),
@@ -98,7 +114,25 @@ def validate_model(
         "baselines": None,
         "leakage": None,
     }
-    return predictions, details, store, explain(network, store, predictions, calibration.threshold, device, settings)
+    explained = explain(network, description.told_apart, store, predictions, calibration.threshold, device, settings)
+    return predictions, details, store, explained
+
+
+def _judged(
+    description: "ModelDescription", theirs: "dict[str, Diagnosis] | None"
+) -> tuple["dict[str, Diagnosis]", "Classes"]:
+    """The diagnoses that images of a dataset may have, and the classes that the model is judged for on them.
+
+    A model of benign and malignant is judged by what the dataset's taxonomy says of its diagnoses, and so is any model
+    where that knows no others. Else the dataset's diagnoses are those of the model that have a label in common.
+    """
+    from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, diagnoses_of, translated
+
+    if theirs is None:
+        return description.taxonomy, description.told_apart
+    if description.told_apart.are_diagnoses and diagnoses_of(theirs).are_diagnoses:
+        return translated(description.taxonomy, theirs), description.told_apart
+    return theirs, BENIGN_OR_MALIGNANT
 
 
 def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
@@ -166,7 +200,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     pairs = {"type": _pair, "nargs": "+", "default": []}
     named = "your table's name of each of our columns, as dx=label; nothing after =: not there"
     add("--columns", metavar="OURS=YOURS", help=named, **pairs)
-    meant = "diagnosis of each of your labels, as naevus=nv; nothing after =: leave it out"
+    known = "file of its diagnoses, as data.taxonomy names one (default: those of the model)"
+    add("--taxonomy", type=Path, metavar="FILE.yaml", help=known)
+    meant = "diagnosis of each of your labels, as mole=CODE; nothing after =: leave it out"
     add("--classes", metavar="LABEL=DIAGNOSIS", help=meant, **pairs)
     args = parser.parse_args(argv)
     if args.output.exists():
@@ -190,11 +226,13 @@ def main(argv: list[str] | None = None) -> None:
     from stages.plot import draw_pictures, draw_tables, write_plots
 
     config = load_config()
+    notes: list[str] = []
     with replacing(args.output) as folder:
         folder.mkdir()
         scratch = folder / "prepared"
+        mappings = dict(args.columns), dict(args.classes)
         predictions, details, store, explained = validate_model(
-            config, args.data_dir, scratch, args.models, dict(args.columns), dict(args.classes)
+            config, args.data_dir, scratch, args.models, *mappings, args.taxonomy, notes.append
         )
         warnings = [f"which images {args.models} was trained on is not known here: some may be among these"]
         if args.models.resolve() == MODELS.resolve():  # the split here is that of the model here
@@ -206,8 +244,9 @@ def main(argv: list[str] | None = None) -> None:
         pictures = draw_pictures(predictions, details, tables, store, *explained)
         write_plots(folder / "plots", tables, pictures)
         title = f"External validation on {args.data_dir.name}"
-        write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title)
+        write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title, notes)
         shutil.rmtree(scratch)
+    print(*notes, sep="\n", end="\n" * bool(notes))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print_metrics(details["test"]["metrics"])

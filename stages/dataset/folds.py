@@ -70,7 +70,8 @@ def assign_folds(images: pd.DataFrame, folds: int, seed: int) -> pd.Series:
         too_few = ", ".join(f"{dx} has only {count} lesion{'s' * (count != 1)}" for dx, count in scarce.items())
         raise InputError(
             f"split.folds is {folds}, but {too_few}; every fold needs one of each diagnosis: "
-            "lower split.folds, or add lesions (a data.subsample_percentage below 1 leaves some out)"
+            "lower split.folds, add lesions (a data.subsample_percentage below 1 leaves some out), or have "
+            "data.classes map the label to another diagnosis, or to null"
         )
     # Large and pure groups first, which the small and mixed ones can balance; equals in random order.
     order = np.random.RandomState(seed).permutation(len(table))

@@ -5,17 +5,23 @@ import os
 import threading
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.errors import printable
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+KINDS = "JPEG, PNG, BMP, TIFF or WebP"
+TABLES = (".csv", ".tab", ".tsv")
+MOST_NAMED = 5  # files that are passed over
 MIN_SIDE = 16  # pixels; anything smaller is a thumbnail of an icon
 MAX_PIXELS = 50_000_000  # a dermatoscope's camera has fewer; a decompression bomb has more
 MAX_BYTES = 100_000_000
@@ -42,32 +48,70 @@ class ImageFile:
     @property
     def image_id(self) -> str:
         """The name of the file or member without its ending."""
-        return PurePosixPath(self.member or self.path).stem
+        return PurePosixPath(_parts(self.member)[-1] if self.member else self.path).stem
 
 
-def find_images(path: Path) -> tuple[list[ImageFile], list[str]]:
-    """Find the images that a path stands for.
+class Found(NamedTuple):
+    """What a path stands for.
 
-    A folder stands for the JPEG and PNG files below it and in the zip archives below it; what is hidden is left out,
-    and links are followed, to each folder once. An archive stands for the images in it, any other file for itself.
-
-    Returns:
-        The images, those in archives last, in an order that depends on the names alone; and one line for each folder or
-        archive that cannot be read.
+    Attributes:
+        images: those in archives last, in an order that depends on the names alone.
+        problems: one line for each folder or archive that cannot be read.
+        passed_over: the files and members that are neither images nor tables.
     """
-    problems: list[str] = []
-    paths = _files_below(path, problems) if path.is_dir() else [path]
-    images = [ImageFile(file) for file in paths if not _is_archive(file)]
-    for archive in filter(_is_archive, paths):
+
+    images: list[ImageFile]
+    problems: list[str]
+    passed_over: list[str]
+
+
+def find_images(path: Path) -> Found:
+    """Find the images that a path stands for: the one way in which all commands and stages do.
+
+    A folder stands for the images below it and in the zip archives below it; what is hidden is left out, and links are
+    followed, to each folder once. An archive stands for the images in it, any other file for itself.
+    """
+    found = Found([], [], [])
+    paths = files_below(path, found.problems) if path.is_dir() else [path]
+    archives = []
+    for file in paths:
+        is_wanted = file == path or _is_archive(file) or _is_image(file.name)
+        # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
+        if is_wanted and (file.is_file() or file.is_symlink()):
+            archives.append(file) if _is_archive(file) else found.images.append(ImageFile(file))
+        elif file.suffix.lower() not in TABLES:
+            found.passed_over.append(str(file))
+    for archive in archives:
         try:
-            images += [ImageFile(archive, member) for member in _members(archive)]
+            members = _members(archive)
         except ImageProblem as problem:
-            problems.append(f"{ImageFile(archive)}: {problem}; download it again")
-    return images, problems
+            found.problems.append(f"{ImageFile(archive)}: {problem}; download it again")
+            continue
+        for member in members:
+            file = ImageFile(archive, member)
+            if _is_image(_parts(member)[-1]):
+                found.images.append(file)
+            elif Path(member).suffix.lower() not in TABLES:
+                found.passed_over.append(str(file))
+    return found
 
 
-def _files_below(folder: Path, problems: list[str]) -> list[Path]:
-    """The images and archives below a folder."""
+def describe_passed_over(names: list[str]) -> list[str]:
+    """A line that counts the files that are no images, by their endings, and names the first, if there are any."""
+    if not names:
+        return []
+    endings = Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in names)
+    counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
+    first = ", ".join(map(printable, names[:MOST_NAMED])) + (", …" if len(names) > MOST_NAMED else "")
+    are = "file that is no image" if len(names) == 1 else "files that are no images"
+    return [f"passed over {len(names)} {are} ({counts}): {first}"]
+
+
+def files_below(folder: Path, problems: list[str]) -> list[Path]:
+    """What lies below a folder but folders, in an order that depends on the names alone; what is hidden is left out.
+
+    Links are followed, to each folder once. A line for each folder that cannot be read is added to `problems`.
+    """
 
     def report(error: OSError) -> None:
         problems.append(f"{error.filename}: cannot be read ({error.strerror})")
@@ -79,10 +123,7 @@ def _files_below(folder: Path, problems: list[str]) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
-            # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
-            if (_is_image(path.name) or _is_archive(path)) and (path.is_file() or path.is_symlink()):
-                found.append(path)
+        found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
     return found
 
 
@@ -109,14 +150,19 @@ def _is_image(name: str) -> bool:
 
 
 def _members(archive: Path) -> list[str]:
-    """The members of a zip archive that are images, sorted, but not what macOS adds."""
+    """The files in a zip archive, sorted, but not what macOS adds."""
     try:
         with zipfile.ZipFile(archive) as content:
             members = sorted(content.namelist())
     except Exception as error:  # whatever Python has for bytes that are not an archive, or one that is encrypted
         raise ImageProblem(f"not a readable zip archive ({error})") from None
-    paths = ((member, PurePosixPath(member)) for member in members if not member.endswith("/"))
-    return [member for member, path in paths if _is_image(path.name) and "__MACOSX" not in path.parts]
+    parts = ((member, _parts(member)) for member in members if not member.endswith(("/", "\\")))
+    return [member for member, parts in parts if "__MACOSX" not in parts and not parts[-1].startswith(".")]
+
+
+def _parts(member: str) -> tuple[str, ...]:
+    """The folders and the name of a member; programs of Windows write backslashes."""
+    return PurePosixPath(member.replace("\\", "/")).parts
 
 
 class ImageReader:
@@ -199,7 +245,7 @@ def decode_square(data: bytes, size: int) -> np.ndarray:
     per colour the upper 8 are kept.
 
     Args:
-        data: the bytes of a JPEG or PNG file.
+        data: the bytes of an image file.
         size: pixels of a side of the result.
 
     Returns:
@@ -209,7 +255,7 @@ def decode_square(data: bytes, size: int) -> np.ndarray:
         ImageProblem: not an image, truncated, or of an absurd size.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
                 raise ImageProblem(
@@ -220,14 +266,14 @@ def decode_square(data: bytes, size: int) -> np.ndarray:
             # Lets the JPEG decoder skip detail that the resize would average away; never below the size asked for.
             image.draft("RGB", (size, size))
             ImageOps.exif_transpose(image, in_place=True)  # without a copy of those that are upright
-            if image.mode == "I;16":  # which Pillow would not scale but cut: all above 255 would be white
+            if image.mode.startswith("I;16"):  # which Pillow would not scale but cut: all above 255 would be white
                 upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             else:
                 upright = image.convert("RGB")
     except ImageProblem:
         raise
     except UnidentifiedImageError:
-        raise ImageProblem("is not a JPEG or PNG image") from None
+        raise ImageProblem(f"is not a {KINDS} image") from None
     except Image.DecompressionBombError as error:
         raise ImageProblem(f"is of an absurd size ({error})") from None
     except Exception as error:  # whatever Pillow has for damaged pixels and EXIF data

@@ -14,7 +14,7 @@ from stages.dataset.augmentation import sample_params
 from stages.dataset.folds import read_split, validated_on
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
-from stages.dataset.taxonomy import class_names, class_of
+from stages.dataset.taxonomy import classes_of, numbers_of
 from stages.errors import regenerate
 
 # The rest is for the network: activations of a batch are larger than its images.
@@ -42,33 +42,33 @@ class SplitImages:
         store: the prepared images.
         split: the split's name.
         split_file: the table that `split` wrote.
-        num_classes: 2 for benign and malignant, 7 for the diagnoses.
+        num_classes: as `model.num_classes`: 2 for benign and malignant, or all diagnoses.
         val_fold: that validates instead of the one that the table says, which is left out then.
 
     Attributes:
         table: the rows of the manifest in the split.
         indices: their positions in the store, shape (n,).
         labels: int64, shape (n,).
-        num_classes: as given.
+        classes: what the labels are numbers of.
 
     Raises:
-        InputError: the table is not of the same images as the store, or has none in the split.
+        InputError: the table is not of the same images as the store, or has none in the split; or the images have not
+            so many diagnoses.
     """
 
     def __init__(
-        self, store: PixelStore, split: str, split_file: Path, num_classes: int, val_fold: int | None = None
+        self, store: PixelStore, split: str, split_file: Path, num_classes: int | str, val_fold: int | None = None
     ) -> None:
         assignment = read_split(split_file, store.manifest)
         if val_fold is not None:
             assignment = validated_on(assignment, val_fold)
         self.store = store
-        self.num_classes = num_classes
+        self.classes = classes_of(store.taxonomy, num_classes)
         self.indices = np.flatnonzero(assignment["split"] == split)
         if not len(self.indices):
             raise regenerate(f"{split_file} has no image in the split {split}")
         self.table = store.manifest.iloc[self.indices].reset_index(drop=True)
-        classes = class_names(num_classes)
-        self.labels = torch.tensor([classes.index(class_of(dx, num_classes)) for dx in self.table["dx"]])
+        self.labels = torch.from_numpy(numbers_of(self.table["dx"], store.taxonomy, self.classes))
 
     def __len__(self) -> int:
         return len(self.indices)

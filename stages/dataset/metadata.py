@@ -1,39 +1,68 @@
-"""The metadata table of a dataset: found, its columns and labels translated into HAM10000's, checked row by row."""
+"""The metadata tables of a dataset: found, joined, columns and labels translated into ours, checked row by row."""
 
 import csv
 import hashlib
 import io
-import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from stages.dataset.images import EXTENSIONS
-from stages.dataset.taxonomy import DIAGNOSES, ISIC_DIAGNOSES
-from stages.errors import InputError
+from stages.dataset.images import EXTENSIONS, TABLES, files_below
+from stages.dataset.taxonomy import Diagnosis, fold, meanings_of
+from stages.errors import InputError, Problem
 
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
-OPTIONAL_COLUMNS = ["dataset"]
+OPTIONAL_COLUMNS = ["dataset", "skin_type"]
 PATIENT = "patient_id"  # groups images where there is no lesion_id
 OURS = [*COLUMNS, *OPTIONAL_COLUMNS, PATIENT]
 UNKNOWN = "unknown"
 MISSING = {"", "na", "n/a", "nan", "none", "null", UNKNOWN}  # how a cell says that it is empty, in any case
 
-# Our columns under the names of the ISIC challenges of 2019 and 2020.
-ISIC_COLUMNS = {
+# Our columns under the names of the ISIC archive and its challenges, of PAD-UFES-20 and of Derm7pt.
+KNOWN_COLUMNS = {
     "image": "image_id",
     "image_name": "image_id",
-    "diagnosis": "dx",
+    "isic_id": "image_id",
+    "img_id": "image_id",
+    "derm": "image_id",
     "age_approx": "age",
+    "age_approximate": "age",
+    "gender": "sex",
     "anatom_site_general": "localization",
     "anatom_site_general_challenge": "localization",
+    "location": "localization",
+    "region": "localization",
+    "diagnosis_confirm_type": "dx_type",
+    "biopsed": "dx_type",
+    "fitzpatrick_skin_type": "skin_type",
+    "fitspatrick": "skin_type",
 }
-# Their tables of diagnoses have a column for each, with a 1 in one of them.
-ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK")
-GROUND_TRUTH = "_GroundTruth.csv"
+# Columns that may hold a label, the finest first: an image has the first label that the taxonomy knows.
+LABELS = (
+    *("dx", "diagnosis", "diagnostic"),
+    *(f"{name}_{level}" for name in ("diagnosis", "iddx") for level in range(5, 0, -1)),
+    *("benign_malignant", "target"),
+)
+BITS = ("0", "0.0", "1", "1.0")  # in tables that have a column for each diagnosis, with a 1 in one of them
+_REFERENCE_STANDARDS = {
+    "histopathology": "histo",
+    "true": "histo",  # of a biopsy
+    "serial imaging showing no change": "follow_up",
+    "single image expert consensus": "consensus",
+    "false": "consensus",
+    "confocal microscopy with consensus dermoscopy": "confocal",
+}
+_SKIN_TYPES = {
+    number: roman
+    for place, roman in enumerate(("I", "II", "III", "IV", "V", "VI"), start=1)
+    for number in (f"{place}", f"{place}.0")
+}
+_ISIC_ID, _NO_HEADER = re.compile(r"ISIC_\d{7}"), ["image", "diagnosis"]  # of 2016, whose tables have none
 MOST_SHOWN = 30  # columns in a message
 LONGEST = 100  # characters of a column's name there
 
@@ -43,7 +72,7 @@ _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _./()-]{0,99}")
 _AGE = re.compile(r"[0-9]{1,3}(\.[0-9]*)?")  # float() takes 5_5 and Arabic digits, too
 _RULES = [
     (("image_id", "lesion_id"), _ID.fullmatch, "letters, digits, '_', '-' and '.'"),
-    (("dx_type", "sex", "localization", "dataset"), _TEXT.fullmatch, "plain words"),
+    (("dx_type", "sex", "localization", "dataset", "skin_type"), _TEXT.fullmatch, "plain words"),
     (
         ("age",),
         lambda cell: not cell or (_AGE.fullmatch(cell) and float(cell) <= 120),
@@ -51,119 +80,241 @@ _RULES = [
     ),
 ]
 
-Rows = list[tuple[int, dict[str, str]]]  # a row's number, as a spreadsheet counts, and its cells by column
+
+class _Table(NamedTuple):
+    """A table of one or more files of the same columns.
+
+    Attributes:
+        path: of the first file.
+        header: of its columns.
+        rows: columns file, row (as a spreadsheet counts), image_id, those of ours that it has and, if it has labels,
+            label; all text.
+        problems: of its rows.
+    """
+
+    path: Path
+    header: list[str]
+    rows: pd.DataFrame
+    problems: list[Problem]
+
+    @property
+    def has_labels(self) -> bool:
+        return "label" in self.rows
+
+    @property
+    def ids(self) -> set[str]:
+        return set(self.rows["image_id"])
 
 
-def find_metadata(data_dir: Path) -> Path:
-    """The metadata table in `data_dir`: `HAM10000_metadata.csv`, else the only CSV file there.
-
-    A table of diagnoses as the ISIC challenges publish it, `…_GroundTruth.csv`, may lie beside the only other one.
+def find_tables(data_dir: Path) -> list[Path]:
+    """The tables of a dataset: `HAM10000_metadata` at the top alone, else all CSV files in `data_dir` and below it.
 
     Raises:
-        InputError: `data_dir` is not a directory, or it is not clear which file is the table.
+        InputError: `data_dir` is not a directory, or has no table.
     """
     if not data_dir.is_dir():
         raise InputError(f"data.data_dir is {str(data_dir)!r}; there is no such directory")
-    # The repository that publishes HAM10000 names the file without an ending.
-    for name in ("HAM10000_metadata.csv", "HAM10000_metadata"):
+    # The repository that publishes HAM10000 names the file without an ending, or with .tab.
+    for name in ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab"):
         if (data_dir / name).is_file():
-            return data_dir / name
-    tables = sorted(path for path in data_dir.glob("*.csv") if path.is_file())
-    others = [table for table in tables if not table.name.endswith(GROUND_TRUTH)]
-    if len(tables) == 2 and len(others) == 1:
-        return others[0]
-    if len(tables) != 1:
-        found = ", ".join(table.name for table in tables) or "no CSV file"
-        raise InputError(f"{data_dir} must hold one CSV table, or HAM10000_metadata.csv among several; found {found}")
-    return tables[0]
+            return [data_dir / name]
+    tables = [path for path in files_below(data_dir, []) if path.suffix.lower() in TABLES and path.is_file()]
+    if not tables:
+        raise _no_table(data_dir, tables)
+    return tables
+
+
+def _no_table(data_dir: Path, tables: Iterable[Path]) -> InputError:
+    found = ", ".join(path.relative_to(data_dir).as_posix() for path in tables) or "no CSV file"
+    return InputError(
+        f"{data_dir} must hold one CSV table, or one of diagnoses and one of what else is known of the same images, or "
+        f"HAM10000_metadata.csv among several; found {found}"
+    )
 
 
 def read_metadata(
-    path: Path, columns: Mapping[str, str | None] | None = None, classes: Mapping[str, str | None] | None = None
-) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Read the table, translate it, and check every row.
+    data_dir: Path,
+    taxonomy: Mapping[str, Diagnosis],
+    columns: Mapping[str, str | None] | None = None,
+    classes: Mapping[str, str | None] | None = None,
+    *,
+    only_known: bool = False,
+) -> tuple[pd.DataFrame, list[Problem], list[str]]:
+    """Read the tables of a dataset, translate them, and check every row.
 
-    A table with the columns of HAM10000 must have all of them and no others. One with column names of the ISIC
-    challenges, or with `columns`, needs an image id and a diagnosis; what else it lacks is unknown, and what is not
-    known in it is ignored. Its diagnoses may lie beside it, in `…_GroundTruth.csv`.
+    A table with the columns of HAM10000 must have all of them and no others. One with other known column names, or with
+    `columns`, needs an image id and a diagnosis, which may lie in another table; what else it lacks is unknown, and
+    what is not known in it is ignored. Files with the same columns are parts of one table.
 
     Args:
-        path: the table.
-        columns: its name of each of `OURS` that has another; None: it has none.
+        data_dir: the folder of the dataset.
+        taxonomy: the diagnoses that there are, by their codes.
+        columns: the table's name of each of `OURS` that has another; None: it has none.
         classes: the diagnosis of each of its labels that is none; None: leave the label's images out.
+        only_known: leave out images of diagnoses that there are not; else these are a problem.
 
     Returns:
-        The rows without a problem in the file's order, columns `COLUMNS` and `OPTIONAL_COLUMNS` (age in years, NaN
-        where unknown); one line for each problem, with its row as a spreadsheet numbers it; and one line for each
-        thing that the user should know.
+        The rows without a problem in the file's order, columns `COLUMNS` and dataset (age in years, NaN where unknown),
+        and skin_type if that of an image is known; one line for each problem, with its row as a spreadsheet numbers it;
+        and one line for each thing that the user should know.
 
     Raises:
-        InputError: the file is not a table with the right columns, so that its rows cannot be read, or `columns` or
-            `classes` is wrong.
+        InputError: there is no table with the right columns, so that no row can be read, or `columns` or `classes` is
+            wrong.
     """
-    columns, classes = columns or {}, classes or {}
-    _check_mappings(columns, classes)
-    header, rows, problems = _read_rows(path)
-    foreign = bool(columns) or any(name in ISIC_COLUMNS or name in ONE_HOT or name == PATIENT for name in header)
-    if not foreign:
-        _check_header(path, header)
-    names = _column_names(path, header, columns)
-    truth = None if _has_labels(header, names) else _ground_truth_beside(path)
-    if truth:
-        labels, more = _labels_beside(truth, path, rows, names["image_id"])
+    columns, classes, meanings = columns or {}, classes or {}, meanings_of(taxonomy)
+    _check_mappings(columns, classes, taxonomy)
+    known = meanings.keys() | {fold(label) for label in classes}
+    main, problems, notes = _join(data_dir, find_tables(data_dir), columns, known)
+    name, rows = main.path.name, main.rows.reindex(columns=["file", "row", "label", *OURS], fill_value="")
+    by_patient, more = _fill_lesion_ids(name, rows) if _is_foreign(main.header, columns, known) else (False, [])
+    notes += more
+    rows = rows[rows["label"].notna()].reset_index(drop=True)
+    if rows.empty and not problems:
+        problems.append(Problem(f"{name}: no rows; one for each image is needed", "no rows"))
+    for column in ("dx_type", "sex", "localization", *OPTIONAL_COLUMNS):
+        rows[column] = rows[column].mask(rows[column] == "", UNKNOWN)
+
+    diagnoses = {
+        label: classes[label] if label in classes else meanings.get(fold(label)) for label in set(rows["label"])
+    }
+    rows["dx"] = rows["label"].map(diagnoses)
+    is_left_out = rows["label"].isin([label for label, dx in classes.items() if dx is None])
+    is_unknown = rows["dx"].isna() & ~is_left_out
+    is_wrong = pd.Series(data=False, index=rows.index)
+    for names, is_valid, expected in _RULES:
+        for column in names:
+            right = {cell for cell in set(rows[column]) if is_valid(cell)}
+            wrong = ~rows[column].isin(right) & ~is_left_out
+            is_wrong |= wrong
+            kind = f"{column} must be {expected}"
+            problems += [
+                Problem(f"{file} row {row}: {column} is {cell!r}; it must be {expected}", kind)
+                for file, row, cell in rows.loc[wrong, ["file", "row", column]].itertuples(index=False)
+            ]
+    unknown = rows[is_unknown]
+    if only_known and len(unknown):
+        which = f"whose diagnosis is none of {', '.join(taxonomy)}"
+        notes.append(_left_out(name, unknown["label"], which))
+        if is_left_out.sum() + len(unknown) == len(rows):
+            problem = f"{notes.pop()}; no image is left: name theirs with --classes or --taxonomy"
+            problems.append(Problem(problem, "no image is left"))
     else:
-        labels, more = _labels(path, header, rows, names)
-    problems += more
-    translated = [(number, _translate(row, names, labels[number])) for number, row in rows if number in labels]
-    by_patient, notes = _fill_lesion_ids(path, translated) if foreign else (False, [])
-    if not rows and not problems:
-        problems.append(f"{path.name}: no rows; one for each image is needed")
-
-    kept, left_out, unknown = [], Counter(), {}
-    for number, row in translated:
-        label = row["dx"]
-        if classes.get(label, "") is None:
-            left_out[label] += 1
-            continue
-        row_problems = [
-            f"{path.name} row {number}: {name} is {row[name]!r}; it must be {expected}"
-            for names_of_rule, is_valid, expected in _RULES
-            for name in names_of_rule
-            if not is_valid(row[name])
-        ]
-        problems += row_problems
-        name = label.lower()
-        diagnosis = classes.get(label) or (name if name in DIAGNOSES else ISIC_DIAGNOSES.get(name))
-        if diagnosis is None:
-            unknown.setdefault(label, []).append(number)
-        elif not row_problems:
-            kept.append({"row": number, **row, "dx": diagnosis, "age": float(row["age"] or math.nan)})
-    problems += [f"{path.name} {_unknown_label(label, numbers)}" for label, numbers in unknown.items()]
-    if left_out:
-        counts = ", ".join(f"{label!r} {count}" for label, count in sorted(left_out.items()))
-        images = f"{left_out.total()} image{'s' * (left_out.total() != 1)}"
-        notes.append(f"{path.name}: left out {images} that data.classes maps to null: {counts}")
-    problems += [f"{path.name} {problem}" for problem in _contradictions(kept, by_patient)]
-    return pd.DataFrame(kept, columns=pd.Index([*COLUMNS, *OPTIONAL_COLUMNS])), problems, notes
+        counts, first = Counter(unknown["label"]), unknown.drop_duplicates("label")[["file", "row", "label"]]
+        for file, row, label in first.itertuples(index=False):
+            problem = _unknown_label(label, counts[label], taxonomy)
+            problems.append(Problem(f"{file} row {row}: {problem}", "unknown diagnosis"))
+    if is_left_out.any():
+        notes.append(_left_out(name, rows.loc[is_left_out, "label"], "that data.classes maps to null"))
+    kept = rows[~(is_left_out | is_unknown | is_wrong)].reset_index(drop=True)
+    problems += _contradictions(kept, by_patient)
+    # Beyond float('55.0'), an empty cell is a missing age.
+    kept = kept.assign(age=pd.to_numeric(kept["age"].mask(kept["age"] == "")).astype(float))
+    optional = [name for name in OPTIONAL_COLUMNS if name == "dataset" or (kept[name] != UNKNOWN).any()]
+    return kept[[*COLUMNS, *optional]], problems, notes
 
 
-def _check_mappings(columns: Mapping[str, str | None], classes: Mapping[str, str | None]) -> None:
+def _check_mappings(
+    columns: Mapping[str, str | None], classes: Mapping[str, str | None], taxonomy: Mapping[str, Diagnosis]
+) -> None:
     problems = [
         f"data.columns.{name} is not a column of ours; those are {', '.join(OURS)}"
         for name in columns
         if name not in OURS
     ]
     problems += [
-        f"data.classes maps {label!r} to {dx!r}; it must be one of {', '.join(DIAGNOSES)}, or null to leave it out"
+        f"data.classes maps {label!r} to {dx!r}; it must be one of {', '.join(taxonomy)}, or null to leave it out"
         for label, dx in classes.items()
-        if dx is not None and dx not in DIAGNOSES
+        if dx is not None and dx not in taxonomy
     ]
     if problems:
         raise InputError("\n  ".join(problems))
 
 
-def _read_rows(path: Path) -> tuple[list[str], Rows, list[str]]:
-    """The header of a CSV file, its rows, and a line for each row that does not fit the header."""
+def _join(
+    data_dir: Path, paths: list[Path], columns: Mapping[str, str | None], known: Iterable[str]
+) -> tuple[_Table, list[Problem], list[str]]:
+    """The tables of a dataset as one, problems, and what was passed over."""
+    headers = {path: _read_header(path) for path in paths}
+    usable = [path for path in paths if _names_image(headers[path], columns)]
+    if len(paths) == 1:
+        usable = paths  # reading it says what is wrong
+    mapped = {name for name in columns.values() if name} - {name for path in usable for name in headers[path]}
+    if len(usable) != 1 and mapped:
+        raise InputError(f"{data_dir}: data.columns names {', '.join(sorted(mapped))}, which no table has")
+    tables: list[_Table] = []
+    for path in usable:
+        table = _read_table(path, columns, known, alone=len(usable) == 1)
+        same = [place for place, other in enumerate(tables) if other.header == table.header]
+        if same:
+            other = tables[same[0]]
+            if other.ids & table.ids:
+                raise _no_table(data_dir, usable)
+            parts = pd.concat([other.rows, table.rows], ignore_index=True)
+            tables[same[0]] = other._replace(rows=parts, problems=other.problems + table.problems)
+        else:
+            tables.append(table)
+    passed = [path.relative_to(data_dir).as_posix() for path in paths if path not in usable]
+    with_labels = [table for table in tables if table.has_labels]
+    labelled = set().union(*(table.ids for table in with_labels))
+    others = [table for table in tables if not table.has_labels and (not labelled or table.ids & labelled)]
+    if len(with_labels) > 1 or len(others) > 1 or not tables:
+        raise _no_table(data_dir, usable or paths)
+    if not with_labels:
+        missing = "no column is known to hold the diagnosis; name it in data.columns, as {dx: label}"
+        said = [f"{tables[0].path}: {missing}", _shown(tables[0].header), *_passed_over(passed)]
+        raise InputError("; ".join(said))
+    passed += [table.path.name for table in tables if not table.has_labels and all(table is not one for one in others)]
+    notes = _passed_over(passed)
+    if not others:
+        return with_labels[0], list(with_labels[0].problems), notes
+    main, problems = _add_labels(others[0], with_labels[0])
+    return main, problems, notes
+
+
+def _passed_over(tables: list[str]) -> list[str]:
+    return [f"passed over {', '.join(tables)}, which name no image of the dataset"] if tables else []
+
+
+def _separator(path: Path, line: str) -> str:
+    return "\t" if path.suffix.lower() in (".tab", ".tsv") or ("\t" in line and "," not in line) else ","
+
+
+def _read_header(path: Path) -> list[str]:
+    """The names of a table's columns; none of a file that is no table."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            line = file.readline(1_000_000)
+        header = next(csv.reader([line], delimiter=_separator(path, line)), [])
+    except (OSError, ValueError, csv.Error):
+        return []
+    return _NO_HEADER if _has_no_header(header) else header
+
+
+def _has_no_header(cells: list[str]) -> bool:
+    return len(cells) == 2 and _ISIC_ID.fullmatch(cells[0]) is not None
+
+
+def _names_image(header: list[str], columns: Mapping[str, str | None]) -> bool:
+    own = columns.get("image_id")
+    return own in header if own else any(KNOWN_COLUMNS.get(name, name) == "image_id" for name in header)
+
+
+def _is_foreign(header: list[str], columns: Mapping[str, str | None], known: Iterable[str]) -> bool:
+    """Whether a table has other columns than HAM10000's."""
+    others = {PATIENT, *KNOWN_COLUMNS, *LABELS[1:]}
+    return bool(columns) or any(name in others or fold(name) in known for name in header)
+
+
+def _read_table(path: Path, columns: Mapping[str, str | None], known: Iterable[str], alone: bool) -> _Table:
+    """Read a file and translate its columns.
+
+    Args:
+        path: the file.
+        columns: as of `read_metadata`.
+        known: labels that mean something, as of `fold`.
+        alone: whether it is the only table of the dataset, which must have all that `columns` names.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -171,20 +322,46 @@ def _read_rows(path: Path) -> tuple[list[str], Rows, list[str]]:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}, in line {line}") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(path, text.partition("\n")[0]))
     try:
-        header, rows, problems = next(reader, []), [], []
+        header, first = next(reader, []), 2
+        if _has_no_header(header):
+            first, header = 1, _NO_HEADER
+            reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        if repeated := [name for name, count in Counter(header).items() if count > 1]:
+            names = ", ".join(name[:LONGEST] for name in repeated[:MOST_SHOWN])
+            raise InputError(f"{path}: column {names} is duplicated")
+        if alone and not _is_foreign(header, columns, known):
+            _check_header(path, header)
+        names = _column_names(path, header, columns, alone)
+        labels = [columns["dx"]] if columns.get("dx") in header else [name for name in LABELS if name in header]
+        has_bits = not labels and "dx" not in columns and any(fold(name) in known for name in header)
+        others = [name for name in header if has_bits and name not in names.values()]
+        wanted = list(dict.fromkeys([*names.values(), *labels, *others]))
+        places = [header.index(name) for name in wanted]
         # Rows, not lines: a quoted field may hold a line break.
-        for number, fields in enumerate(reader, start=2):
+        numbers, cells, problems = [], [], []
+        for number, fields in enumerate(reader, start=first):
             if len(fields) == len(header):
-                rows.append((number, dict(zip(header, (field.strip() for field in fields)))))
+                numbers.append(number)
+                cells.append([fields[place].strip() for place in places])
             elif fields:
-                problems.append(f"{path.name} row {number}: {len(fields)} fields; the header has {len(header)}")
+                found = f"{len(fields)} fields; the header has {len(header)}"
+                problems.append(
+                    Problem(f"{path.name} row {number}: {found}", "another number of fields than the header")
+                )
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}, in line {reader.line_num}") from None
-    if repeated := [name for name, count in Counter(header).items() if count > 1]:
-        raise InputError(f"{path}: column {', '.join(name[:LONGEST] for name in repeated[:MOST_SHOWN])} is duplicated")
-    return header, rows, problems
+    table = pd.DataFrame(cells, columns=pd.Index(wanted), dtype=object)
+    rows = pd.DataFrame({"file": path.name, "row": numbers}).astype({"file": object})
+    for ours, name in names.items():
+        rows[ours] = _translated(table[name], ours)
+    if labels:
+        rows["label"] = _finest([table[name] for name in labels], known)
+    if has_bits:
+        rows["label"], more = _label_of_bits(path, rows["row"], table, others, known)
+        problems += more
+    return _Table(path, header, rows, problems)
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -198,16 +375,16 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise InputError(f"{path}: {'; '.join(problems)}; {expected}, or {renamed}")
 
 
-def _column_names(path: Path, header: list[str], columns: Mapping[str, str | None]) -> dict[str, str]:
-    """The table's own name of each of our columns that it has."""
+def _column_names(path: Path, header: list[str], columns: Mapping[str, str | None], alone: bool) -> dict[str, str]:
+    """The table's own name of each of our columns that it has, but that of the label."""
     problems = [
         f"data.columns.{ours} is {name!r}, which is not one of its columns"
         for ours, name in columns.items()
-        if name is not None and name not in header
+        if alone and name is not None and name not in header
     ]
-    found = {ours: [name] for ours, name in columns.items() if name is not None}
+    found = {ours: [name] for ours, name in columns.items() if name in header}
     for name in header:
-        ours = ISIC_COLUMNS.get(name, name)
+        ours = KNOWN_COLUMNS.get(name, name)
         if ours in OURS and ours not in columns:
             found.setdefault(ours, []).append(name)
     problems += [
@@ -219,7 +396,7 @@ def _column_names(path: Path, header: list[str], columns: Mapping[str, str | Non
         problems.append("no column is known to hold image_id; name it in data.columns, as {image_id: file}")
     if problems:
         raise InputError(f"{path}: {'; '.join(problems)}; {_shown(header)}")
-    return {ours: names[0] for ours, names in found.items()}
+    return {ours: names[0] for ours, names in found.items() if ours != "dx"}
 
 
 def _shown(header: list[str]) -> str:
@@ -229,71 +406,94 @@ def _shown(header: list[str]) -> str:
     return f"its columns are {', '.join(names)}{', …' if len(header) > MOST_SHOWN else ''}"
 
 
-def _has_labels(header: list[str], names: dict[str, str]) -> bool:
-    return "dx" in names or any(name in ONE_HOT for name in header)
+def _translated(cells: pd.Series, ours: str) -> pd.Series:
+    """The cells of one of our columns; those that are unknown are empty."""
+    each: Callable[[str], str] = {
+        "image_id": _image_id,
+        "lesion_id": lambda cell: cell,
+        "sex": lambda cell: _known_cell(cell).lower(),
+        "dx_type": lambda cell: _REFERENCE_STANDARDS.get(cell.lower(), _known_cell(cell)),
+        "skin_type": lambda cell: _SKIN_TYPES.get(cell, _known_cell(cell)),
+    }.get(ours, _known_cell)
+    return cells.map({cell: each(cell) for cell in set(cells)})
 
 
-def _ground_truth_beside(path: Path) -> Path | None:
-    tables = [table for table in path.parent.glob(f"*{GROUND_TRUTH}") if table != path]
-    return tables[0] if len(tables) == 1 else None
+def _known_cell(cell: str) -> str:
+    return "" if cell.lower() in MISSING else cell
 
 
-def _labels(path: Path, header: list[str], rows: Rows, names: dict[str, str]) -> tuple[dict[int, str], list[str]]:
-    """The label of each row by its number, from a column of labels or from one column for each; and problems."""
-    if "dx" in names:
-        return {number: row[names["dx"]] for number, row in rows}, []
-    one_hot = [name for name in header if name in ONE_HOT]
-    if not one_hot:
-        missing = "no column is known to hold the diagnosis; name it in data.columns, as {dx: label}"
-        raise InputError(f"{path}: {missing}; {_shown(header)}")
-    labels, problems = {}, []
-    for number, row in rows:
-        wrong = [f"{name} is {row[name]!r}" for name in one_hot if row[name] not in ("0", "0.0", "1", "1.0")]
-        ones = [name for name in one_hot if row[name] in ("1", "1.0")]
-        if wrong:
-            problems.append(f"{path.name} row {number}: {', '.join(wrong)}; it must be 0 or 1")
-        elif len(ones) != 1:
-            found = f"{' and '.join(ones)} are 1" if ones else f"none of {', '.join(one_hot)} is 1"
-            problems.append(f"{path.name} row {number}: {found}; exactly one must be")
+def _image_id(cell: str) -> str:
+    """The id that a cell names, which may be a path or have the ending of the file."""
+    path = PurePosixPath(cell.replace("\\", "/"))
+    name = cell if path.is_absolute() or ".." in path.parts else path.name
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot + ending.lower() in EXTENSIONS else name
+
+
+def _label_of_bits(
+    path: Path, numbers: pd.Series, table: pd.DataFrame, others: list[str], known: Iterable[str]
+) -> tuple[pd.Series, list[Problem]]:
+    """The label of each row from one column for each, None in a row with a problem; and the problems.
+
+    Other columns of 0 and 1 are of diagnoses that the taxonomy does not have.
+    """
+    names = [name for name in others if fold(name) in known or table[name].isin(BITS).all()]
+    bits = table[names]
+    is_one, is_wrong = bits.isin(BITS[2:]).to_numpy(), ~bits.isin(BITS).to_numpy()
+    count, none_of = is_one.sum(axis=1), f"none of {', '.join(names)}"
+    label = pd.Series(np.array([*names, ""], dtype=object)[np.where(count == 1, is_one.argmax(axis=1), -1)])
+    if fold(none_of) in known:
+        label[count == 0] = none_of
+    problems = []
+    wrong = is_wrong.any(axis=1) | (label == "").to_numpy()
+    for row in np.flatnonzero(wrong):
+        if is_wrong[row].any():
+            found = [f"{name} is {table[name][row]!r}" for name, bad in zip(names, is_wrong[row]) if bad]
+            problem, kind = f"{', '.join(found)}; it must be 0 or 1", "it must be 0 or 1"
         else:
-            labels[number] = ones[0]
-    return labels, problems
+            ones = " and ".join(name for name, one in zip(names, is_one[row]) if one)
+            problem, kind = (
+                f"{ones + ' are' if ones else none_of + ' is'} 1; exactly one must be",
+                "exactly one must be 1",
+            )
+        problems.append(Problem(f"{path.name} row {numbers[row]}: {problem}", kind))
+    return label.mask(wrong, None), problems
 
 
-def _labels_beside(truth: Path, path: Path, rows: Rows, image_column: str) -> tuple[dict[int, str], list[str]]:
-    """As `_labels`, of the rows of the table at `path`, from the table of diagnoses at `truth`."""
-    header, truth_rows, problems = _read_rows(truth)
-    names = _column_names(truth, header, {})
-    labels, more = _labels(truth, header, truth_rows, names)
-    problems += more
-    row_of: dict[str, int] = {}
-    known = {row[image_column] for _, row in rows}
-    for number, row in truth_rows:
-        image_id = row[names["image_id"]]
-        if row_of.setdefault(image_id, number) != number:
-            problems.append(f"{truth.name} row {number}: {image_id!r} is a duplicate of row {row_of[image_id]}")
-        elif image_id not in known:
-            problems.append(f"{truth.name} row {number}: {image_id!r} is not in {path.name}")
-    for number, row in rows:
-        if row[image_column] not in row_of:
-            problems.append(f"{path.name} row {number}: {row[image_column]!r} is not in {truth.name}")
-    places = {number: row_of.get(row[image_column]) for number, row in rows}
-    return {number: labels[place] for number, place in places.items() if place in labels}, problems
+def _finest(candidates: list[pd.Series], known: Iterable[str]) -> pd.Series:
+    """Of each row the first label that means something; else the first that is not unknown."""
+    result, is_found = candidates[0].copy(), pd.Series(data=False, index=candidates[0].index)
+    for says in (lambda label: fold(label) in known, lambda label: label.lower() not in MISSING):
+        for labels in candidates:
+            here = ~is_found & labels.isin({label for label in set(labels) if says(label)})
+            result[here] = labels[here]
+            is_found |= here
+    return result
 
 
-def _translate(row: dict[str, str], names: dict[str, str], label: str) -> dict[str, str]:
-    """The cells of a row by our names; those that are missing are `UNKNOWN`, or empty where it is not text."""
-    cells = {name: row.get(names.get(name, ""), "") for name in OURS}
-    for name in set(OURS) - {"image_id", "lesion_id"}:
-        if cells[name].lower() in MISSING:
-            cells[name] = "" if name in ("age", PATIENT) else UNKNOWN
-    stem, dot, ending = cells["image_id"].rpartition(".")
-    if dot + ending.lower() in EXTENSIONS:
-        cells["image_id"] = stem
-    return cells | {"dx": label}
+def _add_labels(main: _Table, labels: _Table) -> tuple[_Table, list[Problem]]:
+    """The rows of a table with what another one says of their images, and a line for each image that is not in both."""
+    problems = [*labels.problems, *main.problems]
+    name = labels.path.name
+    known, told = main.rows["image_id"], labels.rows["image_id"]
+    first = dict(zip(told[::-1], labels.rows["row"][::-1]))
+    for file, row, image_id in labels.rows.loc[told.duplicated(), ["file", "row", "image_id"]].itertuples(index=False):
+        again = f"{image_id!r} is a duplicate of row {first[image_id]}"
+        problems.append(Problem(f"{file} row {row}: {again}", "a duplicate"))
+    for table, ids, other in ((labels, known, main.path.name), (main, told, name)):
+        alone = table.rows[~table.rows["image_id"].isin(set(ids))]
+        rows = alone[["file", "row", "image_id"]].itertuples(index=False)
+        problems += [
+            Problem(f"{file} row {row}: {image_id!r} is not in {other}", f"not in {other}")
+            for file, row, image_id in rows
+        ]
+    more = labels.rows.drop_duplicates("image_id").drop(columns=["file", "row"])
+    shared = [column for column in more if column in main.rows and column != "image_id"]
+    joined = main.rows.merge(more.drop(columns=shared), on="image_id", how="inner")
+    return main._replace(rows=joined), problems
 
 
-def _fill_lesion_ids(path: Path, rows: Rows) -> tuple[bool, list[str]]:
+def _fill_lesion_ids(name: str, rows: pd.DataFrame) -> tuple[bool, list[str]]:
     """Give a lesion to each image that has none: its patient, whose images may show the same one, or itself.
 
     Where one lesion is missing and patients are known, all images are grouped by patient: an image without a lesion
@@ -302,42 +502,52 @@ def _fill_lesion_ids(path: Path, rows: Rows) -> tuple[bool, list[str]]:
     Returns:
         Whether they are grouped by patient, and what the user should know.
     """
-    for _, row in rows:
-        row["lesion_id"] = "" if row["lesion_id"].lower() in MISSING else row["lesion_id"]
-    missing = sum(not row["lesion_id"] for _, row in rows)
+    lesions, patients = _translated(rows["lesion_id"], PATIENT), rows[PATIENT]
+    rows["lesion_id"] = lesions
+    missing = int((lesions == "").sum())
     if not missing:
         return False, []
     # Of a lesion, too, whose patient is named with another of its images only: it stays whole.
-    patient_of = {row["lesion_id"]: row[PATIENT] for _, row in rows if row["lesion_id"] and row[PATIENT]}
-    by_patient = any(row[PATIENT] for _, row in rows)
-    for _, row in rows:
-        lesion = row["lesion_id"]
-        row["lesion_id"] = patient_of.get(lesion) or row[PATIENT] or lesion or row["image_id"]
+    both = (lesions != "") & (patients != "")
+    by_lesion = lesions.map(dict(zip(lesions[both], patients[both])))
+    for others in (patients, lesions, rows["image_id"]):
+        by_lesion = by_lesion.where(by_lesion.notna() & (by_lesion != ""), others)
+    rows["lesion_id"] = by_lesion
+    by_patient = bool((patients != "").any())
     consequence = "; each counts as a separate lesion"
     if by_patient:
         consequence = f", so all are grouped by {PATIENT}: a patient counts as a lesion"
-    return by_patient, [f"{path.name}: {missing} of {len(rows)} images have no lesion_id{consequence}"]
+    return by_patient, [f"{name}: {missing} of {len(rows)} images have no lesion_id{consequence}"]
 
 
-def _unknown_label(label: str, rows: list[int]) -> str:
-    key = label if _TEXT.fullmatch(label) else repr(label)
+def _left_out(name: str, labels: pd.Series, which: str) -> str:
+    shown = ", ".join(f"{label!r} {count}" for label, count in sorted(Counter(labels).items()))
+    return f"{name}: left out {len(labels)} image{'s' * (len(labels) != 1)} {which}: {shown}"
+
+
+def _unknown_label(label: str, images: int, taxonomy: Mapping[str, Diagnosis]) -> str:
+    key, example = label if _TEXT.fullmatch(label) else repr(label), next(iter(taxonomy))
     return (
-        f"row {rows[0]}: unknown diagnosis {label!r}; dx must be one of {', '.join(DIAGNOSES)}: data.classes can say "
-        f"which, as {{{key}: nv}}, or {{{key}: null}} to leave out the images so labelled ({len(rows)})"
+        f"unknown diagnosis {label!r}; dx must be one of {', '.join(taxonomy)}: data.classes can say which, as "
+        f"{{{key}: {example}}}, or {{{key}: null}} to leave out the images so labelled ({images})"
     )
 
 
-def _contradictions(rows: list[dict], by_patient: bool) -> list[str]:
+def _contradictions(rows: pd.DataFrame, by_patient: bool) -> list[Problem]:
     """One line for each image that occurs twice, and for each lesion with two diagnoses, which a patient may have."""
     problems = []
-    first_rows: dict[str, int] = {}
-    diagnoses: dict[str, str] = {}
-    for row in rows:
-        number, image_id, lesion_id, dx = row["row"], row["image_id"], row["lesion_id"], row["dx"]
-        if first_rows.setdefault(image_id, number) != number:
-            problems.append(f"row {number}: image_id {image_id} is a duplicate of row {first_rows[image_id]}")
-        if not by_patient and diagnoses.setdefault(lesion_id, dx) != dx:
-            problems.append(f"row {number}: lesion {lesion_id} is {dx} here and {diagnoses[lesion_id]} above")
+    first = rows.drop_duplicates("image_id").set_index("image_id")["row"]
+    repeated = rows.loc[rows["image_id"].duplicated(), ["file", "row", "image_id"]]
+    for file, row, image_id in repeated.itertuples(index=False):
+        problem = f"image_id {image_id} is a duplicate of row {first[image_id]}"
+        problems.append(Problem(f"{file} row {row}: {problem}", "a duplicate"))
+    if by_patient:
+        return problems
+    above = rows.groupby("lesion_id", sort=False)["dx"].transform("first")
+    differing = rows.assign(above=above)[rows["dx"] != above]
+    for file, row, lesion, dx, other in differing[["file", "row", "lesion_id", "dx", "above"]].itertuples(index=False):
+        problem = f"{file} row {row}: lesion {lesion} is {dx} here and {other} above"
+        problems.append(Problem(problem, "a lesion of two diagnoses"))
     return problems
 
 

@@ -1,20 +1,24 @@
 """The pixel store: every prepared image as uint8 in shards that DVC stores and a loader reads from."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stages.dataset.taxonomy import DIAGNOSES
+from stages.dataset.taxonomy import Diagnosis, Taxonomy
 from stages.errors import printable, regenerate
-from stages.files import read_csv
+from stages.files import read_csv, read_json, write_csv, write_json
 
 # A fixed number of images in the table's order: images added at its end change only the last shards.
 # 256 images of 224 px are 38 MB: few enough files for DVC, small enough pieces to push again.
 IMAGES_PER_SHARD = 256
 _PIECE = 1 << 17  # bytes
 MANIFEST = "manifest.csv"
+TAXONOMY = "taxonomy.json"
 MANIFEST_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset", "shard", "row"]
+SKIN_TYPE = "skin_type"  # a further column, where that of an image is known
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -26,7 +30,13 @@ def add_places(table: pd.DataFrame) -> pd.DataFrame:
     """The manifest of a metadata table: its rows with the shard, and the row in it, of each image."""
     position = np.arange(len(table))
     table = table.assign(shard=position // IMAGES_PER_SHARD, row=position % IMAGES_PER_SHARD)
-    return table.loc[:, MANIFEST_COLUMNS]
+    return table.loc[:, [*MANIFEST_COLUMNS, *([SKIN_TYPE] if SKIN_TYPE in table else [])]]
+
+
+def write_manifest(folder: Path, manifest: pd.DataFrame, taxonomy: Mapping[str, Diagnosis]) -> None:
+    """Write the manifest of a prepared folder, and the diagnoses that it names."""
+    write_csv(folder / MANIFEST, manifest)
+    write_json(folder / TAXONOMY, {code: asdict(diagnosis) for code, diagnosis in taxonomy.items()})
 
 
 def create_shard(path: Path, count: int, size: int) -> None:
@@ -52,7 +62,8 @@ class PixelStore:
     nobody can tell whether training on a large dataset stays within its own.
 
     Attributes:
-        manifest: one row per image, columns `MANIFEST_COLUMNS`.
+        manifest: one row per image, columns `MANIFEST_COLUMNS`, and `SKIN_TYPE` where one is known.
+        taxonomy: the diagnoses that dx may name, by their codes.
         image_size: pixels of a side.
 
     Raises:
@@ -61,6 +72,7 @@ class PixelStore:
 
     def __init__(self, folder: Path) -> None:
         self.manifest = read_csv(folder / MANIFEST, MANIFEST_COLUMNS)
+        self.taxonomy = read_json(folder / TAXONOMY, Taxonomy)
         self._check_manifest(folder / MANIFEST)
         self.image_size = 0  # until the first shard tells
         self._shards = [
@@ -72,14 +84,15 @@ class PixelStore:
         table = self.manifest
         if table.empty:
             raise regenerate(f"{path} lists no images")
+        places = add_places(table)
         problems = {
             "an image has no image_id or lesion_id": table[["image_id", "lesion_id"]].isna().to_numpy().any(),
             "an image_id is duplicated": len(set(table["image_id"])) < len(table),
-            f"dx is not always one of {', '.join(DIAGNOSES)}": not set(table["dx"]) <= set(DIAGNOSES),
+            f"dx is not always one of {', '.join(self.taxonomy)}": not set(table["dx"]) <= set(self.taxonomy),
             "age is not always a number": not pd.api.types.is_numeric_dtype(table["age"]),
             "a text is empty": table[["dx_type", "sex", "localization", "dataset"]].isna().to_numpy().any(),
             # Reading goes by the position, as `add_places` counts it.
-            "shard and row do not count the images": not table[MANIFEST_COLUMNS].equals(add_places(table)),
+            "shard and row do not count the images": not table[list(places)].equals(places),
         }
         if found := [problem for problem, there in problems.items() if there]:
             raise regenerate(f"{path}: {'; '.join(found)}")

@@ -8,12 +8,12 @@ import pandas as pd
 from stages.classifier.calibration import Calibration, apply_temperature, as_written
 from stages.classifier.temperature import fit_temperature
 from stages.config import EvaluationConfig
-from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.dataset.taxonomy import Classes
 from stages.evaluation.calibration import reliability_bins, weighted_calibration, weighted_observed
 from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
 from stages.evaluation.metrics import compute_metrics, effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions, malignant_probability
-from stages.evaluation.subgroups import NOT_ASSESSABLE, assess_subgroups, subgroup_table
+from stages.evaluation.subgroups import assess_subgroups, not_assessable, subgroup_table
 from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
 from stages.evaluation.weighted import weighted_rates, weighted_sensitivity_at
 from stages.files import DECIMALS
@@ -22,23 +22,25 @@ Estimator = Callable[..., dict]  # `estimate` with its settings: of a statistic 
 LEVELS = (0.8, 0.9, 0.95)  # of sensitivity and specificity, at which the other is stated
 
 
-def fit_calibration(probabilities: np.ndarray, labels: np.ndarray, config: EvaluationConfig) -> Calibration:
+def fit_calibration(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Classes, config: EvaluationConfig
+) -> Calibration:
     """Choose the temperature and the thresholds on the validation images.
 
     Args:
         probabilities: as the network gives them, shape (n, classes).
         labels: numbers of classes, shape (n,).
+        classes: what they are of.
         config: whether test-time augmentation was on, and the sensitivity to reach.
 
     Raises:
         InputError: the images are all benign or all malignant.
         ValueError: these are not probabilities.
     """
-    classes = probabilities.shape[1]
     temperature = as_written(fit_temperature(probabilities, labels))
     # As they will be written: a threshold has to include its image in the file as well.
-    score = malignant_probability(apply_temperature(probabilities, temperature).round(DECIMALS))
-    is_malignant = np.isin(class_names(classes), malignant_classes(classes))[labels]
+    score = malignant_probability(apply_temperature(probabilities, temperature).round(DECIMALS), classes)
+    is_malignant = classes.is_malignant[labels]
     return Calibration(
         test_time_augmentation=config.test_time_augmentation,
         temperature=temperature,
@@ -71,7 +73,8 @@ def assess(
         raise ValueError("the probabilities before temperature scaling must be finite")
     score, is_malignant = predictions.malignant_probability, predictions.is_malignant
     labels, lesions = predictions.labels, predictions.lesions
-    measured = compute_metrics(predictions.probabilities, labels)
+    classes = predictions.classes
+    measured = compute_metrics(predictions.probabilities, labels, classes)
 
     total, malignant, _ = count_lesions(lesions, is_malignant)
     effective_here, settings = effective_lesions_of(predictions), (config.bootstrap_replicates, config.confidence)
@@ -106,14 +109,14 @@ def assess(
             "before": calibration_of(uncalibrated),
             "after": calibration_of(predictions.probabilities),
             "reliability": {
-                "before": _reliability(malignant_probability(uncalibrated), is_malignant, lesions, estimated),
+                "before": _reliability(malignant_probability(uncalibrated, classes), is_malignant, lesions, estimated),
                 "after": _reliability(score, is_malignant, lesions, estimated),
             },
         },
         "subgroups": assess_subgroups(
             score, is_malignant, lesions, subgroup_table(images), calibration.threshold, *settings
         ),
-        "not_assessable": NOT_ASSESSABLE,
+        "not_assessable": not_assessable(images),
     }
 
 

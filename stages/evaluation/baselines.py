@@ -5,7 +5,6 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from stages.dataset.taxonomy import class_names, class_of
 from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import subgroup_table
@@ -17,14 +16,20 @@ COLUMNS = ["age", "sex", "localization"]
 
 
 def assess_baselines(
-    test: Predictions, test_images: pd.DataFrame, train_images: pd.DataFrame, replicates: int, confidence: float
+    test: Predictions,
+    test_images: pd.DataFrame,
+    train_images: pd.DataFrame,
+    train_labels: np.ndarray,
+    replicates: int,
+    confidence: float,
 ) -> dict:
     """The majority class, and a logistic regression on age band, sex and localization, both from the training images.
 
     Args:
         test: predictions of the classifier.
         test_images: their rows of the manifest.
-        train_images: columns dx, age, sex, localization, dataset and dx_type.
+        train_images: columns age, sex, localization, dataset and dx_type.
+        train_labels: the numbers of their classes.
         replicates: of the bootstrap.
         confidence: of the intervals.
 
@@ -32,14 +37,14 @@ def assess_baselines(
         `majority_class`: its name and metrics; `metadata`: its columns, its metrics, and what the image adds to it: the
         classifier's metrics less these, with paired intervals.
     """
-    classes = class_names(len(test.classes))
-    majority = int(np.bincount(_labels(train_images, len(classes))).argmax())
-    always = np.zeros((len(test.table), len(classes)))
+    names = test.classes.names
+    majority = int(np.bincount(train_labels).argmax())
+    always = np.zeros((len(test.table), len(names)))
     always[:, majority] = 1
-    guessed = predict_from_metadata(train_images, test_images, len(classes))
+    guessed = predict_from_metadata(train_images, train_labels, test_images, len(names))
 
     def metrics(probabilities: np.ndarray):
-        return lambda weights: weighted_metrics(probabilities, test.labels, weights)
+        return lambda weights: weighted_metrics(probabilities, test.labels, weights, test.classes)
 
     def image_adds(weights: np.ndarray) -> dict[str, np.ndarray]:
         ours, theirs = metrics(test.probabilities)(weights), metrics(guessed)(weights)
@@ -47,7 +52,7 @@ def assess_baselines(
 
     settings = (test.lesions, replicates, confidence, effective_lesions_of(test))
     return {
-        "majority_class": {"class": classes[majority], "metrics": estimate(metrics(always), *settings)},
+        "majority_class": {"class": names[majority], "metrics": estimate(metrics(always), *settings)},
         "metadata": {
             "columns": COLUMNS,
             "metrics": estimate(metrics(guessed), *settings),
@@ -56,24 +61,26 @@ def assess_baselines(
     }
 
 
-def predict_from_metadata(train_images: pd.DataFrame, images: pd.DataFrame, num_classes: int) -> np.ndarray:
+def predict_from_metadata(
+    train_images: pd.DataFrame, train_labels: np.ndarray, images: pd.DataFrame, num_classes: int
+) -> np.ndarray:
     """Probabilities without the image: a logistic regression on age band, sex and localization.
 
     Args:
-        train_images: what it is fitted on: columns dx, age, sex, localization, dataset and dx_type.
-        images: n rows with these columns but for dx.
-        num_classes: 2 for benign and malignant, 7 for the diagnoses.
+        train_images: what it is fitted on: columns age, sex, localization, dataset and dx_type.
+        train_labels: the numbers of their classes.
+        images: n rows with these columns.
+        num_classes: how many classes there are.
 
     Returns:
         Shape (n, num_classes), rows that sum to 1; a class without training images has 0.
     """
-    labels = _labels(train_images, num_classes)
     probabilities = np.zeros((len(images), num_classes))
-    if len(np.unique(labels)) == 1:  # there is nothing to learn
-        probabilities[:, labels[0]] = 1
+    if len(np.unique(train_labels)) == 1:  # there is nothing to learn
+        probabilities[:, train_labels[0]] = 1
         return probabilities
     train, asked = (subgroup_table(each)[COLUMNS] for each in (train_images, images))
-    known, labels = np.unique(labels, return_inverse=True)
+    known, labels = np.unique(train_labels, return_inverse=True)
     # Images that are alike count together: there are few kinds of them.
     kinds = train.assign(label=labels).groupby([*COLUMNS, "label"]).size().rename("count").reset_index()
     coefficients = _logistic_regression(_one_hot(kinds, train), np.eye(len(known))[kinds["label"]], kinds["count"])
@@ -113,8 +120,3 @@ def _logistic_regression(design: np.ndarray, target: np.ndarray, count: pd.Serie
     return minimize(loss, np.zeros(penalty.size * classes), jac=True, method="L-BFGS-B", options=options).x.reshape(
         -1, classes
     )
-
-
-def _labels(images: pd.DataFrame, num_classes: int) -> np.ndarray:
-    names = class_names(num_classes)
-    return np.array([names.index(class_of(dx, num_classes)) for dx in images["dx"]])

@@ -16,7 +16,7 @@ def negative_log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> n
 
 
 def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The Brier score of each image, shape (n,): of malignancy for two classes, the sum over the classes for seven.
+    """The Brier score of each image, shape (n,): of malignancy for two classes, else the sum over the classes.
 
     Brier, Monthly Weather Review 78:1, 1950; for two classes half of his sum, as is usual.
     """

@@ -68,7 +68,7 @@ def compare_predictions(
 ) -> dict:
     """Compare two models on one test set.
 
-    Where one has 2 classes and the other 7, both are compared as models of malignancy.
+    Where they have other classes, both are compared as models of malignancy.
 
     Args:
         base: predictions of the first model for the test images, in any order.
@@ -116,7 +116,7 @@ def compare_predictions(
     return {
         "images": len(base.lesions),
         "lesions": len(np.unique(base.lesions)),
-        "classes": list(base.classes),
+        "classes": list(base.classes.names),
         "thresholds": list(thresholds),
         "bootstrap_replicates": replicates,
         "confidence": confidence,

@@ -18,12 +18,8 @@ Estimates = TypeVar("Estimates")
 Item = TypeVar("Item")
 Headline = TypeVar("Headline")
 Two = Annotated[list[Item], Field(min_length=2, max_length=2)]
-Diagnosis = Literal["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
-Attribute = Literal["age", "sex", "localization", "dataset", "dx_type"]
+Attribute = Literal["age", "sex", "localization", "dataset", "dx_type", "skin_type"]
 Rate = Literal["sensitivity", "specificity", "auroc"]
-Diagnoses = tuple[
-    Literal["akiec"], Literal["bcc"], Literal["bkl"], Literal["df"], Literal["mel"], Literal["nv"], Literal["vasc"]
-]
 
 
 def said(what: str, **limits: Any) -> Any:
@@ -83,9 +79,9 @@ class BinaryMetrics(_Accuracy[Number]):
 
 
 class DiagnosisMetrics(_Accuracy[Number]):
-    """For 7 classes: means over the diagnoses that have images. A number that does not exist is null."""
+    """For diagnoses: means over the diagnoses that have images. A number that does not exist is null."""
 
-    malignant_auroc: Number = said("Area under the ROC curve of the summed probability of akiec, bcc and mel.")
+    malignant_auroc: Number = said("Area under the ROC curve of the summed probability of the malignant diagnoses.")
     macro_sensitivity: Number = said("Mean over the diagnoses of the sensitivity of each against the rest.")
     macro_specificity: Number = said("Mean over the diagnoses of the specificity of each against the rest.")
     macro_precision: Number = said("Mean over the diagnoses of the precision of each against the rest.")
@@ -101,7 +97,7 @@ class CalibrationErrors(_Model):
         "Expected calibration error over 15 bins of equal width of the most probable class's probability; the lower "
         "end of its interval is 0 where chance alone makes an error so large."
     )
-    brier: Estimate = said("Mean squared error: of the probability of malignancy, or summed over 7 classes.")
+    brier: Estimate = said("Mean squared error: of the probability of malignancy, or summed over the diagnoses.")
     nll: Estimate = said("Mean negative log-likelihood in nats.")
 
 
@@ -117,7 +113,7 @@ class BinaryHeadline(BinaryMetrics[Estimate], AtThreshold):
 
 
 class DiagnosisHeadline(DiagnosisMetrics[Estimate], AtThreshold):
-    """For 7 classes: what metrics/evaluation.json holds the values of."""
+    """For diagnoses: what metrics/evaluation.json holds the values of."""
 
 
 class Validation(_Model, Generic[Metrics]):
@@ -234,14 +230,15 @@ class Assessment(_Model, Generic[Headline]):
     calibration: CalibrationQuality
     subgroups: dict[Attribute, Subgroups] = said(
         "Sensitivity, specificity and AUROC of malignancy in groups of images: by age in years, in bands; by sex; by "
-        "localization; by the source that the column dataset names; by reference standard, histopathology or another.",
+        "localization; by the source that the column dataset names; by reference standard, histopathology or another; "
+        "by skin type, where the dataset has it.",
         min_length=5,
     )
     not_assessable: list[Text] = said("What the dataset does not allow to be assessed, one line each.")
 
 
 class Malignancy(_Model):
-    """The predictions read as of benign and malignant, whose probability is the sum of akiec, bcc and mel."""
+    """The predictions read as of benign and malignant, whose probability is the sum over the malignant diagnoses."""
 
     metrics: BinaryHeadline = said("What metrics would hold of a model of 2 classes.")
 
@@ -258,10 +255,10 @@ class OneAgainstRest(_Model):
 
 
 class DiagnosisAssessment(Assessment[DiagnosisHeadline]):
-    """The test images for 7 classes."""
+    """The test images for diagnoses."""
 
     malignancy: Malignancy
-    classes: dict[Diagnosis, OneAgainstRest] = said("Each against the rest, by the most probable class.", min_length=7)
+    classes: dict[Text, OneAgainstRest] = said("Each against the rest, by the most probable class.", min_length=3)
 
 
 class MajorityClass(_Model, Generic[Estimates]):
@@ -326,20 +323,35 @@ class BinaryDetails(_Details[BinaryMetrics[Float | None], Assessment[BinaryHeadl
     classes: tuple[Literal["benign"], Literal["malignant"]] = said("In the order of the network's outputs.")
 
 
+class DescribedDiagnosis(_Model):
+    """One diagnosis of the taxonomy."""
+
+    name: Text = said("Its full name.")
+    malignant: Flag = said("Whether its probability counts towards that of malignancy.")
+
+
 class DiagnosisDetails(_Details[DiagnosisMetrics[Float | None], DiagnosisAssessment, DiagnosisMetrics[Estimate]]):
-    """For 7 classes."""
+    """For diagnoses."""
 
-    classes: Diagnoses = said("In the order of the network's outputs.")
+    classes: list[Text] = said("Codes of the diagnoses, in the order of the network's outputs.", min_length=3)
+    taxonomy: dict[Text, DescribedDiagnosis] = said("What each diagnosis is.", min_length=3)
+
+    @model_validator(mode="after")
+    def _check_codes(self) -> Self:
+        for name, codes in (("taxonomy", self.taxonomy), ("test.classes", self.test.classes)):
+            if sorted(codes) != sorted(self.classes):
+                raise relation(f"{name} is of {', '.join(codes)}; it must be of {', '.join(self.classes)}")
+        return self
 
 
-def _number_of_classes(content: Any) -> str:
+def _kind_of_classes(content: Any) -> str:
     classes = content.get("classes") if isinstance(content, dict) else None
-    return "7 classes" if isinstance(classes, list) and len(classes) == 7 else "2 classes"
+    return "diagnoses" if isinstance(classes, list) and len(classes) > 2 else "2 classes"
 
 
 Details = Annotated[
-    Annotated[BinaryDetails, Tag("2 classes")] | Annotated[DiagnosisDetails, Tag("7 classes")],
-    Discriminator(_number_of_classes),
+    Annotated[BinaryDetails, Tag("2 classes")] | Annotated[DiagnosisDetails, Tag("diagnoses")],
+    Discriminator(_kind_of_classes),
 ]
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stages.dataset.taxonomy import class_names
+from stages.dataset.taxonomy import Classes
 from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.uncertainty import (
@@ -16,18 +16,19 @@ from stages.evaluation.uncertainty import (
 from stages.evaluation.weighted import CLASS_METRICS, is_mean_over_classes, weighted_metrics, weighted_rates
 
 
-def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+def compute_metrics(probabilities: np.ndarray, labels: np.ndarray, classes: Classes) -> dict:
     """The metrics of a set of predictions, as `weighted_metrics` defines them; None where a number does not exist.
 
     Means over classes leave those without a number out. Average precision is the step-wise sum (Davis & Goadrich, ICML
     2006), not the trapezoid.
 
     Args:
-        probabilities: shape (n, 2) or (n, 7), in [0, 1], rows that sum to 1.
+        probabilities: shape (n, classes), in [0, 1], rows that sum to 1.
         labels: numbers of classes, shape (n,).
+        classes: what they are of.
 
     Returns:
-        `metrics`: name to number; `classes`: the metrics of each class by its name, for seven classes;
+        `metrics`: name to number; `classes`: the metrics of each class by its name, for diagnoses;
         `confusion_matrix`: counts, a row for each true class and a column for each predicted one.
 
     Raises:
@@ -36,15 +37,15 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
     if not (len(labels) and (probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
         raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
-    names = class_names(probabilities.shape[1])
-    values = {name: of[0] for name, of in weighted_metrics(probabilities, labels, unit_weights(labels)).items()}
+    names, drawn = classes.names, weighted_metrics(probabilities, labels, unit_weights(labels), classes)
+    values = {name: of[0] for name, of in drawn.items()}
     matrix = np.zeros((len(names), len(names)), int)
     np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
     result = {
         "metrics": {name: _number(combine(name, value)) for name, value in values.items()},
         "confusion_matrix": matrix.tolist(),
     }
-    if len(names) == 2:
+    if not classes.are_diagnoses:
         return result
     return result | {
         "classes": {
@@ -66,7 +67,7 @@ def headline(predictions: Predictions, threshold: float) -> Statistic:
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         decided = weighted_rates(score, is_malignant, np.array([threshold]), weights)
         return {
-            **weighted_metrics(probabilities, labels, weights),
+            **weighted_metrics(probabilities, labels, weights, predictions.classes),
             "sensitivity_at_threshold": decided["sensitivity"][:, 0],
             "specificity_at_threshold": decided["specificity"][:, 0],
             **weighted_calibration(probabilities, labels, weights),
@@ -78,6 +79,6 @@ def headline(predictions: Predictions, threshold: float) -> Statistic:
 def effective_lesions_of(predictions: Predictions) -> EffectiveLesions:
     """From a metric's name to `effective_lesions`; of a mean over classes, those of each class, shape (classes,)."""
     of_malignancy = count_lesions(predictions.lesions, predictions.is_malignant)
-    is_class = predictions.labels[:, None] == np.arange(len(predictions.classes))
+    is_class = predictions.labels[:, None] == np.arange(len(predictions.classes.names))
     of_classes = np.transpose([count_lesions(predictions.lesions, members) for members in is_class.T])
     return lambda metric: effective_lesions(metric, *(of_classes if is_mean_over_classes(metric) else of_malignancy))

@@ -1,14 +1,16 @@
 """The table of predictions that `evaluate` writes and every later reader reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Diagnosis
 from stages.errors import regenerate
-from stages.files import DECIMALS, read_csv
+from stages.files import DECIMALS, DETAILS, read_csv
 
 COLUMNS = ["image_id", "lesion_id", "split", "label"]
 PREFIX = "probability_"
@@ -20,16 +22,16 @@ class Predictions:
 
     Attributes:
         table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class.
-        classes: in the order of the columns.
+        classes: what they are of, in the order of the columns.
     """
 
     table: pd.DataFrame
-    classes: tuple[str, ...]
+    classes: Classes
 
     @property
     def probabilities(self) -> np.ndarray:
         """Shape (n, classes)."""
-        return self.table[[PREFIX + name for name in self.classes]].to_numpy(np.float64)
+        return self.table[[PREFIX + name for name in self.classes.names]].to_numpy(np.float64)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -44,17 +46,17 @@ class Predictions:
     @property
     def labels(self) -> np.ndarray:
         """Numbers of classes, shape (n,)."""
-        return self.table["label"].map(self.classes.index).to_numpy(np.int64)
+        return self.table["label"].map(self.classes.names.index).to_numpy(np.int64)
 
     @property
     def malignant_probability(self) -> np.ndarray:
         """Shape (n,)."""
-        return malignant_probability(self.probabilities)
+        return malignant_probability(self.probabilities, self.classes)
 
     @property
     def is_malignant(self) -> np.ndarray:
         """bool, shape (n,)."""
-        return self.table["label"].isin(malignant_classes(len(self.classes))).to_numpy()
+        return self.table["label"].isin(self.classes.malignant).to_numpy()
 
     @property
     def benign_or_malignant(self) -> "Predictions":
@@ -62,53 +64,76 @@ class Predictions:
 
         The sums are not rounded, so that at every threshold they decide as `malignant_probability` does.
         """
-        names = class_names(2)
-        if self.classes == names:
+        if not self.classes.are_diagnoses:
             return self
-        score = self.malignant_probability
-        probabilities = {PREFIX + name: column for name, column in zip(names, (1 - score, score))}
+        names = BENIGN_OR_MALIGNANT.names
+        columns = as_malignancy(self.probabilities, self.classes).T
+        probabilities = {PREFIX + name: column for name, column in zip(names, columns)}
         labels = [names[malignant] for malignant in self.is_malignant.astype(int)]
-        return Predictions(self.table[COLUMNS].assign(label=labels, **probabilities), names)
+        return Predictions(self.table[COLUMNS].assign(label=labels, **probabilities), BENIGN_OR_MALIGNANT)
 
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
         return Predictions(pd.DataFrame(self.table[self.table["split"] == split]).reset_index(drop=True), self.classes)
 
 
-def malignant_probability(probabilities: np.ndarray) -> np.ndarray:
+def malignant_probability(probabilities: np.ndarray, classes: Classes) -> np.ndarray:
     """The sum over the malignant classes, shape (n,), of probabilities of shape (n, classes)."""
-    count = probabilities.shape[1]
-    malignant = np.isin(class_names(count), malignant_classes(count))
-    return np.minimum(probabilities[:, malignant].sum(axis=1), 1)  # a sum may be 1 and a rounding error
+    return np.minimum(probabilities[:, classes.is_malignant].sum(axis=1), 1)  # a sum may be 1 and a rounding error
 
 
-def predictions_table(images: pd.DataFrame, split: str, labels: list[str], probabilities: np.ndarray) -> pd.DataFrame:
+def as_malignancy(probabilities: np.ndarray, classes: Classes) -> np.ndarray:
+    """Probabilities of benign and malignant, shape (n, 2), from those of diagnoses, shape (n, classes)."""
+    score = malignant_probability(probabilities, classes)
+    return np.stack([1 - score, score], axis=1)
+
+
+def predictions_table(
+    images: pd.DataFrame, split: str, labels: list[str], probabilities: np.ndarray, classes: Classes
+) -> pd.DataFrame:
     """The rows of the table for the images of one split.
 
     Rounded as they will be written, so that metrics computed now and from the file are the same.
 
     Args:
         images: columns image_id and lesion_id, n rows.
+        split: its name.
         labels: the class of each image.
-        probabilities: shape (n, 2) or (n, 7).
+        probabilities: shape (n, classes).
+        classes: what they are of.
     """
     table = images[["image_id", "lesion_id"]].assign(split=split, label=labels)
-    for name, column in zip(class_names(probabilities.shape[1]), probabilities.round(DECIMALS).T):
+    for name, column in zip(classes.names, probabilities.round(DECIMALS).T):
         table[PREFIX + name] = column
     return table
 
 
-def read_predictions(path: Path) -> Predictions:
+def describe_classes(classes: Classes, taxonomy: Mapping[str, Diagnosis]) -> dict:
+    """What metrics/details.json says of the classes: their names and, of diagnoses, what these are."""
+    described = {
+        code: {"name": diagnosis.name, "malignant": diagnosis.malignant} for code, diagnosis in taxonomy.items()
+    }
+    return {"classes": list(classes.names)} | ({"taxonomy": described} if classes.are_diagnoses else {})
+
+
+def read_predictions(path: Path, taxonomy: Mapping[str, Any] | None) -> Predictions:
     """Read the table that `evaluate` wrote.
 
+    Args:
+        path: the file.
+        taxonomy: what `describe_classes` said of the diagnoses; None: nothing, of benign and malignant.
+
     Raises:
-        InputError: the file is missing, lacks a column or an id, or holds something else than classes and
-            probabilities.
+        InputError: the file is missing, lacks a column or an id, or holds something else than probabilities of such
+            classes.
     """
     table = read_csv(path, COLUMNS)
     names = tuple(column.removeprefix(PREFIX) for column in table.columns if column.startswith(PREFIX))
-    if names not in (class_names(2), class_names(7)):
-        raise regenerate(f"{path}: probabilities are of {', '.join(names) or 'no classes'}")
+    expected = tuple(sorted(taxonomy)) if taxonomy else BENIGN_OR_MALIGNANT.names
+    if names != expected:
+        found, others = ", ".join(names) or "no classes", ", ".join(expected)
+        raise regenerate(f"{path}: probabilities are of {found}; {DETAILS} describes {others}")
+    malignant = [code for code in names if taxonomy[code]["malignant"]] if taxonomy else BENIGN_OR_MALIGNANT.malignant
     probabilities = table.filter(like=PREFIX).apply(pd.to_numeric, errors="coerce").to_numpy()
     wrong = {
         "an image has no image_id or lesion_id": table[["image_id", "lesion_id"]].isna().any(axis=None),
@@ -122,4 +147,4 @@ def read_predictions(path: Path) -> Predictions:
     for problem, found in wrong.items():
         if found:
             raise regenerate(f"{path}: {problem}")
-    return Predictions(table, names)
+    return Predictions(table, Classes(names, tuple(malignant)))

@@ -20,7 +20,7 @@ from stages.evaluation.weighted import weighted_areas, weighted_rates
 MIN_LESIONS = 10
 AGE_BANDS = (0, 30, 45, 60, 75, 121)  # years
 UNKNOWN = "unknown"
-NOT_ASSESSABLE = ["skin tone: the dataset does not record it"]
+SKIN_TYPE = "skin_type"  # as Fitzpatrick's, where a dataset has it
 METRICS = ("sensitivity", "specificity", "auroc")
 
 
@@ -28,11 +28,11 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
     """The group of each image by attribute, with the index of `images`.
 
     Args:
-        images: columns age (years, NaN where unknown), sex, localization, dataset and dx_type.
+        images: columns age (years, NaN where unknown), sex, localization, dataset and dx_type; skin_type if known.
 
     Returns:
-        Columns age, sex, localization, dataset and dx_type, all text: ages in bands, `dx_type` as histopathology
-        against the rest, whose reference standard is weaker.
+        These columns, all text: ages in bands, `dx_type` as histopathology against the rest, whose reference standard
+        is weaker.
     """
     names = [f"{low}-{high - 1}" for low, high in pairwise(AGE_BANDS)]
     names = [f"under {AGE_BANDS[1]}", *names[1:-1], f"{AGE_BANDS[-2]} and older"]
@@ -44,8 +44,14 @@ def subgroup_table(images: pd.DataFrame) -> pd.DataFrame:
             "localization": images["localization"],
             "dataset": images["dataset"],
             "dx_type": np.where(images["dx_type"] == "histo", "histopathology", "other reference"),
+            **({SKIN_TYPE: images[SKIN_TYPE]} if SKIN_TYPE in images else {}),
         }
     )
+
+
+def not_assessable(images: pd.DataFrame) -> list[str]:
+    """What the columns of the images do not allow to be assessed, one line each."""
+    return [] if SKIN_TYPE in images else ["skin tone: the dataset does not record it"]
 
 
 def most_frequent_first(column: pd.Series) -> list[str]:

@@ -140,7 +140,7 @@ def combine_classes(drawn: np.ndarray, lesions: Lesions) -> tuple[np.ndarray, fl
 
 def range_of(metric: str) -> tuple[float, float]:
     """The least and the largest value that a metric can have."""
-    # The Brier score of seven classes; that two classes have half of it changes no bound that can be seen.
+    # The Brier score of diagnoses; that two classes have half of it changes no bound that can be seen.
     return {"brier": (0.0, 2.0), "nll": (0.0, LARGEST_NLL)}.get(metric, SHARE)
 
 

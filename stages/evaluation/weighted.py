@@ -6,40 +6,43 @@ Everywhere `weights` is how often each image counts, at least 0, shape (replicat
 
 import numpy as np
 
-from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.dataset.taxonomy import Classes
 from stages.evaluation.predictions import malignant_probability
 
 CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1", "auroc", "auprc")  # of one class against the rest
 
 
-def weighted_metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def weighted_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: Classes
+) -> dict[str, np.ndarray]:
     """The metrics of predictions, each image decided for its most probable class, where it counts `weights` times.
 
-    For two classes `CLASS_METRICS` are those of malignancy. For seven, those of each diagnosis against the rest have
-    the prefix `macro_`, and `malignant_auroc` is that of the summed probability of the malignant diagnoses. Where
-    nothing is predicted malignant there is no precision; of seven classes, one that is never predicted has the
+    For two classes `CLASS_METRICS` are those of malignancy. Else those of each diagnosis against the rest have the
+    prefix `macro_`, and `malignant_auroc` is that of the summed probability of the malignant diagnoses. Where
+    nothing is predicted malignant there is no precision; of diagnoses, one that is never predicted has the
     precision 0. A class without images has no metrics of its own; specificity, AUROC and AUPRC need images outside the
     class as well.
 
     Args:
-        probabilities: shape (n, 2) or (n, 7).
+        probabilities: shape (n, classes).
         labels: shape (n,).
         weights: at least 0, shape (replicates, n).
+        classes: what they are of.
 
     Returns:
         An array of shape (replicates,) by the metric's name, but the unweighted means over classes, which
         `is_mean_over_classes` tells: they come as what they are means of, shape (replicates, classes).
     """
-    classes = class_names(probabilities.shape[1])
+    count = len(classes.names)
     is_class, is_predicted = (
-        numbers[:, None] == np.arange(len(classes)) for numbers in (labels, probabilities.argmax(axis=1))
+        numbers[:, None] == np.arange(count) for numbers in (labels, probabilities.argmax(axis=1))
     )
     positive, predicted_positive, true_positive = (
         weights @ part.astype(np.float64) for part in (is_class, is_predicted, is_class & is_predicted)
     )
     total = weights.sum(axis=1, keepdims=True)
     # Of two classes only malignancy is reported, and ranking is most of the work.
-    asked = [1] if len(classes) == 2 else list(range(len(classes)))
+    asked = list(range(count)) if classes.are_diagnoses else [1]
     areas = [weighted_areas(probabilities[:, number], is_class[:, number], weights) for number in asked]
     auroc, auprc = (np.stack(columns, axis=1) for columns in zip(*areas))
     with np.errstate(divide="ignore", invalid="ignore"):  # a class without images: NaN, as documented
@@ -48,16 +51,16 @@ def weighted_metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.
         specificity = (total - positive - predicted_positive + true_positive) / (total - positive)
         precision = true_positive / predicted_positive
         f1 = 2 * true_positive / (positive + predicted_positive)
-    if len(classes) > 2:  # else a mean over the diagnoses would gain from one that is never predicted
+    if classes.are_diagnoses:  # else a mean over the diagnoses would gain from one that is never predicted
         precision[predicted_positive == 0] = 0
     numbers = (sensitivity[:, asked], specificity[:, asked], precision[:, asked], f1[:, asked], auroc, auprc)
     per_class = {name: np.where(positive[:, asked] > 0, of, np.nan) for name, of in zip(CLASS_METRICS, numbers)}
 
     shared = {"accuracy": accuracy, "balanced_accuracy": sensitivity}
-    if len(classes) == 2:
+    if not classes.are_diagnoses:
         return shared | {name: of_malignant[:, 0] for name, of_malignant in per_class.items()}
-    is_malignant = np.isin(classes, malignant_classes(len(classes)))[labels]
-    shared["malignant_auroc"], _ = weighted_areas(malignant_probability(probabilities), is_malignant, weights)
+    score = malignant_probability(probabilities, classes)
+    shared["malignant_auroc"], _ = weighted_areas(score, classes.is_malignant[labels], weights)
     return shared | {f"macro_{name}": of_classes for name, of_classes in per_class.items()}
 
 

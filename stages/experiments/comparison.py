@@ -52,7 +52,7 @@ def compare_revisions(base: Revision, new: Revision, config: Config, *, ids: boo
 
 
 def _why_test_sets_differ(base: Revision, new: Revision) -> str:
-    prefixes = ("split.", "data.data_dir", "data.subsample", "data.columns", "data.classes")
+    prefixes = ("split.", "data.data_dir", "data.subsample", "data.columns", "data.classes", "data.taxonomy")
     differing = [
         f"{key} ({base.parameters.get(key)}, {new.parameters.get(key)})"
         for key in sorted(differing_parameters([base, new]))

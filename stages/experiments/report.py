@@ -6,7 +6,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.config import load_config
-from stages.dataset.taxonomy import class_names
 from stages.errors import InputError, one_line
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
 from stages.experiments.revision import Revision, differing_parameters, environment_differences, run_git
@@ -32,9 +31,9 @@ def draw_pictures(base: Revision, new: Revision) -> dict[str, Figure]:
             tables = {f"{role}: {_legend(side, metric)}": side.curves[name] for role, side in roles.items()}
             figures[name] = draw_curves(name, tables, new.details.get("confidence", 0.95))
     matrices = [side.curves["confusion_matrix"] for side in (base, new) if "confusion_matrix" in side.curves]
-    for classes in map(list, map(class_names, (2, 7))):
-        if len(matrices) == 2 and classes == base.details.get("classes") == new.details.get("classes"):
-            figures["confusion_matrix"] = draw_confusion(matrices[0], matrices[1], classes)
+    classes = new.details.get("classes")
+    if len(matrices) == 2 and classes and classes == base.details.get("classes"):
+        figures["confusion_matrix"] = draw_confusion(matrices[0], matrices[1], classes)
     return figures
 
 

@@ -72,9 +72,14 @@ class _Calibration(TypedDict):
     threshold: Float
 
 
+class _Diagnosis(TypedDict):
+    malignant: Flag
+
+
 class _Details(TypedDict):
     calibration: NotRequired[_Calibration]
     classes: NotRequired[list[str] | None]
+    taxonomy: NotRequired[dict[str, _Diagnosis]]
     confidence: NotRequired[Float]
     test: _Evaluated
 
@@ -166,7 +171,9 @@ class Revision:
     @cached_property
     def predictions(self) -> Predictions:
         """Those of the test images."""
-        if (predictions := self._load(PUBLISHED[PREDICTIONS], read_predictions)) is None:
+        taxonomy = self.details.get("taxonomy")
+        predictions = self._load(PUBLISHED[PREDICTIONS], lambda file: read_predictions(file, taxonomy))
+        if predictions is None:
             raise self.lacks(PUBLISHED[PREDICTIONS])
         return predictions.of("test")
 
@@ -235,7 +242,7 @@ class Revision:
 
     @cached_property
     def details(self) -> dict[str, Any]:
-        """`calibration`, `classes`, `confidence` and `test.metrics` of metrics/details.json."""
+        """`calibration`, `classes`, `taxonomy`, `confidence` and `test.metrics` of metrics/details.json."""
         return self._json(PUBLISHED[DETAILS], _Details)
 
     @cached_property
@@ -246,7 +253,7 @@ class Revision:
 
     @property
     def has_diagnoses(self) -> bool:
-        """Whether the metrics are of a model of 7 classes."""
+        """Whether the metrics are of a model of diagnoses."""
         return "malignant_auroc" in self.estimates
 
     @cached_property

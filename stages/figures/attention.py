@@ -14,7 +14,8 @@ from stages.reporting import rounded_percent
 COLUMNS = 4
 _SIDE = side_of(COLUMNS)
 _HEADING = 0.32  # inches
-_TEXT = 0.22
+_TEXT, _TEXT_LINE = 0.22, 0.18
+_LONG = 10  # letters of a name that leaves no room beside it
 _LINE = _TEXT + 2 * _SIDE + 0.4
 _MEANINGS = {
     "true positive": "True positives: malignant, and called malignant",
@@ -54,19 +55,23 @@ def _draw_kinds(predictions: Predictions, cases: pd.DataFrame, heatmaps: np.ndar
     table = predictions.table.assign(score=predictions.malignant_probability).set_index("image_id")
     rows = {kind: np.flatnonzero(cases["case"] == kind) for kind in KINDS}
     lines = {kind: max(1, -(-len(mine) // COLUMNS)) for kind, mine in rows.items()}
-    figure, axes = new_canvas(len(KINDS) * _HEADING + _LINE * sum(lines.values()))
+    # Beside a long name there is no room for its percent.
+    is_long = max(map(len, predictions.classes.names)) > _LONG
+    text_height, height = (part + is_long * _TEXT_LINE for part in (_TEXT, _LINE))
+    between = "\n" if is_long else " "
+    figure, axes = new_canvas(len(KINDS) * _HEADING + height * sum(lines.values()))
     top = 0.0
     for kind, mine in rows.items():
         axes.text(GAP, top + 0.1, _MEANINGS[kind] + ("" if len(mine) else ": none"), weight="bold", va="top")
         top += _HEADING
         for number, row in enumerate(mine):
             line, column = divmod(number, COLUMNS)
-            left, above = GAP + column * (_SIDE + GAP), top + line * _LINE
+            left, above = GAP + column * (_SIDE + GAP), top + line * height
             image_id = cases["image_id"][row]
-            text = f"{table['label'][image_id]} {rounded_percent(table['score'][image_id])}"
-            axes.text(left, above + _TEXT, text, size=SMALL, va="bottom")
-            show(axes, images[row], left, above + _TEXT + 0.04, _SIDE)
-            show(axes, overlay(images[row], heatmaps[row]), left, above + _TEXT + 0.08 + _SIDE, _SIDE)
-            axes.text(left, above + _TEXT + 0.12 + 2 * _SIDE, image_id, size=SMALL, color=DARK_GREY, va="top")
-        top += _LINE * lines[kind]
+            text = f"{table['label'][image_id]}{between}{rounded_percent(table['score'][image_id])}"
+            axes.text(left, above + text_height, text, size=SMALL, va="bottom")
+            show(axes, images[row], left, above + text_height + 0.04, _SIDE)
+            show(axes, overlay(images[row], heatmaps[row]), left, above + text_height + 0.08 + _SIDE, _SIDE)
+            axes.text(left, above + text_height + 0.12 + 2 * _SIDE, image_id, size=SMALL, color=DARK_GREY, va="top")
+        top += height * lines[kind]
     return figure

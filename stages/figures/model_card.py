@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,6 @@ from ruamel.yaml import YAML
 
 from stages.config import Config
 from stages.dataset.folds import SPLITS
-from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
 from stages.evaluation.subgroups import most_frequent_first
 from stages.figures.rendering import render_template
 from stages.files import replacing
@@ -78,7 +77,9 @@ def write_model_card(
         split: columns image_id and split.
     """
     images = manifest.merge(split[["image_id", "split"]], on="image_id", validate="one_to_one")
-    images["malignant"] = images["dx"].isin(MALIGNANT)
+    diagnoses = description["taxonomy"]
+    malignant = [dx for dx, diagnosis in diagnoses.items() if diagnosis["malignant"]]
+    images["malignant"] = images["dx"].isin(malignant)
     source = source_of(images)
     content = weights.read_bytes()
     text = render_template(
@@ -87,13 +88,15 @@ def write_model_card(
         details=details,
         test=details["test"],
         description=description,
+        diagnoses=diagnoses,
+        malignant=malignant,
         config=config,
         in_timm=_in_timm(description),
         source=source,
         synthetic=source is SYNTHETIC,
         ham10000=source is HAM10000,
         images=images,
-        characteristics=list(_characteristics(images)),
+        characteristics=list(_characteristics(images, diagnoses)),
         reference_standards=_reference_standards(images),
         splits=SPLITS,
         weights=weights.name,
@@ -167,18 +170,24 @@ def _yaml(content: dict) -> str:
     return stream.getvalue().rstrip()
 
 
-def _characteristics(images: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+def _characteristics(images: pd.DataFrame, diagnoses: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """What the images of each split are: a name and a cell for each split, row by row."""
     parts = [images[images["split"] == name] for name in SPLITS]
     yield "images", [str(len(part)) for part in parts]
     yield "lesions", [str(part["lesion_id"].nunique()) for part in parts]
     yield "malignant", [_share(part["malignant"]) for part in parts]
-    for dx in DIAGNOSES:
+    for dx in diagnoses:
         yield f"diagnosis: {dx}", [_share(part["dx"] == dx) for part in parts]
     yield "age in years: median (quartiles)", [_quartiles(part["age"]) for part in parts]
     yield "age: missing", [_share(part["age"].isna()) for part in parts]
-    for column, most in (("sex", None), ("localization", _MOST_LOCALIZATIONS), ("dataset", None), ("dx_type", None)):
-        names = most_frequent_first(images[column])
+    for column, most in (
+        ("sex", None),
+        ("localization", _MOST_LOCALIZATIONS),
+        ("dataset", None),
+        ("dx_type", None),
+        ("skin_type", None),
+    ):
+        names = most_frequent_first(images[column]) if column in images else []
         if column == "dataset" and len(names) == 1:
             continue
         title = ATTRIBUTES[column]

@@ -1,38 +1,59 @@
 """Pictures of how well the predictions separate the classes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.dataset.taxonomy import class_names, malignant_classes
+from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.evaluation.curves import precision_recall_table, roc_table
 from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.uncertainty import estimate
 from stages.evaluation.weighted import weighted_areas
-from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, describe, frame_matrix, new_figure, say
+from stages.figures.style import (
+    BAND,
+    BLACK,
+    BLUE,
+    GREY,
+    MIN_SHARE,
+    MOST_COUNTED,
+    PALETTE,
+    SMALL,
+    WIDTH,
+    describe,
+    frame_matrix,
+    matrix_height,
+    new_figure,
+    say,
+)
 from stages.reporting import estimate as with_interval
 from stages.reporting import number, percent, rounded_percent
 
+_SQUARE = 6.4  # inches, the height of axes as wide as the figure
+_PANELS, _PANEL = 3, 1.9  # small axes in a row, and the height of one in inches
+_LONG = 10  # letters of a class's name with which a legend of two columns is too wide
+
 
 def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Figure:
-    """ROC curves of malignancy, with its band and the decision threshold, and of each of seven diagnoses.
+    """ROC curves of malignancy, with its band and the decision threshold, and of each diagnosis.
 
     Args:
         predictions: of the evaluated images.
         details: what metrics/details.json holds of them, as in all pictures.
         curve: what `roc_with_band` gives for them.
     """
-    figure, axes = _new_square(predictions)
-    metrics, point = details["test"]["metrics"], details["test"]["operating_points"]["target_sensitivity"]
-    for name, truth, score, style in _diagnoses(predictions):
+
+    def draw_diagnosis(axes: Axes, truth: np.ndarray, score: np.ndarray, **style: Any) -> None:
         drawn = roc_table(truth, score)
         if len(drawn):
-            area = number(details["test"]["classes"][name]["auroc"])
-            axes.plot(drawn["fpr"], drawn["tpr"], label=f"{name} {area} (n = {truth.sum()})", **style)
+            axes.plot(drawn["fpr"], drawn["tpr"], **style)
+
+    metrics, point = details["test"]["metrics"], details["test"]["operating_points"]["target_sensitivity"]
+    figure, axes = _draw_diagnoses(predictions, details, "auroc", draw_diagnosis)
     if len(curve):
         style = _malignant_style(predictions)
         area = with_interval(metrics["auroc" if "auroc" in metrics else "malignant_auroc"])
@@ -44,57 +65,93 @@ def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Fi
         )  # fmt: skip
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.5)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")
-    _finish(figure, axes, "AUROC", "all images are of one kind")
-    describe(figure, "ROC curve", predictions, f"{_explained(details)} Dotted: chance.")
+    _finish(predictions, axes, "AUROC", "all images are of one kind")
+    describe(figure, "ROC curve", predictions, f"{_explained(predictions, details)} Dotted: chance.")
     return figure
 
 
 def draw_precision_recall(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Figure:
-    """Precision–recall curves of malignancy, with its band, and of each of seven diagnoses.
+    """Precision–recall curves of malignancy, with its band, and of each diagnosis.
 
     Args:
         predictions: of the evaluated images.
         details: see `draw_roc`.
         curve: what `precision_recall_with_band` gives for them.
     """
-    figure, axes = _new_square(predictions)
-    for name, truth, score, style in _diagnoses(predictions):
+
+    def draw_diagnosis(axes: Axes, truth: np.ndarray, score: np.ndarray, **style: Any) -> None:
         drawn = precision_recall_table(truth, score)
         if len(drawn):
-            area = number(details["test"]["classes"][name]["auprc"])
-            _draw_steps(axes, drawn, f"{name} {area} (n = {truth.sum()})", style)
+            _draw_steps(axes, drawn, **style)
+
+    figure, axes = _draw_diagnoses(predictions, details, "auprc", draw_diagnosis)
     if len(curve):
         style = _malignant_style(predictions)
-        _draw_steps(axes, curve, f"malignant {with_interval(_auprc(predictions, details))}", style)
+        _draw_steps(axes, curve, label=f"malignant {with_interval(_auprc(predictions, details))}", **style)
         band = curve["recall"], curve["lower"], curve["upper"]
         axes.fill_between(*band, step="pre", color=style["color"], **BAND)
         axes.axhline(predictions.is_malignant.mean(), color=GREY, linestyle=":", linewidth=1.5)
     axes.set(xlabel="sensitivity (recall)", ylabel="precision (PPV)")
-    _finish(figure, axes, "AUPRC", "no image is malignant")
+    _finish(predictions, axes, "AUPRC", "no image is malignant")
     describe(
         figure, "Precision–recall curve", predictions,
-        f"{_explained(details)} Dotted: the share of malignant images, which chance reaches.",
+        f"{_explained(predictions, details)} Dotted: the share of malignant images, which chance reaches.",
     )  # fmt: skip
     return figure
 
 
-def _diagnoses(predictions: Predictions) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict]]:
-    """Where there are seven classes: the name, truth, score and line of each."""
-    if len(predictions.classes) > 2:
-        malignant = malignant_classes(len(predictions.classes))
-        for index, name in enumerate(predictions.classes):
-            style = {"color": PALETTE[index], "linestyle": "-" if name in malignant else "--", "linewidth": 1.5}
-            yield name, predictions.labels == index, predictions.probabilities[:, index], style
+def _draw_diagnoses(predictions: Predictions, details: dict, area: str, draw: Callable) -> tuple[Figure, Axes]:
+    """A figure with the curve of each diagnosis, and its axes for that of malignancy.
+
+    Curves of a few diagnoses are in the same axes; more, which nobody could tell apart there, have small ones below.
+
+    Args:
+        predictions: of the evaluated images.
+        details: what metrics/details.json holds of them.
+        area: the metric in `details` that belongs to the curve.
+        draw: draws one curve into axes, given truth, score and how the line looks.
+    """
+    names = predictions.classes.names if predictions.classes.are_diagnoses else ()
+    if _has_panels(predictions):
+        rows = -(-len(names) // _PANELS)
+        figure = Figure(figsize=(WIDTH, _SQUARE + rows * _PANEL))
+        above, below = figure.subfigures(2, height_ratios=[_SQUARE, rows * _PANEL])
+        axes = above.subplots()
+        panels = below.subplots(rows, _PANELS, sharex=True, sharey=True, squeeze=False).ravel()
+        for panel in panels:
+            panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            panel.tick_params(labelbottom=False, labelleft=False)
+        for panel in panels[len(names) :]:
+            panel.set_visible(False)
+    else:
+        figure, axes = new_figure(7.1 if names else _SQUARE)
+        panels = [axes] * len(names)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    for index, (name, panel) in enumerate(zip(names, panels)):
+        truth, value = predictions.labels == index, number(details["test"]["classes"][name][area])
+        line = "-" if name in predictions.classes.malignant else "--"
+        style = {"color": BLUE, "linestyle": line, "linewidth": 1.5}
+        if panel is axes:
+            style |= {"color": PALETTE[index], "label": f"{name} {value} (n = {truth.sum()})"}
+        else:
+            panel.set_title(f"{name}\n{value} (n = {truth.sum()})", fontsize=SMALL)
+        draw(panel, truth, predictions.probabilities[:, index], **style)
+    return figure, axes
 
 
-def _draw_steps(axes: Axes, curve: pd.DataFrame, label: str, style: dict) -> None:
+def _has_panels(predictions: Predictions) -> bool:
+    return len(predictions.classes.names) > len(PALETTE)
+
+
+def _draw_steps(axes: Axes, curve: pd.DataFrame, **style: Any) -> None:
     # Average precision is the step-wise sum of the first point of each sensitivity: the curve above that very area.
     corners = curve.drop_duplicates("recall")
-    axes.step(corners["recall"], corners["precision"], where="pre", label=label, **style)
+    axes.step(corners["recall"], corners["precision"], where="pre", **style)
 
 
 def _malignant_style(predictions: Predictions) -> dict:
-    return {"color": BLUE} if len(predictions.classes) == 2 else {"color": BLACK, "linewidth": 2.5}
+    alone = _has_panels(predictions) or not predictions.classes.are_diagnoses
+    return {"color": BLUE} if alone else {"color": BLACK, "linewidth": 2.5}
 
 
 def _auprc(predictions: Predictions, details: dict) -> dict:
@@ -106,44 +163,46 @@ def _auprc(predictions: Predictions, details: dict) -> dict:
     return estimate(statistic, *settings, effective_lesions_of(predictions))["auprc"]
 
 
-def _new_square(predictions: Predictions) -> tuple[Figure, Axes]:
-    figure, axes = new_figure(6.4 if len(predictions.classes) == 2 else 7.1)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    return figure, axes
-
-
-def _finish(figure: Figure, axes: Axes, area: str, nothing: str) -> None:
+def _finish(predictions: Predictions, axes: Axes, area: str, nothing: str) -> None:
     """A legend below the axes, where no curve runs through it."""
     entries = axes.get_legend_handles_labels()[0]
     if entries:
-        figure.legend(title=area, loc="outside lower left", ncols=1 + (len(entries) > 2), alignment="left")
+        columns = 1 + (len(entries) > 2 and max(map(len, predictions.classes.names)) < _LONG)
+        axes.figure.legend(title=area, loc="outside lower left", ncols=columns, alignment="left")
     else:
         say(axes, f"no curve: {nothing}")
 
 
-def _explained(details: dict) -> str:
-    lines = " Solid: malignant diagnoses; dashed: benign ones." if len(details["classes"]) > 2 else ""
-    return f"Band: {percent(details['confidence'])} intervals of malignancy, bootstrap over lesions.{lines}"
+def _explained(predictions: Predictions, details: dict) -> str:
+    band = f"Band: {percent(details['confidence'])} intervals of malignancy, bootstrap over lesions."
+    if not predictions.classes.are_diagnoses:
+        return band
+    small = " Small: each diagnosis against the rest, on axes from 0 to 1." if _has_panels(predictions) else ""
+    return f"{band}{small} Solid: malignant diagnoses; dashed: benign ones."
 
 
 def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
-    """Counts and shares of each true class: by the most probable class, and of malignancy at the decision threshold."""
+    """Counts and shares of each true class: by the most probable class, and of malignancy at the decision threshold.
+
+    Of many classes the first has shares alone; the report has a table of the counts.
+    """
     classes, threshold = predictions.classes, details["calibration"]["threshold"]
     called = (predictions.malignant_probability >= threshold).astype(int)
-    if len(classes) == 2:
+    if not classes.are_diagnoses:
         figure, (first, second) = new_figure(3.3, columns=2, sharey=True)
     else:
-        figure, (first, second) = new_figure(9.3, rows=2, height_ratios=[2.2, 1])
-    _draw_matrix(second, predictions.is_malignant.astype(int), called, class_names(2))
+        height = max(6.4, matrix_height(classes.names))
+        figure, (first, second) = new_figure(height + 2.9, rows=2, height_ratios=[height / 2.9, 1])
+    _draw_matrix(second, predictions.is_malignant.astype(int), called, BENIGN_OR_MALIGNANT.names)
     second.set_title(f"malignant at or above {threshold:.3g}")
-    _draw_matrix(first, predictions.labels, predictions.predicted, classes)
+    _draw_matrix(first, predictions.labels, predictions.predicted, classes.names)
     first.set_title("the most probable class")
-    if len(classes) == 2:
+    if not classes.are_diagnoses:
         second.set_ylabel("")
-    describe(
-        figure, "Confusion matrix", predictions,
-        "Each cell: images, and their share of the row, which is a true class.",
-    )  # fmt: skip
+    explained = "Each cell: images, and their share of the row, which is a true class."
+    if len(classes.names) > MOST_COUNTED:
+        explained += f" Of diagnoses shares from {MIN_SHARE:.0%} on, in percent; the report has the numbers of images."
+    describe(figure, "Confusion matrix", predictions, explained)
     return figure
 
 
@@ -151,11 +210,17 @@ def _draw_matrix(axes: Axes, labels: np.ndarray, predicted: np.ndarray, classes:
     counts = np.zeros((len(classes), len(classes)), int)
     np.add.at(counts, (labels, predicted), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    many = len(classes) > MOST_COUNTED
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto" if many else None)
     for row, column in np.ndindex(*counts.shape):
+        text = f"{counts[row, column]}\n{rounded_percent(share[row, column])}"
+        if many:
+            text = f"{100 * share[row, column]:.0f}" if share[row, column] >= MIN_SHARE else ""
         axes.text(
-            column, row, f"{counts[row, column]}\n{rounded_percent(share[row, column])}", fontsize=SMALL,
+            column, row, text, fontsize=SMALL,
             ha="center", va="center", color="white" if share[row, column] > 0.5 else "black",
         )  # fmt: skip
     frame_matrix(axes, classes)
+    if many:
+        return
     axes.set_yticks(range(len(classes)), [f"{name}\nn = {total}" for name, total in zip(classes, counts.sum(axis=1))])

@@ -6,7 +6,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from stages import reporting
-from stages.dataset.taxonomy import DIAGNOSES, MALIGNANT
 from stages.evaluation.subgroups import MIN_LESIONS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,7 +35,5 @@ def render_template(template: str, **values: Any) -> str:
         metrics=reporting.METRICS,
         attributes=reporting.ATTRIBUTES,
         operating_points=reporting.OPERATING_POINTS,
-        diagnoses=DIAGNOSES,
-        malignant=MALIGNANT,
         smallest_judged=MIN_LESIONS,
     )

@@ -1,6 +1,7 @@
 """The report: one HTML page with all pictures and the numbers behind them, in one file that needs nothing else."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,13 @@ class Picture(NamedTuple):
     height: int
 
 
-def write_report(path: Path, details: dict, pictures: Path, title: str = "Evaluation on the test fold") -> None:
+def write_report(
+    path: Path,
+    details: dict,
+    pictures: Path,
+    title: str = "Evaluation on the test fold",
+    notes: Sequence[str] = (),
+) -> None:
     """Write the report page: HTML without scripts, with its style and its pictures inside.
 
     The same content gives the same bytes: there is no date in it.
@@ -30,6 +37,7 @@ def write_report(path: Path, details: dict, pictures: Path, title: str = "Evalua
         details: the content of metrics/details.json; `baselines` and `leakage` may be None.
         pictures: folder of PNG files, of which none has to be there; the template has the place and the words of each.
         title: heading of the page.
+        notes: what is to be known of the images, one paragraph each.
     """
     embedded = {file.stem: _embed(file) for file in sorted(pictures.glob("*.png"))}
     html = render_template(
@@ -38,6 +46,7 @@ def write_report(path: Path, details: dict, pictures: Path, title: str = "Evalua
         test=details["test"],
         pictures=embedded,
         title=title,
+        notes=notes,
         most_pairs=MOST_PAIRS,
     )
     with replacing(path) as partial:

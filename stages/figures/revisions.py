@@ -5,7 +5,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.figures.style import BAND, BLUE, GREY, ORANGE, SMALL, describe, frame_matrix, new_figure
+from stages.figures.style import (
+    BAND,
+    BLUE,
+    GREY,
+    MIN_SHARE,
+    MOST_COUNTED,
+    ORANGE,
+    SMALL,
+    describe,
+    frame_matrix,
+    matrix_height,
+    new_figure,
+)
 from stages.reporting import rounded_percent
 
 # The new revision is drawn last, over the other.
@@ -72,7 +84,8 @@ def draw_confusion(base: pd.DataFrame, new: pd.DataFrame, classes: list[str]) ->
         classes: of both, in their order.
     """
     count = len(classes)
-    figure, axes = new_figure(1.6 + count * (1.1 if count == 2 else 0.7))
+    many = count > MOST_COUNTED
+    figure, axes = new_figure(matrix_height(classes) if many else 1.6 + count * (1.1 if count == 2 else 0.7))
     counts = [
         pd.crosstab(table["actual"], table["predicted"])
         .reindex(index=classes, columns=classes, fill_value=0)
@@ -84,13 +97,17 @@ def draw_confusion(base: pd.DataFrame, new: pd.DataFrame, classes: list[str]) ->
     axes.imshow(gain, cmap="PuOr", vmin=-_FULL_COLOR, vmax=_FULL_COLOR, aspect="auto")
     for row, column in np.ndindex(count, count):
         text = " → ".join(str(matrix[row, column]) for matrix in counts)
+        if many:
+            change = abs(gain[row, column])
+            text = f"{100 * change:.0f}" if change >= MIN_SHARE else ""
         if count == 2:  # more classes leave no room
             text += "\n" + " → ".join(rounded_percent(matrix[row, column]) for matrix in shares)
         color = "white" if not -0.7 < gain[row, column] / _FULL_COLOR < 0.5 else "black"
         axes.text(column, row, text, fontsize=SMALL, ha="center", va="center", color=color)
     frame_matrix(axes, classes)
+    shown = f"By how much, in percent, from {MIN_SHARE:.0%} on." if many else ""
     describe(
         figure, "Confusion matrix, base → new",
-        "Images by their most probable class. Orange: the share of the row got worse; violet: it got better.",
+        f"Images by their most probable class. Orange: the share of the row got worse; violet: it got better. {shown}",
     )  # fmt: skip
     return figure

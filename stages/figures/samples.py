@@ -13,6 +13,7 @@ ROWS, COLUMNS = 4, 3
 _SIDE = side_of(COLUMNS)
 _TEXT = 0.42  # inches above an image
 _LINE = _TEXT + _SIDE + 0.42
+_LONG, _MORE = 10, 0.2  # letters of a name that takes a line of its own, and the height of that
 
 
 def draw_samples(predictions: Predictions, store: PixelStore) -> Figure:
@@ -52,17 +53,21 @@ def _draw_images(predictions: Predictions, rows: np.ndarray, store: PixelStore) 
     """Images in lines of `COLUMNS`, each below its prediction and above its id."""
     table, confidence = predictions.table, predictions.probabilities.max(axis=1)
     pixels = store.read(store.indices_of(table["image_id"][rows]))
-    figure, axes = new_canvas(_LINE * -(-len(rows) // COLUMNS))
+    is_long = max(map(len, predictions.classes.names)) > _LONG
+    text_height, height = (part + is_long * _MORE for part in (_TEXT, _LINE))
+    figure, axes = new_canvas(height * -(-len(rows) // COLUMNS))
     for number, (row, image) in enumerate(zip(rows, pixels)):
         line, column = divmod(number, COLUMNS)
-        left, top = GAP + column * (_SIDE + GAP), line * _LINE
-        truth, guess = table["label"][row], predictions.classes[predictions.predicted[row]]
+        left, top = GAP + column * (_SIDE + GAP), line * height
+        truth, guess = table["label"][row], predictions.classes.names[predictions.predicted[row]]
         right = guess == truth
         # Not by colour alone: the words differ too.
-        verdict = "right" if right else f"true: {truth}"
-        text = f"{guess} {rounded_percent(confidence[row])}\n{verdict}"
-        axes.text(left, top + _TEXT, text, color=BLUE if right else VERMILION, va="bottom")
-        show(axes, image, left, top + _TEXT + 0.04, _SIDE)
-        below = top + _TEXT + _SIDE + 0.08
+        percent, verdict = rounded_percent(confidence[row]), "right" if right else f"true: {truth}"
+        text = f"{guess} {percent}\n{verdict}"
+        if is_long:
+            text = f"{guess}\n{percent}, {verdict.replace(' ', chr(10))}"
+        axes.text(left, top + text_height, text, color=BLUE if right else VERMILION, va="bottom")
+        show(axes, image, left, top + text_height + 0.04, _SIDE)
+        below = top + text_height + _SIDE + 0.08
         axes.text(left, below, table["image_id"][row], size=SMALL, color=DARK_GREY, va="top")
     return figure

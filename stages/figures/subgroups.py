@@ -27,7 +27,7 @@ def flat_subgroups(details: dict) -> pd.DataFrame:
         NaN where there is none, and `_judged`: whether there are enough lesions.
     """
     rows = []
-    for attribute in ATTRIBUTES:
+    for attribute in (name for name in ATTRIBUTES if name in details["test"]["subgroups"]):
         for group in _in_order(attribute, details["test"]["subgroups"][attribute]["groups"]):
             row = {"attribute": attribute, "group": group["name"], "subgroup": f"{attribute}: {group['name']}"}
             row |= {name: group[name] for name in ("images", "lesions", "malignant_lesions", "benign_lesions")}

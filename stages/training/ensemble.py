@@ -130,7 +130,7 @@ def _train(
     process = fabric.global_rank, fabric.world_size, config.runtime.num_workers
     train_batches = Batches(train, step_images, fabric.device, sampling, *process)
     val_batches = Batches(val, val_images_at_a_time, fabric.device, None, *process)
-    class_counts = torch.bincount(train.labels, minlength=train.num_classes)
+    class_counts = torch.bincount(train.labels, minlength=len(train.classes.names))
     module = TrainingModule(config, train.store.image_size, class_counts).to(fabric.device)
     checkpoint = Checkpoints(folder, training.checkpoint_minutes)
     try:

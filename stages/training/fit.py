@@ -6,6 +6,7 @@ import shutil
 import statistics
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from stages.config import Config
 from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import class_names
+from stages.dataset.taxonomy import Classes, classes_of
 from stages.errors import InputError
 from stages.files import (
     CHECKPOINTS,
@@ -85,6 +86,8 @@ def train_model(
     fabric = start_processes(config.training)
     set_up_device(config.runtime.cpu_threads, config.training.deterministic)
     store = PixelStore(prepared)
+    classes = classes_of(store.taxonomy, config.model.num_classes)
+    config = replace(config, model=replace(config.model, num_classes=len(classes.names)))
     val_folds = choose_val_folds(config.model, split, store.manifest)
     root = checkpoint_folder(checkpoints)
     if fabric.is_global_zero:
@@ -103,7 +106,7 @@ def train_model(
         return None
     last, fits = members[-1], [member.fit for member in members]
     network = combine([member.module.eval_network for member in members])
-    description = _describe(last.config, fits, store.image_size, val_folds)
+    description = _describe(last.config, fits, store, classes, val_folds)
     save_model(network, description, models)
     speed = statistics.median(fit.images_per_second for fit in fits)
     training = Training(description, time.perf_counter() - start, speed)
@@ -115,14 +118,17 @@ def train_model(
     return training
 
 
-def _describe(config: Config, fits: list[Fit], size: int, val_folds: list[int | None]) -> ModelDescription:
+def _describe(
+    config: Config, fits: list[Fit], store: PixelStore, classes: Classes, val_folds: list[int | None]
+) -> ModelDescription:
     name = architecture(config.model)
     mean, std = pixel_statistics(name)
     return ModelDescription(
         architecture=name,
         networks=len(fits),
-        classes=list(class_names(config.model.num_classes)),
-        image_size=size,
+        classes=list(classes.names),
+        taxonomy=store.taxonomy,
+        image_size=store.image_size,
         mean=list(mean),
         std=list(std),
         epochs=[fit.epoch for fit in fits],
@@ -142,7 +148,7 @@ def augmented_examples(images: SplitImages, config: Config) -> np.ndarray:
     """
     rows = np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).astype(int)
     originals = torch.from_numpy(images.store.read(images.indices[rows]))
-    targets = torch.zeros(len(rows), images.num_classes)
+    targets = torch.zeros(len(rows), len(images.classes.names))
     columns = [originals]
     for version in range(VERSIONS if config.data.augment else 0):
         random = np.random.default_rng([config.training.seed, version])

@@ -15,7 +15,6 @@ from torch import nn
 from stages.config import Config
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
-from stages.dataset.taxonomy import class_names
 from stages.errors import DiskFullError, InputError, no_space
 from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
 from stages.training.module import TrainingModule
@@ -137,7 +136,7 @@ def log_results(
     from pytorch_lightning import LightningModule
     from pytorch_lightning.utilities.model_summary import ModelSummary
 
-    run, classes = runs[0], list(class_names(val.num_classes))
+    run, classes = runs[0], list(val.classes.names)
     probabilities = _val_probabilities(network, Batches(val, module.config.evaluation.batch_size, module.device))
     labels, predicted = val.labels, probabilities.argmax(dim=1)
     summarised = LightningModule()

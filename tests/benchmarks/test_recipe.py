@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from benchmarks import recipe
+from benchmarks.plain import HAM10000
 from benchmarks.recipe import BASE, FAMILIES, Measured, Row, average_seeds, cell, cross_fitted, fuse, key, plan, table
 from stages.classifier.calibration import apply_temperature
 from stages.classifier.temperature import fit_temperature
-from stages.dataset.taxonomy import DIAGNOSES
 from stages.errors import InputError, TerminatedError
 
 METRICS = ("accuracy", "malignant_auroc")
@@ -49,7 +49,7 @@ def images():
     """A manifest of ten training, two validation and two test lesions of each diagnosis, and its split."""
     rows = [
         {"image_id": f"{dx}{lesion}{image}", "lesion_id": f"{dx}{lesion}", "dx": dx, "split": name}
-        for dx in DIAGNOSES
+        for dx in HAM10000
         for lesion, name in enumerate(["train"] * 10 + ["val"] * 2 + ["test"] * 2)
         for image in "ab"
     ]
@@ -68,7 +68,7 @@ def test_fewer_training_lesions_stay_whole_and_nothing_else_changes(images):
         assert fewer.drop(columns="split").equals(split.drop(columns="split"))
         assert fewer.groupby("lesion_id")["split"].nunique().max() == 1
         lesions = manifest[fewer["split"] == "train"].groupby("dx")["lesion_id"].nunique()
-        assert lesions.to_dict() == dict.fromkeys(DIAGNOSES, round(10 * share))
+        assert lesions.to_dict() == dict.fromkeys(HAM10000, round(10 * share))
     assert set(kept[0.2].query("split == 'train'")["image_id"]) < set(kept[0.5].query("split == 'train'")["image_id"])
 
 

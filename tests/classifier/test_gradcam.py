@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from benchmarks.plain import told_apart
 from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.networks import Ensemble, NormalizedNetwork, build_network
 from stages.dataset.augmentation import as_float
-from stages.dataset.taxonomy import class_names, malignant_classes
 
 CPU = torch.device("cpu")
 SIZE, SIDE = 64, 16  # pixels of a side of the images, and of the squares on them
@@ -29,7 +29,7 @@ def skin_with(colour, corner):
 
 
 def heatmaps_of(network, images, num_classes=2):
-    return gradcam_heatmaps(network, images, class_names(num_classes), CPU)
+    return gradcam_heatmaps(network, images, told_apart(num_classes), CPU)
 
 
 def share_near(heatmap, corner):
@@ -114,10 +114,10 @@ def test_each_heatmap_has_its_own_scale_and_one_without_evidence_is_zero():
 
 
 def test_of_seven_classes_any_malignant_one_is_evidence_and_no_benign_one():
-    for name in class_names(7):
-        red = [(float(name == each), 0.0) for each in class_names(7)]
+    for name in told_apart(7).names:
+        red = [(float(name == each), 0.0) for each in told_apart(7).names]
         heatmap = heatmaps_of(colours_network(*red), squares((1, 0, 0), [250]), 7)
-        assert heatmap.any() == (name in malignant_classes(7)), name
+        assert heatmap.any() == (name in told_apart(7).malignant), name
 
 
 def test_a_certain_prediction_is_explained_too():
@@ -156,7 +156,7 @@ def test_heatmaps_are_those_of_the_published_formula(name, num_classes):
     else:
         maps = backbone.forward_features((as_float(images) - network.mean) / network.std)
         logits = backbone.forward_head(maps)
-    malignant = torch.tensor([name in malignant_classes(num_classes) for name in class_names(num_classes)])
+    malignant = torch.from_numpy(told_apart(num_classes).is_malignant)
     probability = logits.double().softmax(dim=1)[:, malignant].sum(dim=1)
     [gradients] = torch.autograd.grad((probability / (1 - probability)).log().sum(), maps)
     # Equations 1 and 2 of Selvaraju et al.: the mean gradient of a map weighs it, and only what is above 0 is kept.
@@ -243,11 +243,11 @@ def test_heatmaps_are_the_same_bytes_again(name, deterministic):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_heatmaps_of_a_gpu_are_the_same_bytes_again_and_nearly_those_of_a_cpu(name, deterministic):
     network, images = lively(name, 7), random_images()
-    one, again = (gradcam_heatmaps(network, images, class_names(7), torch.device("cuda")) for _ in range(2))
+    one, again = (gradcam_heatmaps(network, images, told_apart(7), torch.device("cuda")) for _ in range(2))
     assert one.tobytes() == again.tobytes()
     # TensorFloat-32 has 10 bits of mantissa.
     assert np.abs(one.astype(float) - heatmaps_of(network, images, 7)).mean() < 3
-    filled_up = gradcam_heatmaps(network, images, class_names(7), torch.device("cuda"), batch_size=64)
+    filled_up = gradcam_heatmaps(network, images, told_apart(7), torch.device("cuda"), batch_size=64)
     assert filled_up.shape == one.shape
     assert np.abs(one.astype(float) - filled_up).mean() < 3
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.plain import HAM10000, told_apart
 from stages.classifier.networks import Ensemble, build_network, pixel_statistics
 from stages.classifier.weights import DESCRIPTION, WEIGHTS, ModelDescription, load_model, save_model
-from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
 
 NAME = "baseline_cnn"
@@ -19,7 +19,18 @@ def description(name=NAME, classes=2, networks=1):
     mean, std = pixel_statistics(name)
     epochs, losses, size, batch = [3] * networks, [0.25] * networks, 32, 32
     return ModelDescription(
-        name, networks, list(class_names(classes)), size, list(mean), list(std), epochs, losses, [], batch, 1
+        name,
+        networks,
+        list(told_apart(classes).names),
+        HAM10000,
+        size,
+        list(mean),
+        list(std),
+        epochs,
+        losses,
+        [],
+        batch,
+        1,
     )
 
 
@@ -132,7 +143,7 @@ def test_a_pickle_is_refused_and_does_not_run(folder, tmp_path):
         assert not victim.exists()
 
 
-@pytest.mark.parametrize("changes", [{"architecture": "resnet18"}, {"classes": list(class_names(7))}])
+@pytest.mark.parametrize("changes", [{"architecture": "resnet18"}, {"classes": list(told_apart(7).names)}])
 def test_weights_and_a_description_of_different_networks_are_refused(folder, changes):
     path = folder / DESCRIPTION
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

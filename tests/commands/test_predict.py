@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.plain import HAM10000, told_apart
 from stages.classifier import gradcam, weights
 from stages.classifier.calibration import Calibration, save_calibration
 from stages.classifier.networks import build_network
 from stages.classifier.weights import ModelDescription, save_model
 from stages.commands.predict import main
 from stages.dataset.images import decode_square
-from stages.dataset.taxonomy import MALIGNANT, class_names
 from stages.errors import InputError
 from stages.evaluate import evaluate_model
 from stages.files import PREPARED, SPLIT, read_csv, write_csv
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     network = build_network("baseline_cnn", 7, 16)
     description = ModelDescription(
-        "baseline_cnn", 1, list(class_names(7)), 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
+        "baseline_cnn", 1, list(told_apart(7).names), HAM10000, 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
     )
     save_model(network, description, folder)
     save_calibration(CALIBRATION, folder)
@@ -117,10 +117,10 @@ def test_an_image_gets_the_probabilities_that_evaluate_writes_for_it(workspace, 
 
 def test_the_probability_of_malignancy_is_that_of_the_malignant_diagnoses_together(run, photos):
     table = run(photos)
-    diagnoses = [f"probability_{name}" for name in class_names(7)]
+    diagnoses = [f"probability_{name}" for name in told_apart(7).names]
     assert list(table) == ["file", *diagnoses, "malignant_probability", "decision"]
     assert table[diagnoses].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-6)
-    expected = table[[f"probability_{name}" for name in MALIGNANT]].sum(axis=1)
+    expected = table[[f"probability_{name}" for name in told_apart(7).malignant]].sum(axis=1)
     np.testing.assert_allclose(table["malignant_probability"], expected, atol=1e-7)
     assert list(table["decision"] == "malignant") == list(expected >= CALIBRATION.threshold)
     assert set(table["decision"]) == {"malignant", "benign"}
@@ -128,7 +128,7 @@ def test_the_probability_of_malignancy_is_that_of_the_malignant_diagnoses_togeth
 
 def test_an_image_right_at_the_threshold_is_malignant(tmp_path, photos, capsys):
     description = ModelDescription(
-        "baseline_cnn", 1, list(class_names(2)), 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
+        "baseline_cnn", 1, list(told_apart(2).names), HAM10000, 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
     )
     save_model(build_network("baseline_cnn", 2, 16), description, tmp_path / "even")
     # So high a temperature leaves no class more probable than the other.
@@ -200,13 +200,28 @@ def test_unreadable_files_are_listed_with_the_reason_and_the_others_predicted(ru
     (photos / "6.jpg").symlink_to("gone.jpg")
     Path("torn.zip").write_bytes(b"PK")
     problem = (
-        r"^4 files cannot be read:\n  torn.zip: not a readable zip archive .*\n  photos/2.jpg: is not a JPEG or .*"
+        r"^4 files cannot be read:\n  torn.zip: not a readable zip archive .*\n  photos/2.jpg: is not a JPEG, .*"
         r"\n  photos/5.jpg: is truncated .*\n  photos/6.jpg: cannot be read .*$"
     )
     table = run(photos, "torn.zip", "--batch-size", 3, problem=problem)
     assert files_of(table) == [f"photos/{number}.jpg" for number in (0, 1, 3, 4, 7, 8, 9)]
     expected = run(*(photos / f"{number}.jpg" for number in (0, 1, 3, 4, 7, 8, 9)))
     np.testing.assert_allclose(table["malignant_probability"], expected["malignant_probability"], atol=1e-6)
+
+
+def test_linked_folders_and_archives_of_windows_are_predicted_and_other_files_named(model, photos, capsys):
+    """As `prepare` and `validate` find them: nothing is passed over in silence."""
+    Path("data").mkdir()
+    Path("data/linked").symlink_to(photos.absolute())
+    Path("data/loop").symlink_to(Path("data").absolute())
+    with zipfile.ZipFile("data/more.ZIP", "w") as archive:
+        archive.writestr("holiday\\spot.jpg", picture(1))
+        archive.writestr("holiday\\notes.txt", "")
+    Path("data/photo.heic").touch()
+    main(["data", "--models", str(model), "--output", "out.csv"])
+    assert len(pd.read_csv("out.csv")) == 11
+    said = capsys.readouterr().err
+    assert "passed over 2 files that are no images (1 .heic, 1 .txt): data/photo.heic, data/more.ZIP:holiday" in said
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -239,8 +254,8 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
     ("arguments", "problem"),
     [
         ("gone.jpg photos nowhere", "gone.jpg: No such file or directory; nowhere: No such"),
-        ("photos empty", "empty holds no JPEG or PNG file"),
-        ("no.zip", "no.zip holds no JPEG or PNG file"),
+        ("photos empty", "empty holds no JPEG, PNG, BMP, TIFF or WebP file"),
+        ("no.zip", "no.zip holds no JPEG, PNG, BMP, TIFF or WebP file"),
         ("/dev/null", "/dev/null is neither a file nor a folder"),
         ("photos --output gone/table.csv", "--output gone/table.csv: the folder gone does not exist; make it first"),
         ("photos --output empty", "--output empty is not a file"),

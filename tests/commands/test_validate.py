@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.plain import HAM10000
 from stages.classifier.calibration import Calibration, save_calibration
 from stages.commands import validate
-from stages.dataset.taxonomy import DIAGNOSES
 from stages.errors import InputError
 from stages.evaluation.predictions import read_predictions
 from stages.files import MODELS, PREPARED, SPLIT, read_csv
@@ -25,8 +25,8 @@ def external(workspace, dataset):
     random = np.random.default_rng(3)
     for number, row in enumerate(dataset.rows):
         row |= {"image_id": f"X{number:03d}", "lesion_id": f"XL{number // 2:03d}"}
-        row["dx"] = tuple(DIAGNOSES)[number // 2 % 7]
-        colour = (145, 115, 105) if DIAGNOSES[row["dx"]].malignant else (105, 115, 145)
+        row["dx"] = tuple(HAM10000)[number // 2 % 7]
+        colour = (145, 115, 105) if HAM10000[row["dx"]].malignant else (105, 115, 145)
         pixels = np.clip(np.array(colour) + random.integers(-60, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(dataset.folder / f"{row['image_id']}.png")
     dataset.write_table()
@@ -35,7 +35,7 @@ def external(workspace, dataset):
 
 def validated(dataset, *options: str):
     validate.main([str(dataset.folder), "--output", "external", *options])
-    return read_predictions(dataset.folder.parent / "external/predictions.csv")
+    return read_predictions(dataset.folder.parent / "external/predictions.csv", None)
 
 
 def test_it_writes_what_evaluate_writes_with_nothing_fitted(external, workspace, capsys):

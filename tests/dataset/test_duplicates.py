@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
+from benchmarks.plain import HAM10000
 from stages.dataset import duplicates
 from stages.dataset.duplicates import LARGEST_DISTANCE, SIDE, hash_images, near_duplicates, near_duplicates_between
-from stages.dataset.pixels import MANIFEST, PixelStore, add_places, shard_path
-from stages.files import write_csv
+from stages.dataset.pixels import PixelStore, add_places, shard_path, write_manifest
 
 SIZE = 64
 COLUMNS = ["image_id_1", "image_id_2", "split_1", "split_2", "distance"]
@@ -43,7 +43,7 @@ def store_of(tmp_path):
         manifest = add_places(
             table.assign(dx="nv", dx_type="histo", age=50.0, sex="male", localization="back", dataset="unknown")
         )
-        write_csv(tmp_path / name / MANIFEST, manifest)
+        write_manifest(tmp_path / name, manifest, HAM10000)
         for shard, rows in manifest.groupby("shard"):
             np.save(shard_path(tmp_path / name, shard), np.stack([np.asarray(pictures[row]) for row in rows.index]))
         return PixelStore(tmp_path / name)

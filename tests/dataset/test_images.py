@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 from stages.dataset import images
-from stages.dataset.images import ImageFile, ImageProblem, ImageReader, by_image_id, decode_square, find_images
+from stages.dataset.images import (
+    ImageFile,
+    ImageProblem,
+    ImageReader,
+    by_image_id,
+    decode_square,
+    describe_passed_over,
+    find_images,
+)
 
 GREEN, WHITE = (0, 255, 0), (255, 255, 255)
 
@@ -46,8 +54,8 @@ def test_an_image_is_enlarged_where_it_is_smaller_than_asked_for():
 
 
 @pytest.mark.parametrize("data", [b"", b"image_id,dx\n", encoded(Image.new("RGB", (40, 40)), "GIF")])
-def test_a_file_that_is_no_jpeg_or_png_is_refused(data):
-    with pytest.raises(ImageProblem, match="is not a JPEG or PNG image"):
+def test_a_file_that_is_no_image_is_refused(data):
+    with pytest.raises(ImageProblem, match="is not a JPEG, PNG, BMP, TIFF or WebP image"):
         decode_square(data, 16)
 
 
@@ -90,7 +98,7 @@ def test_damaged_exif_data_is_no_crash():
 
 def found_in(folder):
     """The images of a folder by their id, and all problems."""
-    files, problems = find_images(folder)
+    files, problems, _ = find_images(folder)
     images, repeated = by_image_id(files)
     return images, problems + repeated
 
@@ -134,6 +142,46 @@ def test_archives_are_found_at_any_depth_and_whatever_the_case_of_their_ending(t
     found, problems = found_in(tmp_path)
     assert problems == []
     assert sorted(map(str, found.values())) == [f"{tmp_path}/B.ZIP:B.jpg", f"{tmp_path}/deep/a.zip:a.jpg"]
+
+
+def test_members_of_archives_of_windows_have_backslashes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name in ("images\\a.jpg", "deep\\er\\B.PNG", "deep\\er\\", "__MACOSX\\images\\a.jpg", "deep\\read.me"):
+            archive.writestr(name, name)
+    found, problems = found_in(tmp_path)
+    assert problems == []
+    assert set(found) == {"a", "B"}
+    with ImageReader() as reader:
+        assert reader.read(found["B"]) == b"deep\\er\\B.PNG"
+    assert find_images(tmp_path).passed_over == [f"{tmp_path}/images.zip:deep\\read.me"]
+
+
+def test_what_is_passed_over_is_named_and_counted_by_its_ending(tmp_path):
+    for name in ("a.jpg", "LICENSE", "b.heic", "deep/c.HEIC", "META.CSV", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    images, problems, passed_over = find_images(tmp_path)
+    assert (len(images), problems) == (1, [])
+    assert passed_over == [f"{tmp_path}/{name}" for name in ("LICENSE", "b.heic", "deep/c.HEIC")]
+    (line,) = describe_passed_over(passed_over)
+    assert line.startswith("passed over 3 files that are no images (2 .heic, 1 without an ending): ")
+    assert line.endswith("deep/c.HEIC")
+    assert describe_passed_over([]) == []
+    assert describe_passed_over(["x.txt"] * 9)[0].endswith(": x.txt, x.txt, x.txt, x.txt, x.txt, …")
+
+
+@pytest.mark.parametrize(("kind", "options"), [("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("PNG", {})])
+def test_every_kind_of_image_has_the_same_pixels(kind, options):
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (30, 40, 3), np.uint8))
+    assert np.array_equal(decode_square(encoded(image, kind, **options), 16), decode_square(encoded(image, "PNG"), 16))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_of_16_bits_in_a_tiff_the_upper_8_are_kept(mode):
+    values = np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(">u2" if mode.endswith("B") else "<u2")
+    pixels = decode_square(encoded(Image.frombytes(mode, (40, 40), values.tobytes()), "TIFF"), 40)
+    np.testing.assert_allclose(pixels[..., 0], values.astype(int) >> 8, atol=1)
 
 
 def test_links_to_folders_are_followed_once_and_loops_end(tmp_path):

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import HAM10000, PLAIN, told_apart
 from stages.dataset.augmentation import PARAMETERS_PER_IMAGE
 from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import class_names, class_of
+from stages.dataset.taxonomy import numbers_of
 from stages.errors import InputError
 from stages.files import read_csv, write_csv
 
@@ -102,7 +102,7 @@ def test_labels_and_pixels_are_those_of_the_image(images, store, classes):
         for batch in batches:
             assert batch.images.dtype == torch.uint8
             for number, picture, label in zip(numbers(batch), batch.images, batch.labels):
-                assert class_names(classes)[label] == class_of(store.manifest["dx"][number], classes)
+                assert label == numbers_of([store.manifest["dx"][number]], HAM10000, told_apart(classes))
                 assert np.array_equal(picture, store.read(np.array([number]))[0])
 
 

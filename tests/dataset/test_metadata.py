@@ -5,7 +5,8 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
-from stages.dataset.metadata import find_metadata, read_metadata, subsample_lesions
+from benchmarks.plain import HAM10000
+from stages.dataset.metadata import find_tables, read_metadata, subsample_lesions
 from stages.errors import InputError
 
 
@@ -20,9 +21,13 @@ def table_of(lesions):
     return pd.DataFrame(rows)
 
 
+def read(path, columns=None, classes=None):
+    return read_metadata(path.parent, HAM10000, columns, classes)
+
+
 def test_a_table_without_a_mistake_is_read_in_its_order(dataset):
     dataset.rows.reverse()
-    table, problems, _ = read_metadata(dataset.write_table())
+    table, problems, _ = read(dataset.write_table())
     assert problems == []
     assert list(table["image_id"]) == dataset.ids
     assert list(table["age"]) == [55.0] * 12
@@ -32,7 +37,7 @@ def test_a_table_without_a_mistake_is_read_in_its_order(dataset):
 @pytest.mark.parametrize("cell", ["", "unknown", "NA", "N/A", "nan", "None", "NULL"])
 def test_empty_cells_are_unknown(dataset, cell):
     dataset.rows[0] |= {"age": cell, "sex": cell, "dataset": cell}
-    table, problems, _ = read_metadata(dataset.write_table())
+    table, problems, _ = read(dataset.write_table())
     assert problems == []
     assert math.isnan(table["age"][0])
     assert table["sex"][0] == table["dataset"][0] == "unknown"
@@ -41,28 +46,31 @@ def test_empty_cells_are_unknown(dataset, cell):
 def test_an_image_id_may_have_its_ending_and_a_diagnosis_any_case(dataset):
     ids = dataset.ids
     dataset.rows[0] |= {"image_id": f"{ids[0]}.JPG", "dx": "NV"}
-    table, problems, _ = read_metadata(dataset.write_table())
+    table, problems, _ = read(dataset.write_table())
     assert problems == []
     assert (table["image_id"][0], table["dx"][0]) == (ids[0], "nv")
 
 
 def test_the_dataset_column_may_be_missing_and_the_order_of_the_columns_is_free(dataset):
     columns = ["dx", "image_id", "lesion_id", "localization", "sex", "age", "dx_type"]
-    table, problems, _ = read_metadata(dataset.write_table(columns=columns))
+    table, problems, _ = read(dataset.write_table(columns=columns))
     assert problems == []
-    pd.testing.assert_frame_equal(table, read_metadata(dataset.write_table())[0])
+    pd.testing.assert_frame_equal(table, read(dataset.write_table())[0])
 
 
-@pytest.mark.parametrize("name", ["HAM10000_metadata.csv", "HAM10000_metadata", "my_table.csv"])
+@pytest.mark.parametrize(
+    "name", ["HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "my_table.csv", "deep/META.CSV"]
+)
 def test_the_table_is_found_by_its_name_or_as_the_only_one(dataset, name):
+    (dataset.folder / "deep").mkdir()
     path = dataset.write_table(name)
-    assert find_metadata(dataset.folder) == path
+    assert find_tables(dataset.folder) == [path]
 
 
 def test_other_tables_beside_ham10000_s_do_not_matter(dataset):
     dataset.write_table("other.csv")
     path = dataset.write_table()
-    assert find_metadata(dataset.folder) == path
+    assert find_tables(dataset.folder) == [path]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +93,7 @@ def test_other_tables_beside_ham10000_s_do_not_matter(dataset):
 )
 def test_a_bad_cell_is_named_with_its_row_and_leaves_the_other_rows_usable(dataset, change, expected):
     dataset.rows[5] |= change
-    table, problems, _ = read_metadata(dataset.write_table())
+    table, problems, _ = read(dataset.write_table())
     assert len(problems) == 1
     assert problems[0].startswith(f"HAM10000_metadata.csv row 7: {expected}")
     assert set(dataset.ids[:5] + dataset.ids[6:]) <= set(table["image_id"])
@@ -95,14 +103,14 @@ def test_a_bad_cell_is_named_with_its_row_and_leaves_the_other_rows_usable(datas
 def test_a_row_with_another_number_of_fields_is_named(dataset, cells):
     path = dataset.write_table()
     path.write_text(path.read_text() + cells + "\n")
-    table, problems, _ = read_metadata(path)
+    table, problems, _ = read(path)
     assert problems == [f"HAM10000_metadata.csv row 14: {cells.count(',') + 1} fields; the header has 8"]
     assert len(table) == 12
 
 
 def test_a_table_of_a_header_alone_has_no_rows(dataset):
     dataset.rows.clear()
-    assert read_metadata(dataset.write_table())[1] == ["HAM10000_metadata.csv: no rows; one for each image is needed"]
+    assert read(dataset.write_table())[1] == ["HAM10000_metadata.csv: no rows; one for each image is needed"]
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.35, 0.5, 0.9])
@@ -142,7 +150,7 @@ def test_a_table_with_an_open_quote_is_refused(dataset):
     path = dataset.write_table()
     path.write_text(path.read_text() + '"L9,I9\n')
     with pytest.raises(InputError, match="is not a CSV file"):
-        read_metadata(path)
+        read(path)
 
 
 def write(folder, name, text, encoding="utf-8"):
@@ -177,7 +185,6 @@ def isic2019(tmp_path):
     def make(metadata=ISIC_2019, truth=ISIC_2019_TRUTH, encoding="utf-8"):
         write(tmp_path / "isic", "ISIC_2019_Training_GroundTruth.csv", truth, encoding)
         path = write(tmp_path / "isic", "ISIC_2019_Training_Metadata.csv", metadata, encoding)
-        assert find_metadata(tmp_path / "isic") == path
         return path
 
     return make
@@ -185,7 +192,7 @@ def isic2019(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_isic_2019_is_read_from_its_two_tables(isic2019, encoding):
-    table, problems, notes = read_metadata(isic2019(encoding=encoding))
+    table, problems, notes = read(isic2019(encoding=encoding))
     assert problems == []
     assert list(table["image_id"]) == ["ISIC_0000000", "ISIC_0024306", "ISIC_0024307_downsampled"]
     assert list(table["dx"]) == ["nv", "akiec", "akiec"]
@@ -202,15 +209,14 @@ def test_isic_2019_is_read_from_its_two_tables(isic2019, encoding):
 
 def test_a_table_of_diagnoses_alone_is_a_dataset(tmp_path):
     path = write(tmp_path / "isic", "ISIC_2019_Training_GroundTruth.csv", ISIC_2019_TRUTH)
-    assert find_metadata(tmp_path / "isic") == path
-    table, problems, _ = read_metadata(path)
+    table, problems, _ = read(path)
     assert problems == []
     assert list(table["dx"]) == ["akiec", "akiec", "nv"]
     assert list(table["lesion_id"]) == list(table["image_id"])
 
 
 def test_isic_2020_is_read_with_its_lesions(tmp_path):
-    table, problems, notes = read_metadata(write(tmp_path, "ISIC_2020_Training_GroundTruth_v2.csv", ISIC_2020))
+    table, problems, notes = read(write(tmp_path, "ISIC_2020_Training_GroundTruth_v2.csv", ISIC_2020))
     assert problems == notes == []
     assert list(table["image_id"]) == ["ISIC_1", "ISIC_2", "ISIC_3"]
     assert list(table["dx"]) == ["nv", "bkl", "mel"]
@@ -227,7 +233,7 @@ def test_without_lesions_isic_2020_is_grouped_by_patient_whose_diagnoses_may_dif
         text = "\n".join(
             ",".join(cell for place, cell in enumerate(row.split(",")) if place != 2) for row in text.split("\n")
         )
-    table, problems, notes = read_metadata(write(tmp_path, "isic.csv", text))
+    table, problems, notes = read(write(tmp_path, "isic.csv", text))
     assert problems == []
     assert list(table["lesion_id"]) == ["IP_1", "IP_1", "IP_2"]
     missing = 3 if lesions == "no column" else 1
@@ -241,7 +247,7 @@ def test_a_lesion_stays_whole_where_only_some_of_its_images_name_the_patient(tmp
     header = "image_name,patient_id,lesion_id,sex,age_approx,anatom_site_general_challenge,diagnosis"
     rows = ["A,IP_1,IL_1", "B,,IL_1", "C,IP_2,IL_1", "D,IP_2,", "E,,IL_2", "F,,"]
     text = "\n".join([header, *(f"{row},male,40,torso,melanoma" for row in rows)]) + "\n"
-    table, problems, _ = read_metadata(write(tmp_path, "isic.csv", text))
+    table, problems, _ = read(write(tmp_path, "isic.csv", text))
     assert problems == []
     lesions = dict(zip(table["image_id"], table["lesion_id"]))
     assert lesions["A"] == lesions["B"] == lesions["C"]
@@ -254,7 +260,7 @@ OWN_COLUMNS = {"image_id": "file", "dx": "label", "age": "years"}
 
 def test_a_mapping_names_the_columns_and_the_diagnoses_of_any_table(tmp_path):
     path = write(tmp_path, "own.csv", OWN)
-    table, problems, notes = read_metadata(path, OWN_COLUMNS, {"Naevus": "nv", "1": None})
+    table, problems, notes = read(path, OWN_COLUMNS, {"Naevus": "nv", "1": None})
     assert problems == []
     assert list(table["image_id"]) == list(table["lesion_id"]) == ["A1", "A2"]
     assert list(table["dx"]) == ["nv", "bcc"]
@@ -270,7 +276,7 @@ def test_a_label_may_be_mapped_in_ham10000_s_table_too_and_the_rest_stays_strict
     dataset.rows[4]["dx"] = dataset.rows[5]["dx"] = "naevus"
     dataset.rows[6]["dx"] = dataset.rows[7]["dx"] = "scar"
     dataset.rows[9]["dx"] = "mole"
-    table, problems, notes = read_metadata(dataset.write_table(), classes={"naevus": "nv", "scar": None})
+    table, problems, notes = read(dataset.write_table(), classes={"naevus": "nv", "scar": None})
     assert [problem[:54] for problem in problems] == ["HAM10000_metadata.csv row 11: unknown diagnosis 'mole'"]
     assert list(table["dx"][4:6]) == ["nv", "nv"]
     assert len(table) == 9
@@ -280,8 +286,8 @@ def test_a_label_may_be_mapped_in_ham10000_s_table_too_and_the_rest_stays_strict
 def test_a_column_of_ham10000_that_is_not_there_can_be_said_to_be_missing(dataset):
     path = dataset.write_table(columns=["image_id", "dx", "dx_type", "age", "sex", "localization"])
     with pytest.raises(InputError, match=r"column lesion_id is missing; .* or data.columns must name yours"):
-        read_metadata(path)
-    table, problems, notes = read_metadata(path, {"lesion_id": None})
+        read(path)
+    table, problems, notes = read(path, {"lesion_id": None})
     assert problems == []
     assert list(table["lesion_id"]) == dataset.ids
     assert len(notes) == 1
@@ -290,7 +296,7 @@ def test_a_column_of_ham10000_that_is_not_there_can_be_said_to_be_missing(datase
 def test_a_mapping_comes_before_what_is_known(tmp_path):
     path = write(tmp_path, "isic.csv", ISIC_2020)
     columns = {"dx": "benign_malignant", "lesion_id": None, "patient_id": None, "localization": None}
-    table, problems, notes = read_metadata(path, columns, {"benign": "nv", "malignant": "mel"})
+    table, problems, notes = read(path, columns, {"benign": "nv", "malignant": "mel"})
     assert problems == []
     assert list(table["dx"]) == ["nv", "nv", "mel"]
     assert list(table["lesion_id"]) == ["ISIC_1", "ISIC_2", "ISIC_3"]
@@ -300,11 +306,11 @@ def test_a_mapping_comes_before_what_is_known(tmp_path):
 
 def test_each_unknown_label_is_one_line_with_what_to_write(isic2019):
     truth = ISIC_2019_TRUTH.replace("1.0,0.0,0.0,0.0,0.0,0.0\n", "0.0,0.0,0.0,0.0,1.0,0.0\n")
-    table, problems, _ = read_metadata(isic2019(truth=truth))
+    table, problems, _ = read(isic2019(truth=truth))
     assert list(table["dx"]) == ["nv"]
     assert problems == [
         "ISIC_2019_Training_Metadata.csv row 3: unknown diagnosis 'SCC'; dx must be one of akiec, bcc, bkl, df, mel, "
-        "nv, vasc: data.classes can say which, as {SCC: nv}, or {SCC: null} to leave out the images so labelled (2)"
+        "nv, vasc: data.classes can say which, as {SCC: akiec}, or {SCC: null} to leave out the images so labelled (2)"
     ]
 
 
@@ -337,7 +343,7 @@ def test_a_bad_row_of_isic_s_tables_is_named_with_its_file_and_value(isic2019, m
         metadata=ISIC_2019.replace(*metadata) if metadata else ISIC_2019,
         truth=ISIC_2019_TRUTH.replace(*truth) if truth else ISIC_2019_TRUTH,
     )
-    _, problems, _ = read_metadata(path)
+    _, problems, _ = read(path)
     assert any(expected in problem for problem in problems), problems
     assert all(problem.startswith("ISIC_2019_Training_") for problem in problems)
 
@@ -368,15 +374,15 @@ def test_a_bad_row_of_isic_s_tables_is_named_with_its_file_and_value(isic2019, m
 def test_a_table_whose_columns_are_not_clear_is_refused(tmp_path, text, columns, expected):
     path = write(tmp_path, "own.csv", text)
     with pytest.raises(InputError) as caught:
-        read_metadata(path, columns)
+        read(path, columns)
     assert expected in str(caught.value)
     assert str(path) in str(caught.value) or expected.startswith("data.columns.diagnosis")
 
 
 def test_a_table_of_diagnoses_without_its_image_column_is_named(isic2019):
     path = isic2019(truth=ISIC_2019_TRUTH.replace("image,", "picture,"))
-    with pytest.raises(InputError, match=r"GroundTruth.csv: no column is known to hold image_id"):
-        read_metadata(path)
+    with pytest.raises(InputError, match=r"hold the diagnosis; .*passed over ISIC_2019_Training_GroundTruth.csv"):
+        read(path)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
@@ -385,16 +391,16 @@ def test_another_encoding_is_named_with_its_line(tmp_path, encoding):
     with pytest.raises(
         InputError, match=f"own.csv is not a CSV file in UTF-8: .*in line {4 if encoding == 'latin-1' else 1}"
     ):
-        read_metadata(path, OWN_COLUMNS)
+        read(path, OWN_COLUMNS)
 
 
 def test_a_diagnosis_that_there_is_not_is_refused(dataset):
     with pytest.raises(InputError, match=r"data.classes maps 'SCC' to 'scc'; it must be one of akiec, .* or null"):
-        read_metadata(dataset.write_table(), classes={"SCC": "scc"})
+        read(dataset.write_table(), classes={"SCC": "scc"})
 
 
-def test_three_tables_are_too_many(tmp_path):
-    for name in ("a_GroundTruth.csv", "b.csv", "c.csv"):
-        write(tmp_path, name, "")
-    with pytest.raises(InputError, match=r"found a_GroundTruth.csv, b.csv, c.csv"):
-        find_metadata(tmp_path)
+def test_tables_that_cannot_be_joined_are_named(tmp_path):
+    for name, text in (("a.csv", "image,dx\nI1,nv\n"), ("b.csv", "image,diagnosis\nI1,nv\n"), ("c.csv", "x\n")):
+        write(tmp_path, name, text)
+    with pytest.raises(InputError, match=r"must hold one CSV table, or .*; found a.csv, b.csv$"):
+        read(tmp_path / "a.csv")

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.plain import HAM10000
 from stages.dataset import pixels
 from stages.dataset.pixels import (
     MANIFEST,
@@ -10,6 +11,7 @@ from stages.dataset.pixels import (
     add_places,
     create_shard,
     shard_path,
+    write_manifest,
     write_pixels,
 )
 from stages.errors import InputError
@@ -23,7 +25,7 @@ def folder(tmp_path, monkeypatch):
     columns = {name: ["x"] * 11 for name in MANIFEST_COLUMNS if name not in ("shard", "row")}
     table = pd.DataFrame(columns | {"image_id": [f"I{number}" for number in range(11)], "dx": "nv", "age": 5.0})
     manifest = add_places(table)
-    write_csv(tmp_path / MANIFEST, manifest)
+    write_manifest(tmp_path, manifest, HAM10000)
     for shard, rows in manifest.groupby("shard"):
         content = np.stack([np.full((16, 16, 3), number, np.uint8) for number in rows.index])
         np.save(shard_path(tmp_path, shard), content)

@@ -7,10 +7,9 @@ import pytest
 from scipy.stats import t
 from sklearn import metrics as reference
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import PLAIN, told_apart
 from stages.checks import checked
 from stages.classifier.calibration import Calibration, apply_temperature
-from stages.dataset.taxonomy import class_names
 from stages.errors import InputError
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.comparison import AT_THRESHOLD
@@ -43,8 +42,9 @@ def predictions(probabilities: np.ndarray, labels: np.ndarray, lesions: np.ndarr
     numbers = np.arange(len(labels))
     lesions = numbers // 2 if lesions is None else lesions
     ids = pd.DataFrame({"image_id": [f"I{n}" for n in numbers], "lesion_id": [f"L{n}" for n in lesions]})
-    names = class_names(probabilities.shape[1])
-    return Predictions(predictions_table(ids, "test", [names[label] for label in labels], probabilities), names)
+    told = told_apart(probabilities.shape[1])
+    names = [told.names[label] for label in labels]
+    return Predictions(predictions_table(ids, "test", names, probabilities, told), told)
 
 
 def manifest(images: int) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def test_the_headline_metrics_are_those_of_scikit_learn(classes):
     called = score >= CALIBRATION.threshold
     values = {name: number["value"] for name, number in section["metrics"].items()}
     one_hot = probabilities[:, 1] if classes == 2 else probabilities
-    expected = compute_metrics(probabilities, labels)["metrics"] | {
+    expected = compute_metrics(probabilities, labels, told_apart(classes))["metrics"] | {
         "accuracy": reference.accuracy_score(labels, probabilities.argmax(axis=1)),
         "auroc" if classes == 2 else "malignant_auroc": reference.roc_auc_score(truth, score),
         "sensitivity_at_threshold": reference.recall_score(truth, called),
@@ -263,7 +263,7 @@ def edge_cases() -> list:
 def test_where_a_number_is_undefined_it_is_null_and_nothing_fails(classes, raw, labels, lesions, tmp_path):
     kinds = np.unique(np.isin(labels, MALIGNANT[classes]))
     config = replace(CONFIG, bootstrap_replicates=100)
-    calibration = CALIBRATION if len(kinds) == 1 else fit_calibration(raw, labels, config)
+    calibration = CALIBRATION if len(kinds) == 1 else fit_calibration(raw, labels, told_apart(raw.shape[1]), config)
     _, section = assessed(raw, labels, lesions, calibration, config)
     write_json(tmp_path / "details.json", section)  # refuses NaN
     written = json.loads((tmp_path / "details.json").read_text())
@@ -295,7 +295,7 @@ def test_probabilities_that_are_no_numbers_are_refused(classes):
     with pytest.raises(ValueError, match="at least 0 and sum to 1"):
         assess(predictions(broken, labels), raw, manifest(20), CALIBRATION, CONFIG)
     with pytest.raises(ValueError, match="at least 0 and sum to 1"):
-        fit_calibration(broken, labels, CONFIG)
+        fit_calibration(broken, labels, told_apart(broken.shape[1]), CONFIG)
 
 
 # 715: there the sum of three rounded probabilities is below the threshold that their exact sum would give.
@@ -304,7 +304,7 @@ def test_the_thresholds_hold_what_they_promise_for_the_probabilities_that_are_wr
     random = np.random.default_rng(seed)
     labels = random.integers(7, size=60)
     raw = softmax(2 * random.normal(size=(60, 7)) + np.eye(7)[labels])
-    calibration = fit_calibration(raw, labels, CONFIG)
+    calibration = fit_calibration(raw, labels, told_apart(raw.shape[1]), CONFIG)
     validation = predictions(apply_temperature(raw, calibration.temperature), labels)
     score = validation.malignant_probability[validation.is_malignant]
     assert (score >= calibration.threshold).mean() >= 0.8
@@ -323,7 +323,7 @@ def test_the_average_of_networks_that_agree_mostly_is_calibrated_and_reaches_its
         return np.stack([1 - malignant, malignant], axis=1), labels
 
     for _ in range(20):
-        calibration = fit_calibration(*average(1200), replace(CONFIG, target_sensitivity=0.9))
+        calibration = fit_calibration(*average(1200), told_apart(2), replace(CONFIG, target_sensitivity=0.9))
         raw, labels = average(20_000)
         calibrated = apply_temperature(raw, calibration.temperature)
         test = predictions(calibrated, labels)
@@ -337,14 +337,14 @@ def test_the_average_of_networks_that_agree_mostly_is_calibrated_and_reaches_its
 @pytest.mark.parametrize(("classes", "labels"), [(2, [0, 0, 0]), (2, [1, 1, 1]), (7, [2, 3, 5]), (7, [0, 1, 4])])
 def test_validation_images_of_one_kind_are_refused_with_what_to_change(classes, labels):
     with pytest.raises(InputError, match=r"validation images .* choose another split\.val_fold, or add lesions"):
-        fit_calibration(np.full((3, classes), 1 / classes), np.array(labels), CONFIG)
+        fit_calibration(np.full((3, classes), 1 / classes), np.array(labels), told_apart(classes), CONFIG)
 
 
 def test_what_was_fitted_is_kept_with_how_it_was_fitted():
     raw, labels = random_outputs(2)
     for augmented in (True, False):
         config = replace(CONFIG, test_time_augmentation=augmented, target_sensitivity=0.95)
-        calibration = fit_calibration(raw, labels, config)
+        calibration = fit_calibration(raw, labels, told_apart(raw.shape[1]), config)
         assert calibration.test_time_augmentation is augmented
         assert calibration.target_sensitivity == 0.95
         assert calibration.temperature > 1, "the random outputs are overconfident"

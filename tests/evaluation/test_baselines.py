@@ -7,7 +7,8 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from stages.dataset.taxonomy import DIAGNOSES, class_names
+from benchmarks.plain import HAM10000, told_apart
+from stages.dataset.taxonomy import numbers_of
 from stages.evaluation.baselines import COLUMNS, assess_baselines, predict_from_metadata
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, predictions_table
@@ -18,7 +19,7 @@ def patients(images: int, seed: int, tells: bool = True) -> pd.DataFrame:
     """Rows of the manifest, where age tells of the diagnosis if `tells`."""
     random = np.random.default_rng(seed)
     age = random.integers(20, 90, images).astype(float)
-    dx = random.choice(list(DIAGNOSES), images)
+    dx = random.choice(list(HAM10000), images)
     if tells:
         dx = np.where(random.random(images) < age / 100, "mel", "nv")
     return pd.DataFrame(
@@ -36,19 +37,23 @@ def patients(images: int, seed: int, tells: bool = True) -> pd.DataFrame:
 
 def predict(images: pd.DataFrame, classes: int) -> Predictions:
     """Predictions that are right nine times in ten."""
-    names = class_names(classes)
-    labels = [dx if classes == 7 else names[DIAGNOSES[dx].malignant] for dx in images["dx"]]
+    names = told_apart(classes).names
+    labels = [dx if classes == 7 else names[HAM10000[dx].malignant] for dx in images["dx"]]
     told = np.array([names.index(label) for label in labels])
     told[::10] = (told[::10] + 1) % classes
     probabilities = np.full((len(images), classes), 0.3 / classes) + 0.7 * np.eye(classes)[told]
     probabilities += np.random.default_rng(0).random(probabilities.shape) / 50
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     ids = pd.DataFrame({"image_id": [f"I{n}" for n in images.index], "lesion_id": [f"L{n}" for n in images.index]})
-    return Predictions(predictions_table(ids, "test", labels, probabilities), names)
+    return Predictions(predictions_table(ids, "test", labels, probabilities, told_apart(classes)), told_apart(classes))
+
+
+def labels_of(images: pd.DataFrame, classes: int) -> np.ndarray:
+    return numbers_of(images["dx"], HAM10000, told_apart(classes))
 
 
 def judged(test: pd.DataFrame, train: pd.DataFrame, classes: int = 2) -> dict:
-    return assess_baselines(predict(test, classes), test, train, 200, 0.95)
+    return assess_baselines(predict(test, classes), test, train, labels_of(train, classes), 200, 0.95)
 
 
 @pytest.mark.parametrize("classes", [2, 7])
@@ -58,7 +63,7 @@ def test_the_majority_class_is_that_of_the_training_images(classes):
     test = patients(100, 1, tells=False)
     majority = judged(test, train, classes)["majority_class"]
     assert majority["class"] == ("benign" if classes == 2 else "bkl")
-    share = np.mean([not DIAGNOSES[dx].malignant if classes == 2 else dx == "bkl" for dx in test["dx"]])
+    share = np.mean([not HAM10000[dx].malignant if classes == 2 else dx == "bkl" for dx in test["dx"]])
     assert majority["metrics"]["accuracy"]["value"] == pytest.approx(share)
     assert majority["metrics"]["balanced_accuracy"]["value"] == pytest.approx(1 / classes)
     name = "auroc" if classes == 2 else "macro_auroc"
@@ -87,12 +92,11 @@ def test_the_metadata_baseline_is_a_logistic_regression_on_age_band_sex_and_loca
 @pytest.mark.parametrize("classes", [2, 7])
 def test_the_regression_is_that_of_scikit_learn(classes):
     train, test = patients(600, 0, tells=classes == 2), patients(100, 1)
-    labels = [dx if classes == 7 else class_names(2)[DIAGNOSES[dx].malignant] for dx in train["dx"]]
+    labels = numbers_of(train["dx"], HAM10000, told_apart(classes))
     model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression(max_iter=1000, tol=1e-9))
     model.fit(subgroup_table(train)[COLUMNS], labels)
     expected = model.predict_proba(subgroup_table(test)[COLUMNS])
-    expected = expected[:, [list(model.classes_).index(name) for name in class_names(classes)]]
-    np.testing.assert_allclose(predict_from_metadata(train, test, classes), expected, atol=1e-5)
+    np.testing.assert_allclose(predict_from_metadata(train, labels, test, classes), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 7])
@@ -100,7 +104,7 @@ def test_what_the_image_adds_is_the_difference_to_the_metadata(classes):
     train, test = patients(600, 0, tells=False), patients(200, 1, tells=False)
     metadata = judged(test, train, classes)["metadata"]
     predictions = predict(test, classes)
-    ours = compute_metrics(predictions.probabilities, predictions.labels)["metrics"]
+    ours = compute_metrics(predictions.probabilities, predictions.labels, predictions.classes)["metrics"]
     assert set(metadata["image_adds"]) == set(metadata["metrics"]) == set(ours)
     for name, number in metadata["image_adds"].items():
         assert number["value"] == pytest.approx(ours[name] - metadata["metrics"][name]["value"]), name
@@ -116,7 +120,8 @@ def test_a_classifier_that_says_what_the_metadata_say_adds_nothing_with_certaint
     table = predictions.table.assign(probability_malignant=band, probability_benign=1 - band)
     for column in ("sex", "localization"):
         train[column], test[column] = "unknown", "unknown"
-    added = assess_baselines(Predictions(table, predictions.classes), test, train, 100, 0.95)["metadata"]["image_adds"]
+    predictions = Predictions(table, predictions.classes)
+    added = assess_baselines(predictions, test, train, labels_of(train, 2), 100, 0.95)["metadata"]["image_adds"]
     assert added["auroc"] == {"value": 0, "interval": [0, 0]}
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.dataset.taxonomy import class_names
+from benchmarks.plain import told_apart
 from stages.errors import InputError
 from stages.evaluation.cases import KINDS, choose_cases, most_confident_mistakes, read_cases, write_cases
 from stages.evaluation.predictions import Predictions
@@ -18,7 +18,7 @@ def table(*rows):
     content = {"image_id": images, "lesion_id": lesions, "split": "test"}
     content["label"] = np.where(malignant, "malignant", "benign")
     content |= {"probability_benign": 1 - probability, "probability_malignant": probability}
-    return Predictions(pd.DataFrame(content), class_names(2))
+    return Predictions(pd.DataFrame(content), told_apart(2))
 
 
 def chosen(predictions, threshold=0.5, count=10):
@@ -88,7 +88,7 @@ def test_images_with_the_same_probability_keep_their_order():
 
 def test_of_seven_classes_the_malignant_ones_count_together(predictions_of):
     predictions = predictions_of([4], 7)  # a melanoma
-    predictions.table.loc[:, [f"probability_{name}" for name in class_names(7)]] = [0.2, 0.2, 0, 0, 0.2, 0.4, 0]
+    predictions.table.loc[:, [f"probability_{name}" for name in told_apart(7).names]] = [0.2, 0.2, 0, 0, 0.2, 0.4, 0]
     assert chosen(predictions, 0.55) == {TP: ["I000"]}
     assert chosen(predictions, 0.65) == {FN: ["I000"]}
 
@@ -107,7 +107,7 @@ def test_one_mistake_of_a_lesion_is_shown():
 
 def test_one_benign_diagnosis_taken_for_another_is_a_mistake(predictions_of):
     predictions = predictions_of([5, 5], 7)  # two nevi of one lesion
-    columns = [f"probability_{name}" for name in class_names(7)]
+    columns = [f"probability_{name}" for name in told_apart(7).names]
     predictions.table.loc[0, columns] = [0, 0, 0.3, 0, 0, 0.7, 0]
     predictions.table.loc[1, columns] = [0, 0, 0.6, 0, 0, 0.4, 0]
     assert list(most_confident_mistakes(predictions, 5)) == [1]

@@ -4,7 +4,7 @@ import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from stages.dataset.taxonomy import class_names
+from benchmarks.plain import told_apart
 from stages.errors import InputError
 from stages.evaluation.comparison import (
     BETTER,
@@ -26,7 +26,7 @@ LABELS = [0, 0, 1, 1] * 50  # two images of each lesion
 
 def model(labels, malignant_probability, lesions=None):
     """Predictions of two classes."""
-    names, score = class_names(2), np.asarray(malignant_probability, float)
+    told, score = told_apart(2), np.asarray(malignant_probability, float)
     count = range(len(score))
     images = pd.DataFrame(
         {
@@ -35,7 +35,10 @@ def model(labels, malignant_probability, lesions=None):
         }
     )
     return Predictions(
-        predictions_table(images, "test", [names[label] for label in labels], np.stack([1 - score, score], 1)), names
+        predictions_table(
+            images, "test", [told.names[label] for label in labels], np.stack([1 - score, score], 1), told
+        ),
+        told,
     )
 
 
@@ -81,10 +84,11 @@ def test_the_values_are_those_of_the_metrics(predictions_of, classes):
     base = predictions_of([number // 2 % classes for number in range(140)], classes)
     shuffled = base.table[[column for column in base.table if column.startswith("probability_")]].to_numpy()[::-1]
     new = Predictions(base.table.copy(), base.classes)
-    new.table[[f"probability_{name}" for name in new.classes]] = shuffled
+    new.table[[f"probability_{name}" for name in new.classes.names]] = shuffled
     result = compare(base, new)["metrics"]
     for side, predictions in (("base", base), ("new", new)):
-        for name, value in compute_metrics(predictions.probabilities, predictions.labels)["metrics"].items():
+        measured = compute_metrics(predictions.probabilities, predictions.labels, predictions.classes)
+        for name, value in measured["metrics"].items():
             assert result[name][side] == pytest.approx(value), name
     for metric in result.values():
         assert metric["difference"]["value"] == pytest.approx(metric["new"] - metric["base"])

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from stages.dataset.taxonomy import class_names
+from benchmarks.plain import told_apart
 from stages.evaluation.curves import (
     DECISION_THRESHOLDS,
     decision_curve_table,
@@ -92,8 +92,9 @@ def test_no_positives_have_no_precision_recall_curve():
 def predictions(truth: np.ndarray, score: np.ndarray) -> Predictions:
     """One image a lesion."""
     ids = pd.DataFrame({name: np.arange(len(truth)).astype(str) for name in ("image_id", "lesion_id")})
-    labels = [class_names(2)[malignant] for malignant in truth.astype(int)]
-    return Predictions(predictions_table(ids, "test", labels, np.stack([1 - score, score], axis=1)), class_names(2))
+    labels = [told_apart(2).names[malignant] for malignant in truth.astype(int)]
+    probabilities = np.stack([1 - score, score], axis=1)
+    return Predictions(predictions_table(ids, "test", labels, probabilities, told_apart(2)), told_apart(2))
 
 
 @pytest.mark.parametrize("with_band", [roc_with_band, precision_recall_with_band])

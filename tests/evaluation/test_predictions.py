@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from benchmarks.plain import HAM10000, told_apart
 from stages.errors import InputError
 from stages.evaluation.metrics import compute_metrics
-from stages.evaluation.predictions import Predictions, read_predictions
+from stages.evaluation.predictions import Predictions, describe_classes, read_predictions
 from stages.files import write_csv
 
 
@@ -19,12 +20,13 @@ def test_what_is_read_is_what_was_written(predictions_of, tmp_path, classes):
     labels = [number % classes for number in range(20)]
     written = predictions_of(labels, classes)
     write_csv(tmp_path / "predictions.csv", written.table)
-    read = read_predictions(tmp_path / "predictions.csv")
+    described = describe_classes(told_apart(classes), HAM10000).get("taxonomy")
+    read = read_predictions(tmp_path / "predictions.csv", described)
     assert read.classes == written.classes
     assert list(read.labels) == labels
     assert np.array_equal(read.probabilities, written.probabilities)
     assert read.table.equals(written.table)
-    now, later = (compute_metrics(each.probabilities, each.labels) for each in (written, read))
+    now, later = (compute_metrics(each.probabilities, each.labels, each.classes) for each in (written, read))
     assert now == later
 
 
@@ -44,7 +46,7 @@ def test_malignancy_is_the_second_of_two_classes(predictions_of):
 def test_seven_diagnoses_are_read_as_benign_or_malignant(predictions_of):
     seven = predictions_of(list(range(7)), 7, split="val")
     two = seven.benign_or_malignant
-    assert two.classes == ("benign", "malignant")
+    assert two.classes == told_apart(2)
     assert list(two.labels) == [1, 1, 0, 0, 1, 0, 0]
     assert np.array_equal(two.malignant_probability, seven.malignant_probability), "rounded, it might cross a threshold"
     np.testing.assert_allclose(two.probabilities[:, 0], seven.probabilities[:, [2, 3, 5, 6]].sum(axis=1), atol=3e-6)
@@ -55,7 +57,7 @@ def test_seven_diagnoses_are_read_as_benign_or_malignant(predictions_of):
 def test_a_split_has_its_rows_only(predictions_of):
     table = predictions_of([0, 1, 0, 1], 2).table
     table["split"] = ["val", "test", "test", "val"]
-    of_test = Predictions(table, ("benign", "malignant")).of("test")
+    of_test = Predictions(table, told_apart(2)).of("test")
     assert list(of_test.table["image_id"]) == ["I001", "I002"]
     assert list(of_test.labels) == [1, 0]
 
@@ -82,7 +84,7 @@ def test_a_split_has_its_rows_only(predictions_of):
 def test_a_changed_table_is_refused_with_its_name_and_the_reason(path, old, new, message):
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputError) as caught:
-        read_predictions(path)
+        read_predictions(path, None)
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
 
@@ -93,7 +95,7 @@ def test_a_probability_that_is_no_finite_number_is_refused(path, value):
     lines[2] = ",".join([*lines[2].split(",")[:-1], value])
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match=r"predictions\.csv: "):
-        read_predictions(path)
+        read_predictions(path, None)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00"])
@@ -102,4 +104,4 @@ def test_a_missing_or_damaged_table_is_refused_with_its_name(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"predictions\.csv .*`dvc repro`"):
-        read_predictions(path)
+        read_predictions(path, None)

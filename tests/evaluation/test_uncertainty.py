@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import norm, t, ttest_ind
 from statsmodels.stats.proportion import proportion_confint
 
-from stages.dataset.taxonomy import class_names
+from benchmarks.plain import told_apart
 from stages.evaluation import uncertainty
 from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.metrics import compute_metrics, effective_lesions_of
@@ -32,13 +32,13 @@ def random_predictions(images: int, classes: int):
 
 
 def estimates(probabilities, labels, lesions, replicates=300, confidence=0.95):
-    names = class_names(probabilities.shape[1])
+    told = told_apart(probabilities.shape[1])
     table = pd.DataFrame({"image_id": np.arange(len(labels)).astype(str), "lesion_id": lesions})
     predictions = Predictions(
-        predictions_table(table, "test", [names[label] for label in labels], probabilities), names
+        predictions_table(table, "test", [told.names[label] for label in labels], probabilities, told), told
     )
     return estimate(
-        lambda weights: weighted_metrics(probabilities, labels, weights),
+        lambda weights: weighted_metrics(probabilities, labels, weights, told),
         lesions,
         replicates,
         confidence,
@@ -84,7 +84,7 @@ def test_the_numbers_do_not_depend_on_how_many_replicates_fit_into_memory(monkey
 def test_a_value_is_that_of_the_test_set_and_lies_in_its_interval(classes):
     probabilities, labels = random_predictions(300, classes)
     numbers = estimates(probabilities, labels, np.arange(300))
-    expected = compute_metrics(probabilities, labels)["metrics"]
+    expected = compute_metrics(probabilities, labels, told_apart(classes))["metrics"]
     assert {name: number["value"] for name, number in numbers.items()} == pytest.approx(expected)
     for name, number in numbers.items():
         low, high = number["interval"]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from benchmarks.plain import told_apart
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.uncertainty import combine
 from stages.evaluation.weighted import (
@@ -24,7 +25,7 @@ def random_predictions(classes: int, images: int = 200) -> tuple[np.ndarray, np.
 
 
 def expected(probabilities, labels) -> dict:
-    return compute_metrics(probabilities, labels)["metrics"]
+    return compute_metrics(probabilities, labels, told_apart(probabilities.shape[1]))["metrics"]
 
 
 @pytest.fixture(params=["distinct scores", "ties", "all scores the same", "perfect", "inverted", "one positive"])
@@ -53,7 +54,7 @@ def weights():
 @pytest.mark.parametrize("classes", [2, 7])
 def test_a_weight_counts_an_image_as_often(classes, weights):
     probabilities, labels = random_predictions(classes)
-    weighted = weighted_metrics(probabilities, labels, weights)
+    weighted = weighted_metrics(probabilities, labels, weights, told_apart(classes))
     for number, weight in enumerate(weights.astype(int)):
         repeated = np.repeat(np.arange(200), weight)
         numbers = {name: combine(name, values[number]) for name, values in weighted.items()}
@@ -63,7 +64,7 @@ def test_a_weight_counts_an_image_as_often(classes, weights):
 @pytest.mark.parametrize("classes", [2, 7])
 def test_a_class_that_a_replicate_lacks_is_left_out_of_its_means(classes):
     probabilities, labels = random_predictions(classes)
-    weighted = weighted_metrics(probabilities, labels, (labels != 1).astype(float)[None])
+    weighted = weighted_metrics(probabilities, labels, (labels != 1).astype(float)[None], told_apart(classes))
     without = expected(probabilities[labels != 1], labels[labels != 1])
     for name, value in without.items():
         number = combine(name, weighted[name][0])
@@ -72,7 +73,7 @@ def test_a_class_that_a_replicate_lacks_is_left_out_of_its_means(classes):
 
 def test_where_nothing_is_predicted_malignant_there_is_no_precision():
     probabilities = np.full((4, 2), [0.9, 0.1])
-    metrics = weighted_metrics(probabilities, np.array([0, 1, 0, 1]), np.ones((1, 4)))
+    metrics = weighted_metrics(probabilities, np.array([0, 1, 0, 1]), np.ones((1, 4)), told_apart(2))
     assert np.isnan(metrics["precision"]).all()
     assert metrics["f1"] == [0]
     assert metrics["accuracy"] == combine("balanced_accuracy", metrics["balanced_accuracy"]) == [0.5]
@@ -80,7 +81,7 @@ def test_where_nothing_is_predicted_malignant_there_is_no_precision():
 
 def test_a_diagnosis_that_is_never_predicted_has_a_precision_of_0():
     probabilities = np.full((2, 7), [0.4, *[0.1] * 6])
-    metrics = weighted_metrics(probabilities, np.array([0, 1]), np.ones((1, 2)))
+    metrics = weighted_metrics(probabilities, np.array([0, 1]), np.ones((1, 2)), told_apart(7))
     assert metrics["macro_precision"][0, :2].tolist() == [0.5, 0]
 
 

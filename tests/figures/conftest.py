@@ -8,10 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from benchmarks.plain import PLAIN
+from benchmarks.plain import PLAIN, taxonomy_of
 from stages.classifier.calibration import Calibration
 from stages.evaluation.assessment import assess
-from stages.evaluation.predictions import Predictions
+from stages.evaluation.predictions import Predictions, describe_classes
 
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.45)
 
@@ -33,7 +33,7 @@ def judge_images():
         )
         config = replace(PLAIN.evaluation, bootstrap_replicates=100)
         return {
-            "classes": list(predictions.classes),
+            **describe_classes(predictions.classes, taxonomy_of(len(predictions.classes.names))),
             "confidence": 0.95,
             "bootstrap_replicates": 100,
             "calibration": asdict(CALIBRATION),

@@ -7,12 +7,11 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from benchmarks.plain import PLAIN
-from stages.dataset.taxonomy import class_names
+from benchmarks.plain import HAM10000, PLAIN, told_apart
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.metrics import compute_metrics
-from stages.evaluation.predictions import Predictions, predictions_table
+from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
 
 # The pictures of `plot`.
 DRAWN = (
@@ -40,26 +39,32 @@ def _details_of(classes: int, labels: tuple[int, ...]) -> dict:
     config = replace(PLAIN.evaluation, bootstrap_replicates=100)
     val, val_images = _predict(classes, tuple(range(classes)) * 10)
     test, images = _predict(classes, labels)
-    calibration = fit_calibration(val.probabilities, val.labels, config)
+    calibration = fit_calibration(val.probabilities, val.labels, val.classes, config)
     return {
-        "classes": list(class_names(classes)),
+        **describe_classes(test.classes, HAM10000),
         "confidence": config.confidence,
         "bootstrap_replicates": config.bootstrap_replicates,
         "calibration": asdict(calibration),
         "val": {
             "images": len(val.labels),
             "lesions": len(np.unique(val.lesions)),
-            **{key: compute_metrics(val.probabilities, val.labels)[key] for key in ("metrics", "confusion_matrix")},
+            **{
+                key: compute_metrics(val.probabilities, val.labels, val.classes)[key]
+                for key in ("metrics", "confusion_matrix")
+            },
         },
         "test": assess(test, test.probabilities, images, calibration, config),
-        "baselines": assess_baselines(test, images, val_images, config.bootstrap_replicates, config.confidence),
+        "baselines": assess_baselines(
+            test, images, val_images, val.labels, config.bootstrap_replicates, config.confidence
+        ),
         "leakage": LEAKAGE,
     }
 
 
 def _predict(classes: int, labels: tuple[int, ...]) -> tuple[Predictions, pd.DataFrame]:
     """Predictions that are more right than wrong, and the rows of the manifest."""
-    number, names = np.arange(len(labels)), class_names(classes)
+    number, told = np.arange(len(labels)), told_apart(classes)
+    names = told.names
     odds = np.exp(np.random.default_rng(0).normal(size=(len(labels), classes)))
     odds[number, labels] *= 3
     ids = pd.DataFrame({"image_id": [f"I{n:03d}" for n in number], "lesion_id": [f"L{n // 2:03d}" for n in number]})
@@ -71,5 +76,6 @@ def _predict(classes: int, labels: tuple[int, ...]) -> tuple[Predictions, pd.Dat
         localization="back",
         dataset="unknown",
     )
-    table = predictions_table(ids, "test", [names[label] for label in labels], odds / odds.sum(axis=1, keepdims=True))
-    return Predictions(table, names), images
+    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    table = predictions_table(ids, "test", [names[label] for label in labels], probabilities, told)
+    return Predictions(table, told), images

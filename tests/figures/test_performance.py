@@ -24,7 +24,7 @@ def entries(figure) -> list[str]:
 @pytest.mark.parametrize(("function", "key"), [(draw_roc, "auroc"), (draw_precision_recall, "auprc")])
 def test_the_area_of_malignancy_is_in_the_legend_with_its_interval(predictions_of, draw, function, key):
     predictions = predictions_of([0, 1] * 20, 2)
-    area = compute_metrics(predictions.probabilities, predictions.labels)["metrics"][key]
+    area = compute_metrics(predictions.probabilities, predictions.labels, predictions.classes)["metrics"][key]
     name, value, low, high = entries(draw(function, predictions))[0].replace("(", "").replace(" to ", " ").split()
     assert (name, value) == ("malignant", f"{area:.3f}")
     assert 0 < float(low) < area < float(high.strip(")")) <= 1

@@ -1,7 +1,10 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.plain import told_apart
 from stages.figures.revisions import draw_confusion, draw_curves
 from stages.figures.style import SMALL, WIDTH
 
@@ -44,3 +47,15 @@ def test_the_confusion_matrix_counts_both_revisions(texts_of):
     # What is right and got more, and what is wrong and got less, is better.
     np.testing.assert_allclose(gain, [[0.25, 0.25], [0, 0]])
     assert min(text.get_size() for text in texts_of(figure)) >= SMALL
+
+
+def test_the_confusion_matrix_of_twenty_classes_writes_the_larger_changes(texts_of):
+    classes = list(told_apart(20).names)
+    base = pd.DataFrame({"actual": np.repeat(classes, 20), "predicted": classes * 20})
+    new = base.assign(predicted=base["predicted"].where(base.index > 3, classes[0]))
+    figure = draw_confusion(base, new, classes)
+    texts = texts_of(figure)
+    assert {text.get_text() for text in texts} >= {"5", "15", *classes}
+    assert min(text.get_size() for text in texts) >= SMALL
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.padded(-2).overlaps(other.padded(-2)) for one, other in itertools.combinations(boxes, 2))

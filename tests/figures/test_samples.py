@@ -34,7 +34,7 @@ def test_samples_show_their_image_with_confidence_and_truth_from_the_most_confid
         guess, verdict = text.split("\n")
         truth = predictions.table["label"][number]
         assert image_id == f"I{number:03d}"
-        assert guess == f"{predictions.classes[predictions.predicted[number]]} {confidence[number]:.0%}".replace(
+        assert guess == f"{predictions.classes.names[predictions.predicted[number]]} {confidence[number]:.0%}".replace(
             "%", " %"
         )
         assert verdict == ("right" if guess.startswith(truth) else f"true: {truth}")
@@ -64,5 +64,5 @@ def test_images_do_not_overlap_and_stay_in_the_picture(predictions, store):
 
 def test_a_model_without_mistakes_has_a_picture_that_says_so(predictions_of, store, words_of):
     predictions = predictions_of([0, 1] * 5, 2)
-    predictions.table["label"] = [predictions.classes[number] for number in predictions.predicted]
+    predictions.table["label"] = [predictions.classes.names[number] for number in predictions.predicted]
     assert "no image was mistaken" in words_of(draw_mistakes(predictions, store))

@@ -24,6 +24,8 @@ LABELS = {
     "seven classes, one absent": (7, [0, 1, 2, 4, 5, 6] * 10),
     "seven classes, one present": (7, [5] * 20),
     "one malignant image": (2, [1]),
+    "twenty classes": (20, [*range(20)] * 3),
+    "twenty classes, one present": (20, [8] * 30),
 }
 
 
