@@ -30,6 +30,9 @@ class Problem(str):
         problem.kind = kind
         return problem
 
+    def __getnewargs__(self) -> tuple[str, str]:  # a process that decodes sends it to the first
+        return str(self), self.kind
+
 
 class TerminatedError(InputError):
     """The process was asked to end (SIGTERM), and its progress is saved."""

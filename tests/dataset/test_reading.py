@@ -265,12 +265,12 @@ def test_a_table_of_hundreds_of_thousands_of_rows_is_read_as_fast_as_it_is_parse
     header = f"isic_id,target,patient_id,age_approx,sex,anatom_site_general,{','.join(f'tbp_{n}' for n in range(21))}"
     path = tmp_path / "train-metadata.csv"
     path.write_text("\n".join([header, *lines]) + "\n")
-    start = time.perf_counter()
+    start = time.process_time()
     with path.open(newline="") as file:
         parsed = [list(fields) for fields in csv.reader(file)]
-    parsing = time.perf_counter() - start
+    parsing = time.process_time() - start
     taxonomy = taxonomy_of("malignancy")
-    start = time.perf_counter()
+    start = time.process_time()
     table, problems, _ = read_metadata(tmp_path, taxonomy)
     assert (len(table), problems) == (rows, [])
-    assert time.perf_counter() - start < 10 * parsing + 0.3, len(parsed)
+    assert time.process_time() - start < 10 * parsing + 0.3, len(parsed)
