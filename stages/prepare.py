@@ -74,8 +74,8 @@ def _write_shards(
     folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
 ) -> list[str]:
     tasks = []
-    for shard, rows in manifest.groupby("shard"):
-        path, images = shard_path(folder, int(str(shard))), [files[image_id] for image_id in rows["image_id"]]
+    for shard, (_, rows) in enumerate(manifest.groupby("shard")):
+        path, images = shard_path(folder, shard), [files[image_id] for image_id in rows["image_id"]]
         create_shard(path, len(images), size)
         firsts = range(0, len(images), DECODED_AT_ONCE)
         tasks += [(path, first, images[first : first + DECODED_AT_ONCE], size) for first in firsts]
