@@ -112,7 +112,8 @@ def _write_shards(
         create_shard(path, len(images), size)
         firsts = range(0, len(images), DECODED_AT_ONCE)
         tasks += [(path, first, images[first : first + DECODED_AT_ONCE], size) for first in firsts]
-    problems, workers, left = [], num_workers or os.cpu_count() or 1, iter(tasks)
+    problems, left = [], iter(tasks)
+    workers = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
     with ImageReader() as reader, _decoders(workers, reader, set(files.values())) as pool:
         # Few at a time: who interrupts this waits for those that have started. The first before the progress bar, which
         # is a thread: a process that is forked has no other threads, but may have what they hold.

@@ -23,6 +23,12 @@ from stages.prepare import prepare_dataset
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def decoded_at_once(monkeypatch):
+    """So few that the images of a test are work for several processes."""
+    monkeypatch.setattr(prepare, "DECODED_AT_ONCE", 5)
+
+
 @pytest.fixture
 def output(tmp_path):
     return tmp_path / "prepared"
