@@ -73,7 +73,7 @@ def command(
     description = ModelDescription(
         ARCHITECTURE, 1, list(told_apart(2).names), HAM10000, size, [0.5] * 3, [0.5] * 3, [0], [0.0], [], 32, 1
     )
-    files, _ = find_files([folder])
+    files, *_ = find_files([folder])
     table, _ = predict_images(files, network, description, calibration, device, BATCH_SIZE, threads)
     write_csv(folder / "predictions.csv", table)
     return table[["probability_benign", "probability_malignant"]].to_numpy()

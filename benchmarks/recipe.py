@@ -383,7 +383,7 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
     """
     start = time.perf_counter()
     config = config_of(planned)
-    folder, classes = prepared(data_dir, config.data.image_size, cache), config.model.num_classes
+    folder, classes = prepared(data_dir, config.data.image_size, cache), int(config.model.num_classes)
     store = PixelStore(folder)
     fraction = planned["overrides"].get(TRAIN_LESIONS, 1.0)
     with tempfile.TemporaryDirectory() as temporary:

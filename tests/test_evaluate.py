@@ -69,7 +69,7 @@ def test_labels_are_those_of_the_images_and_probabilities_sum_to_1(evaluated):
 
 def test_the_metrics_are_those_of_the_written_test_predictions(evaluated):
     predictions, details, headline = written_predictions(), read_json(DETAILS), read_json(EVALUATION)
-    assert details["classes"] == list(predictions.classes)
+    assert details["classes"] == list(predictions.classes.names)
     val, test = predictions.of("val"), predictions.of("test")
     expected = compute_metrics(val.probabilities, val.labels, val.classes)
     assert details["val"]["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)

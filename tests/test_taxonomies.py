@@ -13,9 +13,20 @@ from PIL import Image
 from benchmarks.plain import ROOT
 from stages import evaluate, plot, prepare, publish, split, train
 from stages.commands import compare, predict, report, validate
+from stages.config import load_config
 from stages.dataset.taxonomy import classes_of, read_taxonomy
 from stages.evaluation.details import read_details
-from stages.files import DETAILS, MODEL_CARD, MODEL_DESCRIPTION, PICTURES, PREDICTIONS, REPORT, read_csv, read_json
+from stages.files import (
+    DETAILS,
+    MODEL_CARD,
+    MODEL_DESCRIPTION,
+    MODELS,
+    PICTURES,
+    PREDICTIONS,
+    REPORT,
+    read_csv,
+    read_json,
+)
 from tests.conftest import QUICK, write_params
 from tests.history import commit, start_repository
 
@@ -140,7 +151,7 @@ def test_validate_judges_what_the_model_knows_and_counts_the_rest(finished, tmp_
     assert "left out 8 images" in page
 
 
-def test_a_dataset_with_codes_of_its_own_is_judged_by_what_they_share_with_the_model(finished, tmp_path, capsys):
+def test_a_dataset_with_codes_of_its_own_is_judged_by_what_they_share_with_the_model(finished, tmp_path):
     """One diagnosis has an alias in common, the other none; for malignancy both count."""
     first = malignant_of(finished)[0]
     theirs = tmp_path / "theirs.yaml"
@@ -154,23 +165,22 @@ def test_a_dataset_with_codes_of_its_own_is_judged_by_what_they_share_with_the_m
     (folder / "table.csv").write_text("\n".join(["image,dx", *rows]))
     for number in range(8):
         Image.new("RGB", (20, 20), (number * 12, 100, 100)).save(folder / f"R{number}.png")
-    validate.main([str(folder), "--output", str(tmp_path / "out"), "--taxonomy", str(theirs)])
-    details = read_details(tmp_path / "out/details.json")
-    assert "left out 4 images" in capsys.readouterr().out
+    config, said = load_config(), []
+    _, details, *_ = validate.validate_model(config, folder, tmp_path / "one", MODELS, {}, {}, theirs, said.append)
+    assert "left out 4 images" in "".join(said)
     assert (details["test"]["images"], details["test"]["malignant_images"]) == (4, 4)
     theirs.write_text("M1: {name: one, malignant: true}\nB1: {name: other, malignant: false}\n")
-    validate.main([str(folder), "--output", str(tmp_path / "two"), "--taxonomy", str(theirs)])
-    details = read_details(tmp_path / "two/details.json")
+    _, details, *_ = validate.validate_model(config, folder, tmp_path / "two", MODELS, {}, {}, theirs, said.append)
     assert details["classes"] == ["benign", "malignant"]
     assert (details["test"]["images"], details["test"]["malignant_images"]) == (8, 4)
 
 
 def test_compare_and_report_take_them(finished, tmp_path, capsys):
     start_repository()
-    commit("main")
-    compare.main(["main", "workspace"])
+    commit("base")
+    compare.main(["base", "workspace"])
     assert "identical predictions" in capsys.readouterr().out
-    report.main(["main", "workspace", "--output", str(tmp_path / "report.md")])
+    report.main(["base", "workspace", "--output", str(tmp_path / "report.md")])
     pictures = {path.stem for path in tmp_path.rglob("*.png")}
     assert "confusion_matrix" in pictures
     assert not re.search(r"not compared", (tmp_path / "report.md").read_text(encoding="utf-8"))

@@ -197,7 +197,7 @@ def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
         raise InputError(
             f"model.pretrained is true, but {BASELINE} has no published weights: set model.pretrained=false"
         )
-    network = build_network(name, config.num_classes, image_size, config.dropout_rate, config.drop_path_rate)
+    network = build_network(name, int(config.num_classes), image_size, config.dropout_rate, config.drop_path_rate)
     _try_out(network, name, image_size)
     if config.weights is not None:
         _load_backbone(network.backbone, _weights_from_file(Path(config.weights)), f"model.weights {config.weights!r}")

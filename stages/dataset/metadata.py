@@ -334,7 +334,8 @@ def _read_table(path: Path, columns: Mapping[str, str | None], known: Iterable[s
         if alone and not _is_foreign(header, columns, known):
             _check_header(path, header)
         names = _column_names(path, header, columns, alone)
-        labels = [columns["dx"]] if columns.get("dx") in header else [name for name in LABELS if name in header]
+        own = columns.get("dx")
+        labels = [own] if own and own in header else [name for name in LABELS if name in header]
         has_bits = not labels and "dx" not in columns and any(fold(name) in known for name in header)
         others = [name for name in header if has_bits and name not in names.values()]
         wanted = list(dict.fromkeys([*names.values(), *labels, *others]))
@@ -441,9 +442,8 @@ def _label_of_bits(
     bits = table[names]
     is_one, is_wrong = bits.isin(BITS[2:]).to_numpy(), ~bits.isin(BITS).to_numpy()
     count, none_of = is_one.sum(axis=1), f"none of {', '.join(names)}"
-    label = pd.Series(np.array([*names, ""], dtype=object)[np.where(count == 1, is_one.argmax(axis=1), -1)])
-    if fold(none_of) in known:
-        label[count == 0] = none_of
+    choices = np.array([*names, none_of if fold(none_of) in known else "", ""], dtype=object)
+    label = pd.Series(choices[np.where(count == 1, is_one.argmax(axis=1), np.where(count == 0, -2, -1))])
     problems = []
     wrong = is_wrong.any(axis=1) | (label == "").to_numpy()
     for row in np.flatnonzero(wrong):

@@ -5,7 +5,7 @@ images and `train` into `model.json`, so that whatever comes after knows it from
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,7 +164,7 @@ def translated(taxonomy: dict[str, Diagnosis], others: dict[str, Diagnosis]) -> 
     return result
 
 
-def meanings_of(taxonomy: dict[str, Diagnosis]) -> dict[str, str]:
+def meanings_of(taxonomy: Mapping[str, Diagnosis]) -> dict[str, str]:
     """The diagnosis that each label stands for, by the label as of `fold`: codes, full names and aliases."""
     full = {fold(diagnosis.name): code for code, diagnosis in taxonomy.items()}
     return full | {fold(label): code for code, diagnosis in taxonomy.items() for label in (code, *diagnosis.aliases)}

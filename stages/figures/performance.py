@@ -115,7 +115,8 @@ def _draw_diagnoses(predictions: Predictions, details: dict, area: str, draw: Ca
     if _has_panels(predictions):
         rows = -(-len(names) // _PANELS)
         figure = Figure(figsize=(WIDTH, _SQUARE + rows * _PANEL))
-        above, below = figure.subfigures(2, height_ratios=[_SQUARE, rows * _PANEL])
+        parts: Any = figure.subfigures(2, height_ratios=[_SQUARE, rows * _PANEL])
+        above, below = parts
         axes = above.subplots()
         panels = below.subplots(rows, _PANELS, sharex=True, sharey=True, squeeze=False).ravel()
         for panel in panels:

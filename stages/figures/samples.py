@@ -65,7 +65,7 @@ def _draw_images(predictions: Predictions, rows: np.ndarray, store: PixelStore) 
         percent, verdict = rounded_percent(confidence[row]), "right" if right else f"true: {truth}"
         text = f"{guess} {percent}\n{verdict}"
         if is_long:
-            text = f"{guess}\n{percent}, {verdict.replace(' ', chr(10))}"
+            text = "\n".join([guess, f"{percent}, {verdict}"]).replace("true: ", "true:\n")
         axes.text(left, top + text_height, text, color=BLUE if right else VERMILION, va="bottom")
         show(axes, image, left, top + text_height + 0.04, _SIDE)
         below = top + text_height + _SIDE + 0.08

@@ -67,7 +67,7 @@ class TrainingModule(nn.Module):
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
-        training, classes = self.config.training, self.config.model.num_classes
+        training, classes = self.config.training, int(self.config.model.num_classes)
         targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
         if batch.augment_params is None:
             pixels = as_float(batch.images)

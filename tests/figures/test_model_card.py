@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from ruamel.yaml import YAML
 
+from benchmarks.plain import HAM10000
 from stages.figures.model_card import write_model_card
 from stages.reporting import METRICS, estimate
 from tests.figures.findings import details_of
@@ -26,6 +27,7 @@ DESCRIPTION = {
     "epochs": [4],
     "val_losses": [0.5],
     "validation_folds": [],
+    "taxonomy": {code: asdict(diagnosis) for code, diagnosis in HAM10000.items()},
 }
 IDS = {"synthetic": ("SYN_{:07d}", "SYN_L{:06d}"), "ham10000": ("ISIC_{:07d}", "HAM_{:07d}"), "own": ("I{}", "L{}")}
 
