@@ -162,6 +162,11 @@ def many_scans(count: int) -> bytes:
 def images() -> Iterator[Example]:
     """Image files of every kind that people have, and of those that only attackers have."""
     others = {"save_all": True, "append_images": [Image.new("RGB", (48, 32), "green")] * 2}
+    for kind in ("BMP", "TIFF", "WEBP"):
+        whole = encoded(halves(), kind)
+        yield Example(f"{kind}.jpg", whole, True)
+        for part in (10, len(whole) // 3, len(whole) // 2):
+            yield Example(f"{kind}-first-{part}-bytes.{kind.lower()}", whole[:part], False)
     for kind, ending in (("JPEG", "jpg"), ("PNG", "png")):
         for mode in ("L", "RGB", "CMYK") if kind == "JPEG" else ("L", "LA", "P", "RGB", "RGBA"):
             yield Example(f"{kind}-{mode}.{ending}", encoded(halves(mode), kind), True)
@@ -180,7 +185,7 @@ def images() -> Iterator[Example]:
     yield Example("animated.png", encoded(halves(), "PNG", **others), True)
     yield Example("several.jpg", encoded(halves(), "MPO", **others), True)
     yield Example("long.png", encoded(halves(size=(5000, 16))), True)
-    for kind in ("GIF", "WEBP", "BMP", "TIFF", "ICO", "PPM", "EPS"):
+    for kind in ("GIF", "ICO", "PPM", "EPS"):
         yield Example(f"{kind}.jpg", encoded(halves(), kind), False)
     yield Example("1x1.png", encoded(Image.new("RGB", (1, 1))), False)
     yield Example("15x100.jpg", encoded(Image.new("RGB", (15, 100)), "JPEG"), False)

@@ -6,7 +6,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,7 @@ LONGEST = 100  # characters of a column's name there
 # Ids become file names, table cells and HTML: nothing in them may mean anything there.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _./()-]{0,99}")
+_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.()-]*([/\\][A-Za-z0-9][A-Za-z0-9 _.()-]*)+")
 _AGE = re.compile(r"[0-9]{1,3}(\.[0-9]*)?")  # float() takes 5_5 and Arabic digits, too
 _RULES = [
     (("image_id", "lesion_id"), _ID.fullmatch, "letters, digits, '_', '-' and '.'"),
@@ -425,8 +426,7 @@ def _known_cell(cell: str) -> str:
 
 def _image_id(cell: str) -> str:
     """The id that a cell names, which may be a path or have the ending of the file."""
-    path = PurePosixPath(cell.replace("\\", "/"))
-    name = cell if path.is_absolute() or ".." in path.parts else path.name
+    name = re.split(r"[/\\]", cell)[-1] if _PATH.fullmatch(cell) else cell
     stem, dot, ending = name.rpartition(".")
     return stem if dot + ending.lower() in EXTENSIONS else name
 
