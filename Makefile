@@ -75,7 +75,7 @@ merge: $(VENV)/installed  ## merge BRANCH=… into this branch, with the outputs
 release: $(VENV)/installed-dev  ## collect the model in dist/, with its card, the software that made it and checksums
 	dvc status --quiet || { echo "error: the model is not of this code and data: dvc repro, and commit" >&2; exit 1; }
 	rm -rf dist && mkdir dist
-	cp models/model.safetensors models/model.json models/calibration.json dist/
+	cp models/model.safetensors models/model.json models/calibration.json metrics/environment.json dist/
 	cp models/README.md dist/MODEL_CARD.md
 	uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.txt --output-file dist/sbom.json
 	cd dist && sha256sum * > SHA256SUMS

@@ -24,6 +24,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from benchmarks.plain import PLAIN
 from benchmarks.recipe import RECIPE as MEASURED
 from benchmarks.recipe import configure, parse_value
 from benchmarks.sweep import set_parameters
@@ -156,7 +157,7 @@ def measure(recipe: str, data_dir: Path, settings: dict[str, Any], commit: dict)
     """
     overrides = overrides_of(recipe, settings)
     with tempfile.TemporaryDirectory() as folder:
-        data = {"data.data_dir": str(data_dir.absolute())}
+        data = {"data.data_dir": str(data_dir.absolute()), "data.taxonomy": PLAIN.data.taxonomy}
         seconds = run_pipeline(overrides | data, Path(folder))
         found = collect(Path(folder))
     seconds["all"] = sum(seconds.values())

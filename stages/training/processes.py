@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import torch
 import torch.distributed
@@ -12,40 +12,8 @@ from stages.config import TrainingConfig
 from stages.errors import InputError
 from stages.ranks import find_launch, join
 
-
-class Processes(Protocol):
-    """Which of the processes this is, and its communication with the others: Lightning's `Fabric`, or `OneProcess`."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        ...
-
-    @property
-    def global_rank(self) -> int:
-        """Its number, from 0."""
-        ...
-
-    @property
-    def local_rank(self) -> int:
-        """Its number on this machine, from 0."""
-        ...
-
-    @property
-    def world_size(self) -> int:
-        """How many there are."""
-        ...
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether it is the first one."""
-        ...
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """What the first process has."""
-
-    def barrier(self, name: str | None = None) -> None:
-        """Wait for the others."""
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class OneProcess(NamedTuple):
@@ -63,6 +31,10 @@ class OneProcess(NamedTuple):
 
     def barrier(self, name: str | None = None) -> None:
         """Do nothing: there are no others."""
+
+
+# Which of the processes this is, and its communication with the others.
+Processes = Union["Fabric", OneProcess]
 
 
 def start_processes(training: TrainingConfig) -> Processes:
