@@ -206,7 +206,6 @@ def beside(action: Callable[[], None], *options: str) -> object:
             acting.result()
 
 
-@pytest.mark.slow
 def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project, slurm, monkeypatch, capfd):
     gate = project / ".dvc/tmp/gate"
     gate.mkdir()
