@@ -6,8 +6,6 @@ Reads `data.data_dir`, writes `data/prepared/`.
 import os
 import signal
 import sys
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -36,6 +34,7 @@ from stages.dataset.taxonomy import Diagnosis, classes_of, read_taxonomy
 from stages.errors import InputError, Problem, printable
 from stages.files import PREPARED, replacing
 from stages.launch import run_stage
+from stages.ranks import end_with
 
 DECODED_AT_ONCE = 16  # images
 MAX_PROBLEMS_SHOWN = 200
@@ -143,15 +142,8 @@ def _start(reader: ImageReader, parent: int | None) -> None:
     _reader = reader
     if parent is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        end_with(parent)
         reader.reopen()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent has: one that is killed tells nobody."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _decode(shard: Path, first: int, files: list[ImageFile], size: int) -> list[Problem]:

@@ -168,7 +168,7 @@ def start_processes_of_this_machine(devices: int, num_nodes: int) -> None:
     All load it at once; and none goes on without the others: if one fails, or this one ends, all do.
     """
     if parent := os.environ.get("STARTED_BY"):
-        threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
+        end_with(int(parent))
     if devices == 1 or has_own_gpus() or (num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()):
         return  # of what is missing, `join` tells
     with socket.socket() as free:
@@ -182,10 +182,19 @@ def start_processes_of_this_machine(devices: int, num_nodes: int) -> None:
     threading.Thread(target=_end_with_others, args=(started,), daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)  # it may wait for the others, and notice no gentler signal
+def end_with(parent: int) -> None:
+    """End this process when its parent has ended: one that is killed tells nobody.
+
+    Args:
+        parent: its number.
+    """
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)  # it may wait for others, and notice no gentler signal
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _end_with_others(started: list[subprocess.Popen]) -> None:
