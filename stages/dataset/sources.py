@@ -1,6 +1,5 @@
 """Sources: the datasets in a folder of several, what each says of itself, and their ids told apart."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -61,7 +60,7 @@ def find_datasets(data_dir: Path) -> list[Path]:
     if not data_dir.is_dir():
         return [data_dir]  # reading it says what is wrong
     # By their names alone: there may be a million files.
-    top = [data_dir / name for name in sorted(os.listdir(data_dir)) if not name.startswith(".")]
+    top = sorted(path for path in data_dir.iterdir() if not path.name.startswith("."))
     if any(path.name == SETTINGS or _is_table(path) or _is_picture(path) for path in top):
         return [data_dir]
     datasets = [path for path in top if path.is_dir()]
