@@ -159,7 +159,7 @@ def main() -> None:
         audit = audit_sources(store.manifest)
         sources = {"sources": {**audit, "near_duplicates": joined}}
         print(describe_sources(audit))
-        print(f"{len(joined)} near-duplicate pair{'s' * (len(joined) != 1)} across sources: each is one lesion")
+        print(f"{len(joined)} near-duplicate pair{'s' * (len(joined) != 1)} across sources, joined as one lesion each")
     leaks = find_leaks(split, near_duplicates(store, split.loc[:, "split"]))
     write_csv(SPLIT, split)
     write_json(SPLIT_METRICS, {**counts, **sources, "leakage": leaks})
