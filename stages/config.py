@@ -68,8 +68,10 @@ class DataConfig:
 
 @dataclass(frozen=True, config=PARAMETERS)
 class SplitConfig:
-    """Which folds are held out."""
+    """Which folds are held out, or which source."""
 
+    by: Literal["lesion", "source"]
+    test_source: Text | None
     folds: Annotated[int, Strict(), Field(ge=3, le=100)]
     test_fold: Whole
     val_fold: Whole | None
@@ -85,6 +87,15 @@ class SplitConfig:
             raise relation(
                 f"val_fold is {self.val_fold}, the same as split.test_fold; "
                 "it must be another fold, or null for the one after test_fold"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.by == "source") != (self.test_source is not None):
+            raise relation(
+                f"by is {self.by} and split.test_source {self.test_source or 'null'}; with source it must name the "
+                "source to hold out, with lesion be null"
             )
         return self
 

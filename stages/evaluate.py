@@ -15,7 +15,7 @@ import torch
 from stages.classifier.calibration import Calibration, apply_temperature, save_calibration
 from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.hardware import set_up_device
-from stages.classifier.inference import predict_probabilities
+from stages.classifier.inference import extract_features, predict_probabilities
 from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.classifier.weights import load_model
 from stages.config import Config, EvaluationConfig, load_config
@@ -28,6 +28,7 @@ from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
+from stages.evaluation.sources import tell_sources, trivial_properties
 from stages.files import (
     DETAILS,
     EVALUATION,
@@ -51,7 +52,7 @@ class Evaluation(NamedTuple):
     Attributes:
         predictions: calibrated, of the validation and test images.
         calibration: what was fitted on the validation images.
-        details: the content of metrics/details.json but for `leakage`; docs/details.schema.json describes it.
+        details: the content of metrics/details.json but for what `split` says; docs/details.schema.json describes it.
         cases: test images that are worth looking at.
         heatmaps: Grad-CAM of them.
     """
@@ -65,16 +66,21 @@ class Evaluation(NamedTuple):
 
 def main() -> None:
     config = load_config()
-    leakage = read_leakage(SPLIT_METRICS)
+    leakage, sources = read_audit(SPLIT_METRICS)
     lease_gpus(1, wait=False)
     predictions, calibration, details, cases, heatmaps = evaluate_model(config)
     metrics = details["test"]["metrics"]
     write_csv(PREDICTIONS, predictions.table)
     write_cases(GRADCAM, cases, heatmaps)
     save_calibration(calibration)
+    if "sources" in details:
+        details["sources"] |= sources
     write_json(DETAILS, {**details, "leakage": leakage})
     write_json(EVALUATION, values(metrics))
     print_metrics(metrics)
+    if told := details.get("sources", {}).get("told"):
+        numbers = f"{told['properties']:.2f} from trivial properties, {told['features']:.2f} from the model's features"
+        print(f"sources told apart (balanced accuracy): {numbers}, {told['chance']:.2f} by chance")
 
 
 def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPARED, split: Path = SPLIT) -> Evaluation:
@@ -145,6 +151,13 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
             settings.confidence,
         ),
     }
+    if store.sources:
+        table = pd.concat([val.table, test.table])
+        each = [Batches(images, settings.batch_size, device) for images in (val, test)]
+        properties = [trivial_properties(batch.images.cpu().numpy()) for batches in each for batch in batches]
+        features = [extract_features(network, (batch.images for batch in batches), device) for batches in each]
+        columns = (table[name].to_numpy(str) for name in ("dataset", "lesion_id"))
+        details["sources"] = {"told": tell_sources(np.concatenate(properties), np.concatenate(features), *columns)}
     cases, heatmaps = explain(network, classes, store, tested, calibration.threshold, device, settings)
     return Evaluation(predictions, calibration, details, cases, heatmaps)
 
@@ -174,8 +187,8 @@ def explain(
     return (cases.head(0), pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
 
 
-def read_leakage(path: Path) -> dict:
-    """Read which lesions and images `split` found in more than one split.
+def read_audit(path: Path) -> tuple[dict, dict]:
+    """Read which lesions and images `split` found in more than one split, and what it found of several sources.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -183,7 +196,10 @@ def read_leakage(path: Path) -> dict:
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("leakage"), dict):
         raise regenerate(f"{path} has no section `leakage`")
-    return content["leakage"]
+    sources = content.get("sources", {})
+    if not isinstance(sources, dict):
+        raise regenerate(f"{path}: `sources` is no mapping")
+    return content["leakage"], {name: sources.get(name) for name in ("lesions", "cramers_v", "lacks")}
 
 
 def values(metrics: dict[str, dict]) -> dict[str, float | None]:

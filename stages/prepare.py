@@ -28,8 +28,9 @@ from stages.dataset.images import (
     describe_passed_over,
     find_images,
 )
-from stages.dataset.metadata import read_metadata, subsample_lesions
-from stages.dataset.pixels import add_places, create_shard, shard_path, write_manifest, write_pixels
+from stages.dataset.metadata import UNKNOWN, read_metadata, subsample_lesions
+from stages.dataset.pixels import SKIN_TYPE, add_places, create_shard, shard_path, write_manifest, write_pixels
+from stages.dataset.sources import SETTINGS, find_datasets, read_settings, tell_apart
 from stages.dataset.taxonomy import Diagnosis, classes_of, read_taxonomy
 from stages.errors import InputError, Problem, printable
 from stages.files import PREPARED, replacing
@@ -66,14 +67,9 @@ def prepare_dataset(
     """
     data_dir = Path(config.data_dir)
     only_known, diagnoses = taxonomy is not None, taxonomy or read_taxonomy(Path(config.taxonomy))
-    table, problems, notes = read_metadata(data_dir, diagnoses, config.columns, config.classes, only_known=only_known)
-    images, unreadable, passed_over = find_images(data_dir)
-    files, repeated = by_image_id(images)
-    for note in notes + describe_passed_over(passed_over) + _unused(files, table["image_id"]):
-        say(note)
+    folders = find_datasets(data_dir)
+    table, files, problems, sources = _read_datasets(data_dir, folders, config, diagnoses, only_known, say)
     table = subsample_lesions(table, config.subsample_percentage)
-    problems += [Problem(line, "a folder or an archive that cannot be read") for line in unreadable]
-    problems += [Problem(line, "the same image id twice") for line in repeated]
     problems += [
         Problem(f"{image_id}: no image file of this name", "no image file of this name")
         for image_id in table["image_id"]
@@ -91,8 +87,61 @@ def prepare_dataset(
             ) from None
         if problems:
             raise InputError(_summary(data_dir, problems))
-        write_manifest(folder, manifest, diagnoses)
+        write_manifest(folder, manifest, diagnoses, sources)
     return manifest
+
+
+def _read_datasets(
+    data_dir: Path,
+    folders: list[Path],
+    config: DataConfig,
+    diagnoses: dict[str, Diagnosis],
+    only_known: bool,
+    say: Callable[[str], None],
+) -> tuple[pd.DataFrame, dict[str, ImageFile], list[Problem], dict[str, dict[str, bool]]]:
+    """The rows of one dataset or of several, the images by their ids, a line for each problem, and the sources."""
+    tables, images, problems, sources = {}, {}, [], {}
+    for folder in folders:
+        name, settings = folder.name, read_settings(folder)
+        of = f"{name}: " if folder != data_dir else ""
+        try:
+            table, more, notes = read_metadata(
+                folder,
+                diagnoses,
+                config.columns | settings.columns,
+                config.classes | settings.classes,
+                only_known=only_known,
+            )
+        except InputError as error:
+            own = f" with {SETTINGS} as data.columns and data.classes" if settings.columns or settings.classes else ""
+            raise InputError(f"{folder}{own}: {error}" if of or own else str(error)) from None
+        found, unreadable, passed_over = find_images(folder)
+        files, repeated = by_image_id(found)
+        passed_over = [file for file in passed_over if Path(file) != folder / SETTINGS]
+        for note in notes + describe_passed_over(passed_over) + _unused(files, table["image_id"]):
+            say(f"{of}{note}")
+        more += [Problem(line, "a folder or an archive that cannot be read") for line in unreadable]
+        more += [Problem(line, "the same image id twice") for line in repeated]
+        problems += [Problem(f"{of}{problem}", problem.kind) for problem in more]
+        tables[name], images[name], sources[name] = table, files, {"train_only": settings.train_only}
+    if all(source["train_only"] for source in sources.values()):
+        raise InputError(
+            f"{folders[0] / SETTINGS}: train_only is true, but no other dataset in {data_dir} is to be validated and "
+            "tested on"
+        )
+    if folders == [data_dir]:
+        return table, files, problems, {}
+    told = tell_apart(data_dir, tables)
+    files = {
+        new: images[name][old]
+        for name, table in tables.items()
+        for old, new in zip(table["image_id"], told[name]["image_id"])
+        if old in images[name]
+    }
+    table = pd.concat(told.values(), ignore_index=True)
+    if SKIN_TYPE in table:
+        table[SKIN_TYPE] = table[SKIN_TYPE].fillna(UNKNOWN)
+    return table, files, problems, sources
 
 
 def _unused(files: dict[str, ImageFile], used: pd.Series) -> list[str]:

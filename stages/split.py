@@ -4,32 +4,95 @@ Reads `data/prepared/`, writes `data/split.csv` and `data/split.json`.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from stages.config import SplitConfig, load_config
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
-from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, assign_folds, lesion_groups, split_of
+from stages.dataset.folds import KNOWN_DUPLICATES, NO_FOLD, SPLITS, assign_folds, lesion_groups, split_of
 from stages.dataset.pixels import PixelStore
+from stages.errors import InputError
 from stages.files import PREPARED, SPLIT, SPLIT_METRICS, write_csv, write_json
 from stages.launch import run_stage
 
+FEWEST_EXPECTED = 5  # lesions: fewer may be lacking by chance (at 5, once in 150 times: Poisson)
+LARGEST_LACK = 0.1
 
-def split_dataset(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
+
+def split_dataset(
+    manifest: pd.DataFrame,
+    config: SplitConfig,
+    duplicates: Iterable[Sequence[str]] = (),
+    train_only: Sequence[str] = (),
+) -> pd.DataFrame:
     """Assign every image to a fold and a split.
 
     Args:
-        manifest: columns image_id, lesion_id and dx.
+        manifest: columns image_id, lesion_id, dx and dataset.
+        config: what is held out.
+        duplicates: pairs of images of different datasets that show one lesion.
+        train_only: datasets that are never held out; neither is a lesion that one of their images shows.
 
     Returns:
-        Columns image_id, lesion_id, fold and split, in the order of `manifest`.
+        Columns image_id, lesion_id, fold and split, in the order of `manifest`; fold is `NO_FOLD` for images that
+        are only trained on, and for those of a source that is held out.
 
     Raises:
-        InputError: a diagnosis has too few lesions for `config.folds`.
+        InputError: a diagnosis has too few lesions for `config.folds`, or `config.test_source` cannot be held out.
     """
-    fold = assign_folds(manifest, config.folds, config.seed)
-    split = split_of(fold, config.test_fold, config.validation_fold)
-    return manifest[["image_id", "lesion_id"]].assign(fold=fold, split=split)
+    source, groups = manifest["dataset"], lesion_groups(manifest, duplicates)
+    is_trained = groups.isin(groups[source.isin(train_only)])
+    is_tested = ~is_trained & groups.isin(groups[source == config.test_source])
+    in_folds = ~(is_trained | is_tested)
+    if config.test_source is not None and not (is_tested.any() and in_folds.any()):
+        others = ", ".join(sorted(set(source) - {*train_only}))
+        raise InputError(
+            f"split.test_source is {config.test_source}; it must be one of several sources, which are {others}"
+        )
+    fold = pd.Series(NO_FOLD, index=manifest.index, name="fold")
+    fold[in_folds] = assign_folds(manifest.assign(lesion_id=groups)[in_folds], config.folds, config.seed)
+    split = split_of(fold, config.test_fold if config.by == "lesion" else None, config.validation_fold)
+    return manifest[["image_id", "lesion_id"]].assign(fold=fold, split=split.mask(is_tested, "test"))
+
+
+def audit_sources(manifest: pd.DataFrame) -> dict:
+    """How far the source of a lesion tells its diagnosis, or that it has not some: a shortcut for a network.
+
+    Cramér's V is 0 where all sources have the same mix of diagnoses, 1 where each source decides: the root of
+    χ² / (n (k - 1)), k being the smaller number of sources and diagnoses (H. Cramér, Mathematical Methods of
+    Statistics, 1946, 21.9). Of lesions, for images of one are no further evidence.
+
+    Args:
+        manifest: columns lesion_id, dx and dataset, of several datasets.
+
+    Returns:
+        `lesions` of each diagnosis in each source; `cramers_v`, None where all are of one diagnosis; and `lacks`: by
+        source the diagnoses of which it has less than a tenth of what the others' mix lets expect, which is at least 5.
+    """
+    lesions = manifest.drop_duplicates(["dataset", "lesion_id", "dx"])
+    table = pd.crosstab(lesions["dataset"], lesions["dx"])
+    counts = table.to_numpy()
+    total, of_source, of_dx = counts.sum(), counts.sum(axis=1, keepdims=True), counts.sum(axis=0)
+    by_chance, degrees = of_source * of_dx / total, min(counts.shape) - 1
+    chi_squared = ((counts - by_chance) ** 2 / by_chance).sum()
+    expected = of_source * (of_dx - counts) / np.maximum(total - of_source, 1)
+    lacking = (expected >= FEWEST_EXPECTED) & (counts < LARGEST_LACK * expected)
+    return {
+        "lesions": table.to_dict("index"),
+        "cramers_v": float(np.sqrt(chi_squared / (total * degrees))) if degrees else None,
+        "lacks": {name: list(table.columns[row]) for name, row in zip(table.index, lacking) if row.any()},
+    }
+
+
+def describe_sources(sources: dict) -> str:
+    """What `audit_sources` found as one line; a warning where a source nearly decides a diagnosis."""
+    association = f"diagnosis and source: Cramér's V {sources['cramers_v'] or 0:.2f} ({SPLIT_METRICS})"
+    if not sources["lacks"]:
+        return association
+    lacks = "; ".join(f"{name} has next to none of {', '.join(dx)}" for name, dx in sources["lacks"].items())
+    return f"warning: {lacks}: a network may learn the source in place of the lesion; {association}"
 
 
 def count_split(manifest: pd.DataFrame, split: pd.DataFrame) -> dict:
@@ -84,11 +147,22 @@ def find_leaks(split: pd.DataFrame, pairs: pd.DataFrame) -> dict:
 
 def main() -> None:
     store = PixelStore(PREPARED)
-    split = split_dataset(store.manifest, load_config().split)
+    joined = []
+    if store.sources:
+        found = near_duplicates(store, store.manifest["dataset"], names=list(store.sources))
+        joined = found[["image_id_1", "image_id_2"]].to_numpy().tolist()
+    train_only = [name for name, source in store.sources.items() if source["train_only"]]
+    split = split_dataset(store.manifest, load_config().split, joined, train_only)
     counts = count_split(store.manifest, split)
+    sources = {}
+    if store.sources:
+        audit = audit_sources(store.manifest)
+        sources = {"sources": {**audit, "near_duplicates": joined}}
+        print(describe_sources(audit))
+        print(f"{len(joined)} near-duplicate pair{'s' * (len(joined) != 1)} across sources, joined as one lesion each")
     leaks = find_leaks(split, near_duplicates(store, split.loc[:, "split"]))
     write_csv(SPLIT, split)
-    write_json(SPLIT_METRICS, {**counts, "leakage": leaks})
+    write_json(SPLIT_METRICS, {**counts, **sources, "leakage": leaks})
     for name in SPLITS:
         print(f"{name}: {counts[name]['images']} images of {counts[name]['lesions']} lesions")
     pairs = len(leaks["near_duplicates"]["pairs"])

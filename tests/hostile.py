@@ -35,7 +35,7 @@ from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import MANIFEST, PixelStore, shard_path
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.errors import InputError
-from stages.evaluate import read_leakage
+from stages.evaluate import read_audit
 from stages.evaluation.cases import CASES, HEATMAPS, read_cases, write_cases
 from stages.evaluation.details import read_details
 from stages.evaluation.history import read_history
@@ -508,7 +508,7 @@ TARGETS = {
     "manifest.csv": Target(PREPARED / MANIFEST, TABLE, _read_pixels),
     "shard of pixels": Target(shard_path(PREPARED, 0), ARRAY, _read_pixels),
     "split.csv": Target(SPLIT, TABLE, _read_split),
-    "split.json": Target(SPLIT_METRICS, JSON, lambda folder: read_leakage(folder / SPLIT_METRICS)),
+    "split.json": Target(SPLIT_METRICS, JSON, lambda folder: read_audit(folder / SPLIT_METRICS)),
     "predictions.csv": Target(PREDICTIONS, TABLE, _read_predictions),
     "model.json": Target(MODELS / DESCRIPTION, JSON, _read_model),
     "model.safetensors": Target(MODELS / WEIGHTS, TENSORS, _read_model),

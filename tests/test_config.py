@@ -250,6 +250,12 @@ def test_validation_and_test_must_be_different_folds(params):
     assert "null" in message
 
 
+@pytest.mark.parametrize("changes", [{"split.by": "source"}, {"split.test_source": "clinic"}])
+def test_a_source_is_held_out_by_its_name_alone(params, changes):
+    message = refusal(params(changes))
+    assert "with source it must name the source to hold out, with lesion be null" in message
+
+
 def test_without_a_validation_fold_it_is_the_one_after_the_test_fold():
     chosen = [replace(PLAIN.split, folds=4, test_fold=fold).validation_fold for fold in range(4)]
     assert chosen == [1, 2, 3, 0]

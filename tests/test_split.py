@@ -4,15 +4,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats.contingency import association
 
 from benchmarks.plain import HAM10000, PLAIN
 from stages import split
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE
-from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS
+from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, validation_folds
 from stages.dataset.pixels import add_places, shard_path, write_manifest
 from stages.errors import InputError
 from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, read_json
-from stages.split import count_split, find_leaks, split_dataset
+from stages.split import audit_sources, count_split, describe_sources, find_leaks, split_dataset
 
 COUNTS = {"nv": 60, "mel": 25, "df": 8}
 (FIRST, SECOND), *_ = KNOWN_DUPLICATES
@@ -168,3 +169,87 @@ def test_the_command_without_a_prepared_dataset_says_how_to_make_one(tmp_path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"manifest\.csv does not exist; run `dvc repro`"):
         split.main()
+
+
+@pytest.fixture
+def sources(manifest):
+    """The lesions of `manifest` in three datasets; the last has no df."""
+    number = manifest["lesion_id"].str.extract(r"(\d+)$")[0].astype(int)
+    names = np.where(number % 4 == 0, "a", np.where((number % 4 == 1) & (manifest["dx"] != "df"), "b", "c"))
+    return manifest.assign(dataset=names)
+
+
+def settings(**changes):
+    return replace(PLAIN.split, folds=3, **changes)
+
+
+def test_a_source_that_is_only_trained_on_and_what_shows_its_lesions_is_never_held_out(sources):
+    ours, theirs = (sources[sources["dataset"] == name].iloc[0]["image_id"] for name in "ab")
+    shown = sources.set_index("image_id").loc[theirs, "lesion_id"]
+    for fold in range(3):
+        table = split_dataset(sources, settings(test_fold=fold), [(ours, theirs)], train_only=["a"])
+        trained = (sources["dataset"] == "a") | (sources["lesion_id"] == shown)
+        assert set(table.loc[trained, "split"]) == {"train"}
+        assert set(table.loc[~trained, "split"]) == set(SPLITS)
+        assert set(table["split"][table["fold"] == -1]) == {"train"}
+        assert -1 not in validation_folds(table)
+
+
+def test_near_duplicates_of_two_sources_are_in_one_fold(sources):
+    ours, theirs = (list(sources[sources["dataset"] == name]["image_id"]) for name in "ab")
+    pairs = list(zip(ours, theirs))
+    fold = split_dataset(sources, settings(), pairs).set_index("image_id")["fold"]
+    assert all(fold[one] == fold[other] for one, other in pairs)
+    apart = split_dataset(sources, settings()).set_index("image_id")["fold"]
+    assert any(apart[one] != apart[other] for one, other in pairs)
+
+
+def test_a_source_is_held_out_whole_and_a_fold_of_the_rest_validates(sources):
+    ours, theirs = (sources[sources["dataset"] == name].iloc[0]["image_id"] for name in "ab")
+    table = split_dataset(sources, settings(by="source", test_source="b"), [(ours, theirs)])
+    shown = sources.set_index("image_id").loc[ours, "lesion_id"]
+    tested = (sources["dataset"] == "b") | (sources["lesion_id"] == shown)
+    assert (table["split"] == "test").equals(tested)
+    assert set(table["fold"][table["split"] == "val"]) == {1}
+    assert validation_folds(table) == [1, 2, 0]
+
+
+def test_a_source_that_cannot_be_held_out_is_refused(sources):
+    by = settings(by="source", test_source="d")
+    with pytest.raises(
+        InputError, match=r"split\.test_source is d; it must be one of several sources, which are a, b, c"
+    ):
+        split_dataset(sources, by)
+    with pytest.raises(InputError, match=r"which are a, b$"):
+        split_dataset(sources, replace(by, test_source="c"), train_only=["c"])
+    with pytest.raises(InputError, match=r"which are b$"):
+        split_dataset(sources.assign(dataset="b"), replace(by, test_source="b"))
+
+
+def test_the_association_is_cramers_v_and_what_a_source_lacks_is_named(sources):
+    found = audit_sources(sources)
+    lesions = sources.drop_duplicates(["lesion_id"])
+    table = pd.crosstab(lesions["dataset"], lesions["dx"])
+    assert found["lesions"] == table.to_dict("index")
+    assert found["cramers_v"] == pytest.approx(association(table.to_numpy(), method="cramer"))
+    assert found["lacks"] == {}
+    assert describe_sources(found).startswith("diagnosis and source: Cramér's V 0.")
+    lacking = audit_sources(sources.assign(dx=sources["dx"].mask(sources["dataset"] == "b", "nv")))
+    assert lacking["lacks"] == {"b": ["mel"]}
+    assert describe_sources(lacking).startswith("warning: b has next to none of mel: a network may learn the source")
+    assert audit_sources(sources[sources["dataset"] == "b"])["lacks"] == {}
+
+
+def test_the_command_audits_several_sources_and_joins_what_they_share(sources, prepared, params, capsys):
+    write_manifest(PREPARED, sources, HAM10000, {name: {"train_only": name == "b"} for name in "abc"})
+    one, other = (sources.index[sources["dataset"] == name][0] for name in "ac")
+    prepared[one] = prepared[other, ::-1]
+    prepared.flush()
+    params({"split.folds": 3})
+    split.main()
+    written, found = read_csv(SPLIT, []), read_json(SPLIT_METRICS)["sources"]
+    assert set(found) == {"lesions", "cramers_v", "lacks", "near_duplicates"}
+    assert [set(pair) for pair in found["near_duplicates"]] == [set(sources.loc[[one, other], "image_id"])]
+    assert written["fold"][one] == written["fold"][other]
+    assert set(written["split"][sources["dataset"] == "b"]) == {"train"}
+    assert "1 near-duplicate pair across sources" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.classifier.calibration import Calibration, apply_temperature
-from stages.classifier.networks import Ensemble, NormalizedNetwork, pad_batch
+from stages.classifier.networks import Ensemble, NormalizedNetwork, last_layers, pad_batch
 from stages.dataset.augmentation import as_float
 from stages.errors import InputError
 
@@ -56,6 +56,36 @@ def predict_probabilities(
             "its training diverged; train it again, with a smaller training.learning_rate"
         )
     return result
+
+
+@torch.inference_mode()
+def extract_features(
+    network: NormalizedNetwork | Ensemble, images: Iterable[Tensor], device: torch.device
+) -> np.ndarray:
+    """What the last layer of the network sees of each image, of an ensemble those of all networks.
+
+    Arguments as for `predict_probabilities`.
+
+    Returns:
+        float32, shape (images, features).
+    """
+    network = network.to(device).eval()
+    members = list(network.members) if isinstance(network, Ensemble) else [network]
+    seen: list[Tensor] = []
+    hooks = [
+        member.backbone.get_submodule(last_layers(member.backbone)[0]).register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].flatten(1).float())
+        )
+        for member in members
+    ]
+    batches = []
+    for batch in images:
+        seen.clear()
+        network(as_float(batch.to(device)).contiguous(memory_format=torch.channels_last))
+        batches.append(torch.cat(seen, dim=1).cpu())
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(batches).numpy()
 
 
 def predict_calibrated(

@@ -7,7 +7,7 @@ eight orientations: measured on HAM10000, it differs from the hash of the turned
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
@@ -38,8 +38,10 @@ _HASHED_AT_ONCE = 64  # images
 _COMPARED_AT_ONCE = 64, 1024  # images of either side: what a thread works on stays in its core's cache
 
 
-def near_duplicates(store: PixelStore, split: pd.Series, threshold: int = LARGEST_DISTANCE) -> pd.DataFrame:
-    """The pairs of images in different splits that look the same, whichever way they are turned.
+def near_duplicates(
+    store: PixelStore, split: pd.Series, threshold: int = LARGEST_DISTANCE, names: Sequence[str] = SPLITS
+) -> pd.DataFrame:
+    """The pairs of images in different splits, or datasets, that look the same, whichever way they are turned.
 
     Seconds for HAM10000. Memory grows with the images, by 192 bytes each, and with the pairs that are found; time with
     the square of the images, for all pairs are compared. Fewer would be where a pair must agree in a part of the hash
@@ -50,15 +52,16 @@ def near_duplicates(store: PixelStore, split: pd.Series, threshold: int = LARGES
         store: the prepared images.
         split: the split of each image, in the order of the store's manifest.
         threshold: the largest number of differing bits, of SIDE².
+        names: the splits, or what else `split` names.
 
     Returns:
         Columns image_id_1, image_id_2, split_1, split_2 and distance, the closest first. Of two splits, the one that is
         held out from the other comes first: test before val before train.
     """
     ids, hashes = store.manifest["image_id"].to_numpy(), _packed_hashes(store)
-    members = {name: np.flatnonzero(split.to_numpy() == name) for name in SPLITS}
+    members = {name: np.flatnonzero(split.to_numpy() == name) for name in names}
     tables = []
-    for first, second in combinations(reversed(SPLITS), 2):
+    for first, second in combinations(reversed(names), 2):
         one, other = members[first], members[second]
         pairs = _close_pairs(hashes[..., one], hashes[..., other], threshold)
         tables.append(_table(ids[one], ids[other], pairs).assign(split_1=first, split_2=second))

@@ -1,5 +1,6 @@
 """Folds: groups of lesions that never share a lesion, each with the dataset's mix of diagnoses."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from stages.errors import InputError, regenerate
 from stages.files import read_csv
 
 SPLITS = ("train", "val", "test")
+NO_FOLD = -1  # of images that are not for folds to hold out
 
 # Pairs of HAM10000's images that show one lesion under two lesion ids (the last five digits of ISIC_00xxxxx):
 # Abhishek et al., Scientific Data 12:196, 2025.
@@ -19,11 +21,12 @@ _KNOWN_DUPLICATES = """
 KNOWN_DUPLICATES = [tuple(f"ISIC_00{number}" for number in pair.split("-")) for pair in _KNOWN_DUPLICATES.split()]
 
 
-def lesion_groups(images: pd.DataFrame) -> pd.Series:
-    """The group of each image: its lesion, or the lesion that a known duplicate of one of its images names.
+def lesion_groups(images: pd.DataFrame, pairs: Iterable[Sequence[str]] = ()) -> pd.Series:
+    """The group of each image: its lesion, or the lesion that a duplicate of one of its images names.
 
     Args:
         images: columns image_id and lesion_id.
+        pairs: ids of images that show one lesion, beside the known duplicates.
 
     Returns:
         One lesion id per image, with the index of `images`. Images with the same one belong in the same fold.
@@ -36,7 +39,7 @@ def lesion_groups(images: pd.DataFrame) -> pd.Series:
             lesion = merged[lesion]
         return lesion
 
-    for first, second in KNOWN_DUPLICATES:
+    for first, second in [*KNOWN_DUPLICATES, *pairs]:
         if first in lesion_of and second in lesion_of:
             one, other = sorted((root(lesion_of[first]), root(lesion_of[second])))
             if one != other:
@@ -116,20 +119,20 @@ def _distribute(counts: np.ndarray, folds: int) -> list[int]:
     return chosen
 
 
-def split_of(fold: pd.Series, test_fold: int, val_fold: int) -> pd.Series:
-    """The split of each image: `test` and `val` for their folds, `train` for all others."""
+def split_of(fold: pd.Series, test_fold: int | None, val_fold: int) -> pd.Series:
+    """The split of each image: `test` and `val` for their folds, `train` for all others, and those in `NO_FOLD`."""
     names = {test_fold: "test", val_fold: "val"}
     return pd.Series([names.get(number, "train") for number in fold], index=fold.index, name="split")
 
 
 def validation_folds(table: pd.DataFrame) -> list[int]:
-    """The folds that are not tested, from the one that validates on.
+    """The folds that are neither tested nor `NO_FOLD`, from the one that validates on.
 
     Args:
         table: what `read_split` gives.
     """
     pairs = list(zip(table["fold"], table["split"]))
-    folds = sorted({int(fold) for fold, split in pairs if split != "test"})
+    folds = sorted({int(fold) for fold, split in pairs if split != "test" and fold != NO_FOLD})
     validating = [int(fold) for fold, split in pairs if split == "val"]
     first = folds.index(min(validating)) if validating else 0
     return folds[first:] + folds[:first]

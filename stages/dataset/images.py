@@ -75,7 +75,7 @@ def find_images(path: Path) -> Found:
     paths = files_below(path, found.problems) if path.is_dir() else [path]
     archives = []
     for file in paths:
-        is_wanted = file == path or _is_archive(file) or _is_image(file.name)
+        is_wanted = file == path or _is_archive(file) or is_image(file.name)
         # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
         if is_wanted and (file.is_file() or file.is_symlink()):
             archives.append(file) if _is_archive(file) else found.images.append(ImageFile(file))
@@ -89,7 +89,7 @@ def find_images(path: Path) -> Found:
             continue
         for member in members:
             file = ImageFile(archive, member)
-            if _is_image(_parts(member)[-1]):
+            if is_image(_parts(member)[-1]):
                 found.images.append(file)
             elif Path(member).suffix.lower() not in TABLES:
                 found.passed_over.append(str(file))
@@ -145,7 +145,8 @@ def _is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 

@@ -67,12 +67,12 @@ MOST_SHOWN = 30  # columns in a message
 LONGEST = 100  # characters of a column's name there
 
 # Ids become file names, table cells and HTML: nothing in them may mean anything there.
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _./()-]{0,99}")
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.()-]*([/\\][A-Za-z0-9][A-Za-z0-9 _.()-]*)+")
 _AGE = re.compile(r"[0-9]{1,3}(\.[0-9]*)?")  # float() takes 5_5 and Arabic digits, too
 _RULES = [
-    (("image_id", "lesion_id"), _ID.fullmatch, "letters, digits, '_', '-' and '.'"),
+    (("image_id", "lesion_id"), ID.fullmatch, "letters, digits, '_', '-' and '.'"),
     (("dx_type", "sex", "localization", "dataset", "skin_type"), _TEXT.fullmatch, "plain words"),
     (
         ("age",),
@@ -236,7 +236,7 @@ def _join(
     data_dir: Path, paths: list[Path], columns: Mapping[str, str | None], known: Iterable[str]
 ) -> tuple[_Table, list[Problem], list[str]]:
     """The tables of a dataset as one, problems, and what was passed over."""
-    headers = {path: _read_header(path) for path in paths}
+    headers = {path: read_header(path) for path in paths}
     usable = [path for path in paths if _names_image(headers[path], columns)]
     if len(paths) == 1:
         usable = paths  # reading it says what is wrong
@@ -281,7 +281,7 @@ def _separator(path: Path, line: str) -> str:
     return "\t" if path.suffix.lower() in (".tab", ".tsv") or ("\t" in line and "," not in line) else ","
 
 
-def _read_header(path: Path) -> list[str]:
+def read_header(path: Path) -> list[str]:
     """The names of a table's columns; none of a file that is no table."""
     try:
         with path.open(encoding="utf-8-sig") as file:

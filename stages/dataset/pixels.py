@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from stages.checks import Flag
 from stages.dataset.taxonomy import Diagnosis, Taxonomy
 from stages.errors import printable, regenerate
 from stages.files import read_csv, read_json, write_csv, write_json
@@ -17,6 +19,7 @@ IMAGES_PER_SHARD = 256
 _PIECE = 1 << 17  # bytes
 MANIFEST = "manifest.csv"
 TAXONOMY = "taxonomy.json"
+SOURCES = "sources.json"  # where the images are of several datasets
 MANIFEST_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset", "shard", "row"]
 SKIN_TYPE = "skin_type"  # a further column, where that of an image is known
 
@@ -33,10 +36,17 @@ def add_places(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[:, [*MANIFEST_COLUMNS, *([SKIN_TYPE] if SKIN_TYPE in table else [])]]
 
 
-def write_manifest(folder: Path, manifest: pd.DataFrame, taxonomy: Mapping[str, Diagnosis]) -> None:
-    """Write the manifest of a prepared folder, and the diagnoses that it names."""
+def write_manifest(
+    folder: Path,
+    manifest: pd.DataFrame,
+    taxonomy: Mapping[str, Diagnosis],
+    sources: Mapping[str, Mapping[str, bool]] | None = None,
+) -> None:
+    """Write the manifest of a prepared folder, the diagnoses that it names and, if there are several, its datasets."""
     write_csv(folder / MANIFEST, manifest)
     write_json(folder / TAXONOMY, {code: asdict(diagnosis) for code, diagnosis in taxonomy.items()})
+    if sources:
+        write_json(folder / SOURCES, sources)
 
 
 def create_shard(path: Path, count: int, size: int) -> None:
@@ -65,6 +75,8 @@ class PixelStore:
         manifest: one row per image, columns `MANIFEST_COLUMNS`, and `SKIN_TYPE` where one is known.
         taxonomy: the diagnoses that dx may name, by their codes.
         image_size: pixels of a side.
+        sources: by the names of several datasets, which are those in the column dataset, whether each is
+            `train_only`; empty where there is one.
 
     Raises:
         InputError: the folder does not hold what `prepare` writes.
@@ -73,6 +85,8 @@ class PixelStore:
     def __init__(self, folder: Path) -> None:
         self.manifest = read_csv(folder / MANIFEST, MANIFEST_COLUMNS)
         self.taxonomy = read_json(folder / TAXONOMY, Taxonomy)
+        sources = folder / SOURCES
+        self.sources = read_json(sources, dict[str, dict[Literal["train_only"], Flag]]) if sources.exists() else {}
         self._check_manifest(folder / MANIFEST)
         self.image_size = 0  # until the first shard tells
         self._shards = [
@@ -91,6 +105,8 @@ class PixelStore:
             f"dx is not always one of {', '.join(self.taxonomy)}": not set(table["dx"]) <= set(self.taxonomy),
             "age is not always a number": not pd.api.types.is_numeric_dtype(table["age"]),
             "a text is empty": table[["dx_type", "sex", "localization", "dataset"]].isna().to_numpy().any(),
+            "dataset is not always one of sources.json": bool(self.sources)
+            and not set(table["dataset"]) <= set(self.sources),
             # Reading goes by the position, as `add_places` counts it.
             "shard and row do not count the images": not table[list(places)].equals(places),
         }

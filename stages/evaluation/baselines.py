@@ -83,7 +83,9 @@ def predict_from_metadata(
     known, labels = np.unique(train_labels, return_inverse=True)
     # Images that are alike count together: there are few kinds of them.
     kinds = train.assign(label=labels).groupby([*COLUMNS, "label"]).size().rename("count").reset_index()
-    coefficients = _logistic_regression(_one_hot(kinds, train), np.eye(len(known))[kinds["label"]], kinds["count"])
+    coefficients = logistic_regression(
+        _one_hot(kinds, train), np.eye(len(known))[kinds["label"]], kinds["count"].to_numpy(float)
+    )
     probabilities[:, known] = softmax(_one_hot(asked, train) @ coefficients, axis=1)
     return probabilities
 
@@ -94,7 +96,7 @@ def _one_hot(table: pd.DataFrame, known: pd.DataFrame) -> np.ndarray:
     return np.hstack([*columns, np.ones((len(table), 1))]).astype(float)
 
 
-def _logistic_regression(design: np.ndarray, target: np.ndarray, count: pd.Series) -> np.ndarray:
+def logistic_regression(design: np.ndarray, target: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Coefficients, shape (columns, classes), with the penalty that scikit-learn takes by default.
 
     Not by scikit-learn itself, which takes as long to import as PyTorch.
@@ -104,7 +106,7 @@ def _logistic_regression(design: np.ndarray, target: np.ndarray, count: pd.Serie
         target: the class of each row as 1, shape (n, classes).
         count: how often each row counts, shape (n,).
     """
-    weights, classes = count.to_numpy(float)[:, None], target.shape[1]
+    weights, classes = count[:, None], target.shape[1]
     # Of two classes scikit-learn gives coefficients to one: half as far apart, they would be penalised half as much.
     penalty = np.full((design.shape[1], 1), 2.0 if classes == 2 else 1.0)
     penalty[-1] = 0

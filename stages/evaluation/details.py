@@ -307,11 +307,30 @@ class Leakage(_Model):
     near_duplicates: NearDuplicates
 
 
+class ToldSources(_Model):
+    """How well a logistic regression tells the sources of validation and test images, cross-validated by lesion."""
+
+    sources: list[Text] = said("Those that are told apart, with enough lesions among these images.", min_length=2)
+    chance: Share = said("Balanced accuracy of guessing.")
+    properties: Share = said("From sharpness, contrast, mean colour and dark corners.")
+    features: Share = said("From what the network's last layer sees.")
+
+
+class Sources(_Model):
+    """Several datasets: whether the source of a lesion tells its diagnosis, and an image its source."""
+
+    lesions: dict[Text, dict[Text, Whole]] = said("Of each diagnosis in each source, all splits together.")
+    cramers_v: Share | None = said("Association of diagnosis and source; null for one diagnosis or source.")
+    lacks: dict[Text, list[Text]] = said("Diagnoses that a source has next to none of, though the others' mix has.")
+    told: ToldSources | None = said("Null where fewer than two sources have enough of these images.")
+
+
 class _Details(_Model, Generic[Metrics, Headline, Estimates]):
     confidence: Share = said("Confidence level of every interval, as 0.95.")
     bootstrap_replicates: Count = said("How often lesions were drawn for the intervals.")
     calibration: Calibration = said("What models/calibration.json holds, frozen since.")
     leakage: Leakage | None = said("What the splits share; null for another dataset.")
+    sources: Sources | None = Field(default=None, description="Not there where the images are of one dataset.")
     val: Validation[Metrics] | None = said("What the epoch, the temperature and the thresholds were chosen on.")
     test: Headline
     baselines: Baselines[Estimates] | None = said("Reached without looking at the images; null for another dataset.")
@@ -361,7 +380,7 @@ def read_details(path: Path) -> dict:
     Raises:
         InputError: the file is missing, damaged, or not as docs/details.schema.json says.
     """
-    return read_json(path, Details).model_dump(mode="json", by_alias=True)
+    return read_json(path, Details).model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 class _Untitled(GenerateJsonSchema):

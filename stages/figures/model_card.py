@@ -127,6 +127,8 @@ def _metadata(details: dict, description: dict, config: Config, source: Source) 
         if it["value"] is not None
     ]
     fold = f"test fold {config.split.test_fold} of {config.split.folds}"
+    if config.split.by == "source":
+        fold = f"the source {config.split.test_source}, which was held out"
     return {
         "license": source.licence,
         **({"library_name": "timm"} if _in_timm(description) else {}),

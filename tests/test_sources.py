@@ -1,0 +1,77 @@
+"""A folder of two datasets, from their tables to the report; then the one held out, which lacks a diagnosis."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import evaluate, plot, prepare, publish, split, train
+from stages.evaluation.details import read_details
+from stages.files import DETAILS, MODEL_CARD, PUBLISHED, REPORT, SPLIT, SPLIT_METRICS, read_csv, read_json
+from tests.conftest import QUICK, write_params
+
+DIAGNOSES = {"clinic": ["nv", "mel", "bcc"], "practice": ["nv", "mel"]}
+LESIONS = 36  # of a dataset
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """All stages have run here: images of the practice are darker."""
+    folder = tmp_path_factory.mktemp("sources")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        random = np.random.default_rng(0)
+        for name, diagnoses in DIAGNOSES.items():
+            path = folder / "data/both" / name
+            path.mkdir(parents=True)
+            (path / "dataset.yaml").write_text("columns: {lesion_id: null}\n")
+            with (path / "table.csv").open("w", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["image_id", "dx"])
+                for number in range(LESIONS):
+                    table.writerow([f"I{number}", diagnoses[number % len(diagnoses)]])
+                    pixels = random.integers(0, 120, (20, 20, 3)) + (100 if name == "clinic" else 0)
+                    Image.fromarray(pixels.astype(np.uint8)).save(path / f"I{number}.png")
+        run()
+        yield folder
+
+
+def run(*stages, **changes):
+    settings = {"data.data_dir": "data/both", "data.taxonomy": str(TAXONOMY), "model.num_classes": "diagnoses"}
+    settings |= {"split.folds": 3, "training.max_epochs": 1, "evaluation.bootstrap_replicates": 100}
+    write_params(Path(), {key: json.dumps(value) for key, value in (QUICK | settings | changes).items()})
+    for stage in stages or (prepare, split, train, evaluate, plot, publish):
+        stage.main()
+
+
+TAXONOMY = Path(__file__).parents[1] / "data/taxonomies/ham10000.yaml"
+
+
+def test_the_audit_is_in_the_split_and_the_details_and_the_report_shows_it(finished):
+    found, details = read_json(PUBLISHED[SPLIT_METRICS])["sources"], read_details(DETAILS)
+    assert found["lesions"]["practice"] == {"bcc": 0, "mel": 18, "nv": 18}
+    assert found["lacks"] == {"practice": ["bcc"]}
+    assert {name: found[name] for name in ("lesions", "cramers_v", "lacks")} | {
+        "told": details["sources"]["told"]
+    } == details["sources"]
+    assert details["sources"]["told"]["properties"] == 1, "the practice is darker"
+    assert [group["name"] for group in details["test"]["subgroups"]["dataset"]["groups"]] == ["clinic", "practice"]
+    page = REPORT.read_text(encoding="utf-8")
+    assert '<h2 id="sources">Sources</h2>' in page
+    assert "Balanced accuracy of telling clinic, practice apart" in page
+
+
+def test_a_source_that_is_held_out_is_all_that_is_tested(finished, capsys):
+    run(split, evaluate, plot, **{"split.by": "source", "split.test_source": "practice"})
+    table, manifest = read_csv(SPLIT, []), read_csv(Path("data/prepared/manifest.csv"), [])
+    assert set(manifest["dataset"][table["split"] == "test"]) == {"practice"}
+    assert "warning: practice has next to none of bcc" in capsys.readouterr().out
+    test = read_details(DETAILS)["test"]
+    assert test["images"] == LESIONS
+    assert test["classes"]["bcc"]["sensitivity"] is None
+    known = [test["classes"][code]["sensitivity"] for code in ("mel", "nv")]
+    assert test["metrics"]["balanced_accuracy"]["value"] == pytest.approx(np.mean(known), abs=1e-6)
+    assert "All images of the source practice test." in MODEL_CARD.read_text(encoding="utf-8")
