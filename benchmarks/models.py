@@ -101,6 +101,7 @@ def run_pipeline(overrides: dict[str, Any], folder: Path) -> dict[str, float]:
         InputError: a stage failed.
     """
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    overrides = {"data.taxonomy": PLAIN.data.taxonomy, **overrides}
     set_parameters(folder, {name: json.dumps(value) for name, value in overrides.items()})
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -157,7 +158,7 @@ def measure(recipe: str, data_dir: Path, settings: dict[str, Any], commit: dict)
     """
     overrides = overrides_of(recipe, settings)
     with tempfile.TemporaryDirectory() as folder:
-        data = {"data.data_dir": str(data_dir.absolute()), "data.taxonomy": PLAIN.data.taxonomy}
+        data = {"data.data_dir": str(data_dir.absolute())}
         seconds = run_pipeline(overrides | data, Path(folder))
         found = collect(Path(folder))
     seconds["all"] = sum(seconds.values())

@@ -173,8 +173,8 @@ def test_images_added_to_a_dataset_push_only_the_shards_that_they_touch(server, 
     write_archive(data / "HAM10000_images_part_1.zip", range(8000))
     write_table(data / "HAM10000_metadata.csv", 8000)
     shards = -(-8000 // IMAGES_PER_SHARD)
-    # And for each of the two folders its list of files, and its table.
-    assert len(prepare_and_push()) == shards + 1 + 4
+    # And for each of the two folders its list of files, and its table; the diagnoses.
+    assert len(prepare_and_push()) == shards + 1 + 4 + 1
 
     write_archive(data / "HAM10000_images_part_2.zip", range(8000, 8100))
     write_table(data / "HAM10000_metadata.csv", 8100)
