@@ -26,6 +26,7 @@ from stages.errors import InputError, regenerate
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
+from stages.evaluation.details import SplitAudit
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
 from stages.evaluation.sources import tell_sources, trivial_properties
@@ -193,13 +194,9 @@ def read_audit(path: Path) -> tuple[dict, dict]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("leakage"), dict):
-        raise regenerate(f"{path} has no section `leakage`")
-    sources = content.get("sources", {})
-    if not isinstance(sources, dict):
-        raise regenerate(f"{path}: `sources` is no mapping")
-    return content["leakage"], {name: sources.get(name) for name in ("lesions", "cramers_v", "lacks")}
+    audit = read_json(path, SplitAudit)
+    sources = {} if audit.sources is None else audit.sources.model_dump(exclude={"near_duplicates"})
+    return audit.leakage.model_dump(mode="json", by_alias=True), sources
 
 
 def values(metrics: dict[str, dict]) -> dict[str, float | None]:

@@ -19,7 +19,6 @@ from rich.progress import Progress
 
 from stages.config import DataConfig, load_config
 from stages.dataset.images import (
-    MOST_NAMED,
     ImageFile,
     ImageProblem,
     ImageReader,
@@ -27,6 +26,7 @@ from stages.dataset.images import (
     decode_square,
     describe_passed_over,
     find_images,
+    name_first,
 )
 from stages.dataset.metadata import UNKNOWN, read_metadata, subsample_lesions
 from stages.dataset.pixels import SKIN_TYPE, add_places, create_shard, shard_path, write_manifest, write_pixels
@@ -147,8 +147,8 @@ def _read_datasets(
 def _unused(files: dict[str, ImageFile], used: pd.Series) -> list[str]:
     """A line on images that no row uses; none if there are none."""
     unused = sorted(files.keys() - set(used))
-    first = ", ".join(map(printable, unused[:MOST_NAMED])) + (", …" if len(unused) > MOST_NAMED else "")
-    return [f"{len(unused)} of {len(files)} image files are of no row that is used: {first}"] if unused else []
+    count = f"{len(unused)} of {len(files)} image files are of no row that is used"
+    return [f"{count}: {name_first(unused)}"] if unused else []
 
 
 def _write_shards(

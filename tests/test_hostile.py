@@ -89,7 +89,7 @@ def test_a_spoilt_file_is_read_rightly_or_refused_with_its_name(sound, name):
 
     spoil()
     refused = [message for message in messages if message is not None]
-    assert refused, "spoilers that spoil nothing test nothing"
+    assert len(refused) > len(messages) // 10, "spoilers that spoil nothing test nothing"
     # An image is named by who reads many of them; tensors that do not fit by the parameter that asks for them.
     if name not in ("JPEG", "PNG", "zip archive"):
         assert all(target.path.stem in message or target.path.parent.name in message for message in refused)

@@ -102,9 +102,13 @@ def describe_passed_over(names: list[str]) -> list[str]:
         return []
     endings = Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in names)
     counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
-    first = ", ".join(map(printable, names[:MOST_NAMED])) + (", …" if len(names) > MOST_NAMED else "")
     are = "file that is no image" if len(names) == 1 else "files that are no images"
-    return [f"passed over {len(names)} {are} ({counts}): {first}"]
+    return [f"passed over {len(names)} {are} ({counts}): {name_first(names)}"]
+
+
+def name_first(names: list[str]) -> str:
+    """The first of many names, to be read."""
+    return ", ".join(map(printable, names[:MOST_NAMED])) + (", …" if len(names) > MOST_NAMED else "")
 
 
 def files_below(folder: Path, problems: list[str]) -> list[Path]:

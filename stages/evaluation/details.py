@@ -316,12 +316,30 @@ class ToldSources(_Model):
     features: Share = said("From what the network's last layer sees.")
 
 
-class Sources(_Model):
-    """Several datasets: whether the source of a lesion tells its diagnosis, and an image its source."""
+class SourceMix(_Model):
+    """Whether the source of a lesion tells its diagnosis."""
 
     lesions: dict[Text, dict[Text, Whole]] = said("Of each diagnosis in each source, all splits together.")
     cramers_v: Share | None = said("Association of diagnosis and source; null for one diagnosis or source.")
     lacks: dict[Text, list[Text]] = said("Diagnoses that a source has next to none of, though the others' mix has.")
+
+
+class AuditedSources(SourceMix):
+    """What `split` says of several datasets."""
+
+    near_duplicates: list[Two[Text]]
+
+
+class SplitAudit(BaseModel):
+    """What `evaluate` needs of data/split.json."""
+
+    leakage: Leakage
+    sources: AuditedSources | None = None
+
+
+class Sources(SourceMix):
+    """Several datasets: whether the source of a lesion tells its diagnosis, and an image its source."""
+
     told: ToldSources | None = said("Null where fewer than two sources have enough of these images.")
 
 
