@@ -2,9 +2,53 @@
 
 import numpy as np
 
+from stages.classifier.calibration import as_written, decide, most_probable_costs
 from stages.errors import InputError
 from stages.evaluation.uncertainty import unit_weights
 from stages.evaluation.weighted import weighted_rates
+
+MOST_PROBABLE, BALANCED = "most_probable", "balanced"
+POWERS = np.linspace(0, 1, 21)  # of the shares of the classes
+
+
+def decision_costs(
+    rule: str | np.ndarray, probabilities: np.ndarray, labels: np.ndarray, class_counts: np.ndarray
+) -> np.ndarray:
+    """The costs that `decide` is to take, with as many digits as `calibration.json` keeps.
+
+    Args:
+        rule: `MOST_PROBABLE`, `BALANCED`, or the costs themselves, shape (classes, classes).
+        probabilities: of the validation images, calibrated, rounded as they are written, shape (n, classes).
+        labels: of the validation images, shape (n,).
+        class_counts: training images of each class, shape (classes,).
+
+    Returns:
+        Shape (classes, classes).
+    """
+    if isinstance(rule, str):
+        costs = most_probable_costs(len(class_counts))
+        if rule == BALANCED:
+            costs = _balanced_costs(costs, probabilities, labels, class_counts)
+    else:
+        costs = rule
+    return np.vectorize(as_written)(costs)
+
+
+def _balanced_costs(
+    equal: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, class_counts: np.ndarray
+) -> np.ndarray:
+    shares = np.maximum(class_counts, 1) / np.maximum(class_counts, 1).sum()
+    is_class = (labels[:, None] == np.arange(len(shares))) * 1.0
+    present = is_class.any(axis=0)
+
+    def costs(power: float) -> np.ndarray:
+        return equal / shares[:, None] ** power
+
+    def balanced_accuracy(power: float) -> float:
+        right = decide(probabilities, costs(power)) == labels
+        return float(np.mean(right @ is_class[:, present] / is_class[:, present].sum(axis=0)))
+
+    return costs(max(POWERS, key=balanced_accuracy))  # of equal ones the smallest
 
 
 def threshold_for_sensitivity(score: np.ndarray, is_positive: np.ndarray, sensitivity: float) -> float:
