@@ -3,20 +3,33 @@
 Fitted on the validation images by `evaluate`, and frozen there.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from decimal import ROUND_FLOOR, Context
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
-from stages.checks import Flag, Positive, Share, Text
+from stages.checks import Flag, Number, Positive, Share, Text
+from stages.classifier.description import DESCRIPTION, read_description
 from stages.errors import regenerate
 from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, sha256_of, write_json
 
 CALIBRATION = "calibration.json"
 _CHECKED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_TIE = 1e-12  # relative difference of expected costs that is a rounding error
+
+
+def _check_square(rows: tuple) -> tuple:
+    if any(len(row) != len(rows) for row in rows):
+        raise ValueError("a square matrix")
+    return rows
+
+
+Costs = Annotated[tuple[tuple[Number, ...], ...], AfterValidator(_check_square)]
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -33,6 +46,9 @@ class Calibration:
     """What threshold reaches on the validation images."""
     youden_threshold: Share
     """The threshold with the largest sum of sensitivity and specificity on the validation images."""
+    costs: Costs | None = None
+    """What it costs to decide for a class (column) where another is true (row), as `decide` takes it. None, as in files
+    of earlier commits: the most probable class."""
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -65,6 +81,30 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return scaled / scaled.sum(axis=1, keepdims=True)
 
 
+def decide(probabilities: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """The class of the lowest expected cost of each image; of equal ones the first.
+
+    The decision of least risk of Bayesian decision theory (Duda, Hart & Stork, Pattern Classification, 2001, section
+    2.2). Where every mistake costs the same it is the most probable class; where it costs 1/sⱼ to miss the class j, the
+    one with the largest p / s.
+
+    Args:
+        probabilities: calibrated, rounded as they are written, shape (n, classes).
+        costs: at least 0, a row for each true class and a column for each that can be decided for, shape (classes,
+            classes).
+
+    Returns:
+        Numbers of classes, shape (n,).
+    """
+    expected = probabilities @ costs
+    return (expected <= expected.min(axis=1, keepdims=True) * (1 + _TIE)).argmax(axis=1)
+
+
+def cost_matrix(costs: Sequence[Sequence[float]] | None, classes: int) -> np.ndarray:
+    """The costs of a calibration for `decide`, shape (classes, classes); None: 1 for every mistake."""
+    return 1 - np.eye(classes) if costs is None else np.array(costs, np.float64)
+
+
 def save_calibration(calibration: Calibration, folder: Path = MODELS) -> None:
     """Write `calibration.json` beside the weights that it was fitted for."""
     content = _CalibrationFile(**asdict(calibration), weights_sha256=sha256_of(folder / MODEL_WEIGHTS.name))
@@ -80,11 +120,15 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     """Read what `save_calibration` wrote.
 
     Raises:
-        InputError: the file is missing, damaged, is not a calibration, or was fitted for other weights
+        InputError: the file is missing, damaged, is not a calibration, or was fitted for other weights or classes
             than those beside it, if there are any.
     """
     path, weights = folder / CALIBRATION, folder / MODEL_WEIGHTS.name
     content: _CalibrationFile = read_json(path, _CalibrationFile)
     if content.weights_sha256 is not None and weights.exists() and content.weights_sha256 != sha256_of(weights):
         raise regenerate(f"{path} was not fitted for the weights in {weights}")
+    if content.costs is not None and (folder / DESCRIPTION).exists():
+        classes = read_description(folder / DESCRIPTION).classes
+        if len(content.costs) != len(classes):
+            raise regenerate(f"{path}: costs are of {len(content.costs)} classes; the model has {len(classes)}")
     return Calibration(**{field.name: getattr(content, field.name) for field in fields(Calibration)})
