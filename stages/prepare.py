@@ -80,7 +80,7 @@ def prepare_dataset(
     with replacing(output) as folder:
         folder.mkdir()
         try:
-            problems += _write_shards(folder, manifest, files, config.image_size, num_workers)
+            problems += _write_shards(folder, manifest, files, config, num_workers)
         except BrokenExecutor:
             raise InputError(
                 "a process that decodes images was killed, perhaps for want of memory; set runtime.num_workers to fewer"
@@ -152,14 +152,14 @@ def _unused(files: dict[str, ImageFile], used: pd.Series) -> list[str]:
 
 
 def _write_shards(
-    folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
+    folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], config: DataConfig, num_workers: int | None
 ) -> list[Problem]:
     tasks = []
     for shard, (_, rows) in enumerate(manifest.groupby("shard")):
         path, images = shard_path(folder, shard), [files[image_id] for image_id in rows["image_id"]]
-        create_shard(path, len(images), size)
+        create_shard(path, len(images), config.image_size)
         firsts = range(0, len(images), DECODED_AT_ONCE)
-        tasks += [(path, first, images[first : first + DECODED_AT_ONCE], size) for first in firsts]
+        tasks += [(path, first, images[first : first + DECODED_AT_ONCE], config) for first in firsts]
     problems, left = [], iter(tasks)
     workers = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
     with ImageReader() as reader, _decoders(workers, reader, set(files.values())) as pool:
@@ -195,12 +195,13 @@ def _start(reader: ImageReader, parent: int | None) -> None:
         reader.reopen()
 
 
-def _decode(shard: Path, first: int, files: list[ImageFile], size: int) -> list[Problem]:
+def _decode(shard: Path, first: int, files: list[ImageFile], config: DataConfig) -> list[Problem]:
     """Decode images into the rows of a shard from the first on; what is wrong with them, a line each."""
+    size = config.image_size
     pixels, problems = np.empty((len(files), size, size, 3), np.uint8), []
     for file, out in zip(files, pixels):
         try:
-            out[:] = decode_square(_reader.read(file), size)
+            out[:] = decode_square(_reader.read(file), size, config.detail)
         except ImageProblem as problem:
             problems.append(Problem(f"{file}: {problem}", "an image that cannot be used"))
     write_pixels(shard, first, pixels)
