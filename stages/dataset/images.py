@@ -240,6 +240,12 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return data
 
 
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Width and height in pixels of an image that `decode_square` takes, and the bytes of its file."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return *image.size, len(data)
+
+
 def decode_square(data: bytes, size: int, detail: int | None = None) -> np.ndarray:
     """Decode an image, turn it upright, and resize it to a square, ignoring its aspect ratio.
 
