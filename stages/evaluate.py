@@ -30,7 +30,7 @@ from stages.evaluation.decisions import decision_costs, read_decision
 from stages.evaluation.details import SplitAudit
 from stages.evaluation.metrics import compute_metrics, headline_numbers
 from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
-from stages.evaluation.sources import tell_sources, trivial_properties
+from stages.evaluation.sources import file_properties, tell_sources, trivial_properties
 from stages.files import (
     DECIMALS,
     DETAILS,
@@ -82,7 +82,8 @@ def main() -> None:
     write_json(EVALUATION, values(metrics))
     print_metrics(metrics)
     if told := details.get("sources", {}).get("told"):
-        numbers = f"{told['properties']:.2f} from trivial properties, {told['features']:.2f} from the model's features"
+        kinds = {"files": "their files", "properties": "trivial properties", "features": "the model's features"}
+        numbers = ", ".join(f"{told[name]:.2f} from {kind}" for name, kind in kinds.items())
         print(f"sources told apart (balanced accuracy): {numbers}, {told['chance']:.2f} by chance")
 
 
@@ -164,8 +165,13 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
         each = [Batches(images, settings.batch_size, device) for images in (val, test)]
         properties = [trivial_properties(batch.images.cpu().numpy()) for batches in each for batch in batches]
         features = [extract_features(network, (batch.images for batch in batches), device) for batches in each]
+        evidence = {
+            "files": file_properties(table),
+            "properties": np.concatenate(properties),
+            "features": np.concatenate(features),
+        }
         columns = (table[name].to_numpy(str) for name in ("dataset", "lesion_id"))
-        details["sources"] = {"told": tell_sources(np.concatenate(properties), np.concatenate(features), *columns)}
+        details["sources"] = {"told": tell_sources(evidence, *columns)}
     cases, heatmaps = explain(network, classes, store, tested, calibration.threshold, device, settings)
     return Evaluation(predictions, calibration, details, cases, heatmaps)
 

@@ -195,7 +195,7 @@ def test_no_step_waits_for_the_gpu(tiny, quick):
     config = quick(**LITE0, **EVERYTHING, **{"training.precision": "bf16"})
     device = torch.device("cuda", 0)
     images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
-    module = TrainingModule(config, 16, torch.tensor([30, 12])).to(device).train()
+    module = TrainingModule(config, 16, torch.tensor([[30, 12]])).to(device).train()
     optimizer = module.configure_optimizers()
     step = CapturedStep(TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device))
     queue, batches = AsyncLossQueue(), Batches(images, 8, device, SamplingConfig(0, config.data))
@@ -218,7 +218,7 @@ def test_weights_are_written_as_they_were_trained(train, tmp_path):
 
 
 def test_augmentation_in_16_bits_makes_the_same_pictures():
-    config = replace(PLAIN.data, mixup=0.4, cutmix=1.0, cutout=0.3)
+    config = replace(PLAIN.data, acquisition_strength=1.0, mixup=0.4, cutmix=1.0, cutout=0.3)
     smooth = torch.linspace(0, 40, 224).sin()
     pixels = ((smooth[:, None] + smooth[None]) * 60 + 128).byte()
     images = torch.stack([pixels, pixels.T, 255 - pixels], dim=-1).expand(16, -1, -1, -1)

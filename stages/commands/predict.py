@@ -122,7 +122,8 @@ def predict_images(
     # Only on a terminal: a log needs no bar.
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("predicting", total=len(files))
-        decoded = _decode_ahead(files, description.image_size, threads, ahead=max(batch_size, 2 * threads))
+        size = description.image_size, description.detail
+        decoded = _decode_ahead(files, size, threads, ahead=max(batch_size, 2 * threads))
         while batch := list(islice(decoded, batch_size)):
             progress.advance(task, len(batch))
             readable = [(file, image) for file, image in batch if isinstance(image, np.ndarray)]
@@ -157,14 +158,14 @@ def predict_images(
 
 
 def _decode_ahead(
-    files: list["ImageFile"], size: int, threads: int, ahead: int
+    files: list["ImageFile"], size: tuple[int, int | None], threads: int, ahead: int
 ) -> Iterator[tuple["ImageFile", "np.ndarray | ImageProblem"]]:
     """The files with their pixels, or what is wrong with them, in order; at most `ahead` of them wait in memory."""
     from stages.dataset.images import ImageProblem, ImageReader, decode_square
 
     def decode(file: "ImageFile") -> "np.ndarray | ImageProblem":
         try:
-            return decode_square(reader.read(file), size)
+            return decode_square(reader.read(file), *size)
         except ImageProblem as problem:
             return problem
 

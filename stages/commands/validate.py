@@ -87,6 +87,7 @@ def validate_model(
         "data.columns": columns,
         "data.classes": classes,
         "data.image_size": description.image_size,
+        "data.detail": description.detail,
         "data.subsample_percentage": 1.0,
     }
     data = override(config, changes).data

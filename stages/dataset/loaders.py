@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -28,11 +29,13 @@ class Batch(NamedTuple):
         images: uint8, shape (n, size, size, 3), RGB.
         labels: int64, shape (n,), numbers of classes.
         augment_params: float32, shape (n, k), the parameters of `augment_batch`; None where nothing is augmented.
+        sources: int64, shape (n,), numbers of datasets.
     """
 
     images: Tensor
     labels: Tensor
     augment_params: Tensor | None
+    sources: Tensor
 
 
 class SplitImages:
@@ -50,6 +53,7 @@ class SplitImages:
         indices: their positions in the store, shape (n,).
         labels: int64, shape (n,).
         classes: what the labels are numbers of.
+        sources: int64, shape (n,): each image's place among the store's several datasets; 0 where there is one.
 
     Raises:
         InputError: the table is not of the same images as the store, or has none in the split; or the images have not
@@ -69,9 +73,36 @@ class SplitImages:
             raise regenerate(f"{split_file} has no image in the split {split}")
         self.table = store.manifest.iloc[self.indices].reset_index(drop=True)
         self.labels = torch.from_numpy(numbers_of(self.table["dx"], store.taxonomy, self.classes))
+        names = list(store.sources)
+        places = pd.Index(names).get_indexer_for(pd.Index(self.table["dataset"])) if names else np.zeros(len(self), int)
+        self.sources = torch.from_numpy(places)
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def class_counts(self, within_sources: bool) -> Tensor:
+        """Images of each class by the numbers of the sources, int64, shape (sources, classes).
+
+        Args:
+            within_sources: those of the source; else of all sources together, the same in every row.
+        """
+        shape = max(1, len(self.store.sources)), len(self.classes.names)
+        counts = torch.bincount(self.sources * shape[1] + self.labels, minlength=shape[0] * shape[1]).view(shape)
+        return counts if within_sources else counts.sum(dim=0).expand(shape)
+
+
+def class_weights(counts: Tensor, strength: float) -> Tensor:
+    """Weights that balance the classes within each source, whose images have the mean weight 1.
+
+    Args:
+        counts: as of `SplitImages.class_counts`.
+        strength: power of a class's frequency: at 1 every class of a source weighs as much as any other.
+
+    Returns:
+        float64, shape (sources, classes).
+    """
+    weights = counts.clamp(min=1).double() ** -strength
+    return weights * counts.sum(dim=1, keepdim=True) / (counts * weights).sum(dim=1, keepdim=True)
 
 
 class SamplingConfig(NamedTuple):
@@ -82,12 +113,14 @@ class SamplingConfig(NamedTuple):
         augmentation: whose parameters are sampled; None where nothing is augmented.
         balance: draw images with replacement, those of a class in inverse proportion to this power of its size: 1 draws
             all classes equally often. 0: every image comes once.
+        within_sources: balance the classes of each source by themselves, and draw from it as often as it has images.
         repeated: the order and the augmentation of the first epoch in every epoch.
     """
 
     seed: int
     augmentation: DataConfig | None = None
     balance: float = 0.0
+    within_sources: bool = False
     repeated: bool = False
 
 
@@ -126,7 +159,7 @@ class Batches:
         self.device = device
         self.sampling = sampling
         self.rank, self.world_size, self.threads = rank, world_size, threads
-        self._labels = images.labels.to(device)
+        self._labels, self._sources = images.labels.to(device), images.sources.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="order")
         self._prefetched: tuple[int, Future] | None = None
@@ -152,14 +185,14 @@ class Batches:
         rows, params = self._get_order(epoch)
         on_device = rows.to(self.device, non_blocking=True)
         params = None if params is None else params.to(self.device, non_blocking=True)
-        labels = self._labels[on_device]
+        labels, sources = self._labels[on_device], self._sources[on_device]
         parts = [slice(first, first + self.batch_size) for first in range(0, len(rows), self.batch_size)][start:]
         pixels = self._pixels(rows.numpy(), on_device, parts)
         for number, (part, images) in enumerate(zip(parts, pixels)):
             if number == len(parts) // 2:
                 # Not at the epoch's start: the thread would take Python's lock while the GPU has nothing to do yet.
                 self._prefetch(epoch + 1)
-            yield Batch(images, labels[part], None if params is None else params[part])
+            yield Batch(images, labels[part], None if params is None else params[part], sources[part])
 
     def _get_order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """`_order` of an epoch: the prefetched one, if it is of this epoch."""
@@ -182,8 +215,8 @@ class Batches:
             return self._pinned(np.arange(self.rank, count, self.world_size)), None
         random = np.random.default_rng([self.sampling.seed, 0 if self.sampling.repeated else epoch])
         if self.sampling.balance:
-            labels = self.images.labels.numpy()
-            chance = np.bincount(labels)[labels] ** -self.sampling.balance
+            counts = self.images.class_counts(self.sampling.within_sources)
+            chance = class_weights(counts, self.sampling.balance)[self.images.sources, self.images.labels].numpy()
             order = random.choice(count, count, p=chance / chance.sum())
         else:
             order = random.permutation(count)

@@ -337,6 +337,7 @@ class ToldSources(_Model):
 
     sources: list[Text] = said("Those that are told apart, with enough lesions among these images.", min_length=2)
     chance: Share = said("Balanced accuracy of guessing.")
+    files: Share = said("From the size, the shape and the compression of the images' files.")
     properties: Share = said("From sharpness, contrast, mean colour and dark corners.")
     features: Share = said("From what the network's last layer sees.")
 

@@ -129,6 +129,7 @@ def _describe(
         classes=list(classes.names),
         taxonomy=store.taxonomy,
         image_size=store.image_size,
+        detail=config.data.detail,
         mean=list(mean),
         std=list(std),
         epochs=[fit.epoch for fit in fits],

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +7,10 @@ import torch
 from benchmarks.plain import HAM10000, PLAIN, told_apart
 from stages.dataset.augmentation import PARAMETERS_PER_IMAGE
 from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
-from stages.dataset.pixels import PixelStore
+from stages.dataset.pixels import MANIFEST, SOURCES, PixelStore
 from stages.dataset.taxonomy import numbers_of
 from stages.errors import InputError
-from stages.files import read_csv, write_csv
+from stages.files import read_csv, write_csv, write_json
 
 CPU = torch.device("cpu")
 TRAIN = [number for number in range(70) if number % 5 > 1]
@@ -143,6 +145,35 @@ def test_half_the_strength_balances_half_of_the_way(images):
     # Classes of sizes a and b come as √a to √b.
     odds = (share / (1 - share)) ** 0.5
     assert torch.cat(drawn).float().mean().item() == pytest.approx(odds / (1 + odds), abs=0.03)
+
+
+@pytest.fixture
+def of_two_sources(tiny, tmp_path):
+    """The training images, of which all with odd numbers and the last diagnosis are of one source."""
+    folder = shutil.copytree(tiny.folder, tmp_path / "prepared")
+    manifest = read_csv(folder / MANIFEST, [])
+    is_small = (np.arange(70) % 2 == 1) & (np.arange(70) % 7 > 4)
+    write_csv(folder / MANIFEST, manifest.assign(dataset=np.where(is_small, "small", "large")))
+    write_json(folder / SOURCES, {name: {"train_only": False} for name in ("large", "small")})
+    images = SplitImages(PixelStore(folder), "train", tiny.split, 7)
+    assert set(images.labels[images.sources == 1].tolist()) == {5, 6}
+    return images
+
+
+def test_classes_balanced_within_sources_leave_each_source_its_share(of_two_sources):
+    images = of_two_sources
+    assert images.class_counts(within_sources=True)[1, :5].sum() == 0
+    assert torch.equal(images.class_counts(within_sources=False)[1], torch.bincount(images.labels))
+    batches, drawn = Batches(images, 42, CPU, SamplingConfig(0, balance=1.0, within_sources=True)), []
+    for epoch in range(60):
+        drawn += list(batches.of_epoch(epoch))
+    sources, labels = (torch.cat([getattr(batch, name) for batch in drawn]) for name in ("sources", "labels"))
+    for batch in drawn[:3]:
+        assert [images.sources[TRAIN.index(number)] for number in numbers(batch)] == batch.sources.tolist()
+    assert sources.float().mean().item() == pytest.approx(images.sources.float().mean().item(), abs=0.03)
+    for source, classes in ((0, 7), (1, 2)):
+        share = torch.bincount(labels[sources == source], minlength=7)[-classes:] / (sources == source).sum()
+        torch.testing.assert_close(share, torch.full((classes,), 1 / classes), atol=0.04, rtol=0)
 
 
 def test_repeated_epochs_are_the_first_again(images):
