@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from stages.classifier.networks import NormalizedNetwork, create_network, last_layers, pad_batch
 from stages.config import Config
 from stages.dataset.augmentation import as_float, augment_batch
+from stages.dataset.encoding import MetadataEncoding
 from stages.dataset.loaders import Batch
 from stages.training.optimization import WeightAverage, check_optimizer, create_optimizer
 
@@ -23,6 +24,7 @@ class TrainingModule(nn.Module):
         config: which network, and how to fit it; its precision is none of `auto`.
         image_size: side of its images, in pixels.
         class_counts: training images of each class, shape (classes,); for `training.class_balance`.
+        encoding: of the metadata that the network takes; None: it takes none.
 
     Attributes:
         network: what is trained.
@@ -32,12 +34,14 @@ class TrainingModule(nn.Module):
         InputError: timm has no such network or optimizer, or the weights are not available.
     """
 
-    def __init__(self, config: Config, image_size: int, class_counts: Tensor) -> None:
+    def __init__(
+        self, config: Config, image_size: int, class_counts: Tensor, encoding: MetadataEncoding | None = None
+    ) -> None:
         super().__init__()
         training = config.training
         check_optimizer(training.optimizer)
         self.config, self.image_size = config, image_size
-        self.network = create_network(config.model, image_size)
+        self.network = create_network(config.model, image_size, encoding)
         self.average = WeightAverage(self.network, training.ema_decay) if training.ema_decay else None
         counts, weights, adjustment = class_counts.clamp(min=1), None, None
         if training.class_balance == "weights":
@@ -61,22 +65,26 @@ class TrainingModule(nn.Module):
         """What is validated and kept: the network, or the average of its weights."""
         return self.network if self.average is None else self.average.network
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
-        return self.eval_network(images)
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Map float images (n, 3, size, size) in [0, 1], and their metadata, to logits (n, num_classes)."""
+        return self.eval_network(images, metadata)
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
         training, classes = self.config.training, int(self.config.model.num_classes)
         targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
+        metadata = batch.metadata
         if batch.augment_params is None:
             pixels = as_float(batch.images)
         else:
             # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
             exact = batch.images.device.type == "cpu" or training.precision == 32
             dtype = torch.float32 if exact else torch.float16
-            pixels, targets = augment_batch(batch.images, targets, batch.augment_params, self.config.data, dtype)
-        logits = self._logits(network, pixels)
+            # What is blended with two images is blended with their targets: metadata ride along as further columns.
+            blended = targets if metadata is None else torch.cat([targets, metadata], dim=1)
+            pixels, blended = augment_batch(batch.images, blended, batch.augment_params, self.config.data, dtype)
+            targets, metadata = blended[:, :classes], None if metadata is None else blended[:, classes:]
+        logits = self._logits(network, pixels, metadata)
         if self.logit_adjustment is not None:
             # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: the network need not learn frequencies.
             logits = logits + self.logit_adjustment
@@ -84,10 +92,10 @@ class TrainingModule(nn.Module):
             logits, targets, weight=self.class_weights, label_smoothing=training.label_smoothing, reduction="none"
         )
 
-    def _logits(self, network: nn.Module, pixels: Tensor) -> Tensor:
+    def _logits(self, network: nn.Module, pixels: Tensor, metadata: Tensor | None) -> Tensor:
         precision = PRECISIONS[self.config.training.precision]
         with torch.autocast(pixels.device.type, precision, enabled=precision is not None):
-            return network(pixels).float()
+            return network(pixels, metadata).float()
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """The mean training loss of a batch, in nats."""
@@ -102,7 +110,8 @@ class TrainingModule(nn.Module):
             batch_size: images to pad the batch to, so that a GPU meets one shape only.
         """
         images = pad_batch(batch.images, batch_size)
-        return self._logits(self.eval_network, as_float(images))[: len(batch.labels)]
+        metadata = None if batch.metadata is None else pad_batch(batch.metadata, batch_size)
+        return self._logits(self.eval_network, as_float(images), metadata)[: len(batch.labels)]
 
     def configure_optimizers(self) -> Optimizer:
         """timm's optimizer of the name `training.optimizer`."""
