@@ -151,7 +151,9 @@ def _metadata(details: dict, description: dict, config: Config, source: Source) 
 
 
 def _in_timm(description: dict) -> bool:
-    return description["architecture"] != "baseline_cnn" and description["networks"] == 1
+    return (
+        description["architecture"] != "baseline_cnn" and description["networks"] == 1 and not description["metadata"]
+    )
 
 
 def _parameters(config: Config) -> dict:
