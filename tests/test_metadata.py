@@ -26,7 +26,7 @@ EVALUATION = {"evaluation.bootstrap_replicates": 100, "evaluation.gradcam_cases"
 
 @pytest.fixture(scope="module")
 def told(tiny, tmp_path_factory):
-    """The tiny dataset with noise for images, malignant lesions in the face and benign ones on the back."""
+    """The tiny dataset with grey images, malignant lesions in the face and benign ones on the back."""
     folder = tmp_path_factory.mktemp("told")
     store = PixelStore(tiny.folder)
     (folder / PREPARED).mkdir(parents=True)
@@ -36,8 +36,7 @@ def told(tiny, tmp_path_factory):
     table = store.manifest.assign(localization=np.where(malignant, "face", "back"))
     table.loc[0, ["sex", "localization"]] = "unknown"
     write_csv(folder / PREPARED / MANIFEST, table.assign(age=table["age"].mask(table.index == 1)))
-    noise = np.random.default_rng(1).integers(0, 256, (70, 16, 16, 3), np.uint8)
-    np.save(shard_path(folder / PREPARED, 0), noise)
+    np.save(shard_path(folder / PREPARED, 0), np.full((70, 16, 16, 3), 128, np.uint8))
     write_csv(folder / SPLIT, read_csv(tiny.split, []))
     return folder
 
@@ -47,7 +46,7 @@ def trained(request, told, quick, tmp_path_factory):
     """The folder of a model of that dataset, its configuration, and what `evaluate` says of it."""
     config = quick(
         **EVALUATION,
-        **{"model.metadata": request.param, "training.max_epochs": 15, "training.learning_rate": 0.03},
+        **{"model.metadata": request.param, "training.max_epochs": 10, "training.learning_rate": 0.03},
         **({"model.ensemble": 2, "model.ensemble_over": "folds"} if request.param == "late" else {}),
     )
     folder = tmp_path_factory.mktemp("model")
@@ -87,7 +86,7 @@ def test_what_the_image_does_not_say_is_learnt_from_the_metadata(trained):
     details = evaluation.details
     assert details["test"]["metrics"]["auroc"]["value"] > 0.95
     alone = details["baselines"]["image_alone"]
-    assert alone["metrics"]["auroc"]["value"] < 0.8
+    assert alone["metrics"]["auroc"]["value"] == 0.5
     for name, number in alone["metadata_add"].items():
         ours, theirs = details["test"]["metrics"][name]["value"], alone["metrics"][name]["value"]
         assert number["value"] == pytest.approx(ours - theirs), name
@@ -172,7 +171,7 @@ def test_own_names_of_columns_are_given_as_for_validate(photos, run):
 def test_a_model_of_images_alone_refuses_a_table(photos, workspace):
     Path("table.csv").write_text("image,age\nI001,30\n")
     arguments = ["photos", "--models", str(workspace / MODELS), "--metadata", "table.csv"]
-    with pytest.raises(InputError, match="--metadata: the model in .* takes the image alone; leave the option out"):
+    with pytest.raises(InputError, match=r"--metadata: the model in .* takes the image alone; leave the option out"):
         predict.main(arguments)
 
 

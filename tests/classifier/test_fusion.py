@@ -92,7 +92,9 @@ def test_heatmaps_are_of_the_image_given_its_metadata(fusion):
 
 
 def test_a_network_whose_last_layer_is_not_linear_is_refused():
-    with pytest.raises(InputError, match="model.metadata is fused, but deit_tiny_distilled_patch16_224 has no linear"):
+    with pytest.raises(
+        InputError, match=r"model\.metadata is fused, but deit_tiny_distilled_patch16_224 has no linear"
+    ):
         build("fused", "deit_tiny_distilled_patch16_224", 48)
 
 
