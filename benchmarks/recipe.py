@@ -8,7 +8,8 @@
 Each variant is `BASE` with a few other parameters. It is trained by `train_model` of `stages/training/fit.py` on
 every validation fold and seed, all in one process, so that imports and cuDNN's plans are paid once; the test fold is
 never predicted. Of each run the validation images are predicted with and without test-time augmentation, and the
-former once more with what the metadata say. The base comes first, then one variant after another.
+former once more with what the metadata say, or nothing said to a network that takes them. The base comes first, then
+one variant after another.
 
 Every run is one line of `<output>/part-<i>-of-<n>.jsonl`, written when it ends: a run that stands in any .jsonl file of
 the folder is not done again. Its probabilities go to the .npz file of the same name, which Git ignores; `--ensembles`
@@ -146,6 +147,9 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "weight decay": {f"weight-decay-{decay}": {"training.weight_decay": decay} for decay in (0.01, 0.05, 0.1)},
     "classes": {f"classes-{classes}": {"model.num_classes": classes} for classes in (2, 7)},
     "training lesions": {f"lesions-{share}": {TRAIN_LESIONS: share} for share in (0.25, 0.5, 1.0)},
+    "metadata in the network": {
+        f"metadata-{fusion}": {"model.metadata": fusion} for fusion in ("none", "late", "fused")
+    },
     "several networks": {
         "networks-1": {"model.ensemble": 1},
         "networks-3-predictions": {"model.ensemble": 3},
@@ -394,20 +398,23 @@ def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
         with contextlib.redirect_stdout(io.StringIO()):  # one line per epoch
             training = cast(Training, train_model(config, folder, split, *outputs))
         epochs = len(read_history(outputs[1]))
-        train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
+        encoding = training.description.metadata
+        train, val = (SplitImages(store, name, split, classes, encoding=encoding) for name in ("train", "val"))
         device = set_up_device(config.runtime.cpu_threads)
         network, _ = load_model(outputs[0])
-        tta, plain = (
-            predict_probabilities(
-                network, (batch.images for batch in Batches(val, config.evaluation.batch_size, device)), device, views
-            )
-            for views in (True, False)
-        )
+
+        def predicted(views: bool, metadata: np.ndarray | None) -> np.ndarray:
+            batches = (batch.images for batch in Batches(val, config.evaluation.batch_size, device))
+            return predict_probabilities(network, batches, device, views, metadata)
+
+        tta, plain = (predicted(views, val.metadata) for views in (True, False))
+        alone = {} if encoding is None else {"image_alone": predicted(True, None)}
     labels, half = val.labels.numpy(), halves(val.table)
     prior = np.bincount(train.labels, minlength=classes) / len(train)
     readings = {
         "tta": tta,
         "plain": plain,
+        **alone,
         "metadata": fuse(tta, predict_from_metadata(train.table, train.labels.numpy(), val.table, classes), prior),
     }
     record = planned | {
@@ -578,6 +585,7 @@ def table(records: list[dict], ensembles: list[dict], base: dict) -> str:
     sections += [
         ("test-time augmentation", _reading_rows("plain", "without", base_runs, records)),
         ("metadata", _reading_rows("metadata", "image and metadata", base_runs, records)),
+        ("networks that take metadata", _reading_rows("image_alone", "where they are unknown", base_runs, records)),
         ("averages over seeds", _ensemble_rows(ensembles, runs_of, base_runs)),
     ]
     return "\n\n".join(_markdown(family, rows) for family, rows in sections if rows)
@@ -595,7 +603,7 @@ def _reading_rows(reading: str, name: str, base_runs: dict, records: list[dict])
     """Another reading of the base's runs, and of all, compared with the usual reading of the same runs."""
     rows = []
     for of, runs in (("base", base_runs), ("all runs", {key(record): record for record in records})):
-        read = {run: record["metrics"] for run, record in runs.items() if record["metrics"][reading]}
+        read = {run: record["metrics"] for run, record in runs.items() if record["metrics"].get(reading)}
         if read:
             ours, usual = ({run: metrics[kind] for run, metrics in read.items()} for kind in (reading, "tta"))
             rows.append(Row(f"{name}, {of}", ours, usual))
