@@ -9,8 +9,9 @@
 Each variant is `BASE` with a few other parameters. It is trained by `train_model` of `stages/training/fit.py` on
 every validation fold and seed, all in one process, so that imports and cuDNN's plans are paid once; the test fold is
 never predicted. Of each run the validation images are predicted with and without test-time augmentation, and the
-former once more with what the metadata say. The base comes first, then one variant after another. With `--across`,
-other pictures of the same lesions are predicted as well, those of the validation fold; their folds are the same.
+former once more with what the metadata say, or nothing said to a network that takes them. The base comes first, then
+one variant after another. With `--across`, other pictures of the same lesions are predicted as well, those of the
+validation fold; their folds are the same.
 
 Every run is one line of `<output>/part-<i>-of-<n>.jsonl`, written when it ends: a run that stands in any .jsonl file of
 the folder is not done again. Its probabilities go to the .npz file of the same name, which Git ignores; `--ensembles`
@@ -149,6 +150,9 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "weight decay": {f"weight-decay-{decay}": {"training.weight_decay": decay} for decay in (0.01, 0.05, 0.1)},
     "classes": {f"classes-{classes}": {"model.num_classes": classes} for classes in (2, 7)},
     "training lesions": {f"lesions-{share}": {TRAIN_LESIONS: share} for share in (0.25, 0.5, 1.0)},
+    "metadata in the network": {
+        f"metadata-{fusion}": {"model.metadata": fusion} for fusion in ("none", "late", "fused")
+    },
     "several networks": {
         "networks-1": {"model.ensemble": 1},
         "networks-3-predictions": {"model.ensemble": 3},
@@ -407,30 +411,30 @@ def measure(planned: dict, data_dir: Path, cache: Path, across: Path | None = No
         with contextlib.redirect_stdout(io.StringIO()):  # one line per epoch
             training = cast(Training, train_model(config, folder, split, *outputs))
         epochs = len(read_history(outputs[1]))
-        train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
-        elsewhere = SplitImages(stores[-1], "val", others, classes)
+        encoding = training.description.metadata
+        train, val = (SplitImages(store, name, split, classes, encoding=encoding) for name in ("train", "val"))
+        elsewhere = SplitImages(stores[-1], "val", others, classes, encoding=encoding)
         device = set_up_device(config.runtime.cpu_threads)
         network, _ = load_model(outputs[0])
-        predicted = [(val, True), (val, False), *[(elsewhere, True)] * (across is not None)]
-        tta, plain, *other = (
-            predict_probabilities(
-                network,
-                (batch.images for batch in Batches(images, config.evaluation.batch_size, device)),
-                device,
-                views,
-            )
-            for images, views in predicted
-        )
+
+        def predicted(images: SplitImages, views: bool, metadata: np.ndarray | None) -> np.ndarray:
+            batches = (batch.images for batch in Batches(images, config.evaluation.batch_size, device))
+            return predict_probabilities(network, batches, device, views, metadata)
+
+        tta, plain = (predicted(val, views, val.metadata) for views in (True, False))
+        alone = {} if encoding is None else {"image_alone": predicted(val, True, None)}
+        other = None if across is None else predicted(elsewhere, True, elsewhere.metadata)
     labels, half = val.labels.numpy(), halves(val.table)
     prior = np.bincount(train.labels, minlength=classes) / len(train)
     readings = {
         "tta": tta,
         "plain": plain,
+        **alone,
         "metadata": fuse(tta, predict_from_metadata(train.table, train.labels.numpy(), val.table, classes), prior),
     }
     metrics = {name: assess(probabilities, labels, half) for name, probabilities in readings.items()}
-    if other:
-        metrics[ACROSS] = assess(other[0], elsewhere.labels.numpy(), halves(elsewhere.table))
+    if other is not None:
+        metrics[ACROSS] = assess(other, elsewhere.labels.numpy(), halves(elsewhere.table))
     record = planned | {
         "data": {"images": len(store.manifest), "lesions": int(store.manifest["lesion_id"].nunique())},
         "images": {"train": len(train), "val": len(val)},
@@ -599,6 +603,7 @@ def table(records: list[dict], ensembles: list[dict], base: dict, reading: str =
     sections += [
         ("test-time augmentation", _reading_rows("plain", "without", base_runs, records)),
         ("metadata", _reading_rows("metadata", "image and metadata", base_runs, records)),
+        ("networks that take metadata", _reading_rows("image_alone", "where they are unknown", base_runs, records)),
         ("averages over seeds", _ensemble_rows(ensembles, runs_of, base_runs)),
     ]
     return "\n\n".join(_markdown(family, rows) for family, rows in sections if rows)

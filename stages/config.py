@@ -118,6 +118,7 @@ class ModelConfig:
     num_classes: Literal["diagnoses"] | Annotated[int, Strict(), Field(ge=2, le=100)]
     pretrained: Flag
     weights: Text | None
+    metadata: Literal["none", "late", "fused"]
     dropout_rate: Rate
     drop_path_rate: Rate
     ensemble: Annotated[int, Strict(), Field(ge=1, le=MOST_NETWORKS)]

@@ -80,7 +80,11 @@ def test_two_trainings_on_a_gpu_write_the_same_bytes(train, tmp_path, bytes_belo
     assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, EVERYTHING, EVERYTHING | {"model.metadata": "fused"}, {"model.metadata": "late"}],
+    ids=["plain", "everything", "everything with metadata", "metadata"],
+)
 def test_captured_steps_are_the_steps_that_were_captured(train, capsys, changes):
     captured = train("captured", **{"training.compile": "graph", "training.max_epochs": 3} | changes)
     assert "not captured" not in capsys.readouterr().out

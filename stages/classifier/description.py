@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.checks import Count, Float, Number, Share, Text, Whole, relation
 from stages.config import MOST_NETWORKS, Side
+from stages.dataset.encoding import MetadataEncoding
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Taxonomy, diagnoses_of
 from stages.files import read_json
 
@@ -34,6 +35,7 @@ class ModelDescription:
         batch_size: images of one device that went through the network at a time, in the end: fewer than
             `training.batch_size` where the GPU's memory was too small.
         accumulate_grad_batches: how many such batches made one step of the optimizer.
+        metadata: that it takes beside the image; None: none, and then the file does not have it.
     """
 
     architecture: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$")]
@@ -49,6 +51,7 @@ class ModelDescription:
     batch_size: Count
     accumulate_grad_batches: Count
     detail: Side | None = None
+    metadata: MetadataEncoding | None = None
 
     @property
     def told_apart(self) -> Classes:

@@ -46,7 +46,12 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
             f"{folder / DESCRIPTION}: architecture is {description.architecture!r}; it must be a network of timm"
         )
     members = [
-        build_network(description.architecture, len(description.classes), description.image_size)
+        build_network(
+            description.architecture,
+            len(description.classes),
+            description.image_size,
+            encoding=description.metadata,
+        )
         for _ in range(description.networks)
     ]
     network = Ensemble(members) if len(members) > 1 else members[0]

@@ -133,7 +133,7 @@ def _train(
     train_batches = Batches(train, step_images, fabric.device, sampling, *process)
     val_batches = Batches(val, val_images_at_a_time, fabric.device, None, *process)
     class_counts = train.class_counts(within_sources)
-    module = TrainingModule(config, train.store.image_size, class_counts).to(fabric.device)
+    module = TrainingModule(config, train.store.image_size, class_counts, train.encoding).to(fabric.device)
     checkpoint = Checkpoints(folder, training.checkpoint_minutes)
     try:
         fit = TrainingLoop(module, train_batches, val_batches, config, fabric, checkpoint, loggers).run()

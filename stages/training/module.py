@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from stages.classifier.networks import NormalizedNetwork, create_network, last_layers, pad_batch
 from stages.config import Config
 from stages.dataset.augmentation import as_float, augment_batch
+from stages.dataset.encoding import MetadataEncoding
 from stages.dataset.loaders import Batch, class_weights
 from stages.training.optimization import WeightAverage, check_optimizer, create_optimizer
 
@@ -25,6 +26,7 @@ class TrainingModule(nn.Module):
         image_size: side of its images, in pixels.
         class_counts: training images of each class, shape (sources, classes), as of `SplitImages.class_counts`; a
             source is only taught to tell apart the classes that it has.
+        encoding: of the metadata that the network takes; None: it takes none.
 
     Attributes:
         network: what is trained.
@@ -34,12 +36,14 @@ class TrainingModule(nn.Module):
         InputError: timm has no such network or optimizer, or the weights are not available.
     """
 
-    def __init__(self, config: Config, image_size: int, class_counts: Tensor) -> None:
+    def __init__(
+        self, config: Config, image_size: int, class_counts: Tensor, encoding: MetadataEncoding | None = None
+    ) -> None:
         super().__init__()
         training = config.training
         check_optimizer(training.optimizer)
         self.config, self.image_size = config, image_size
-        self.network = create_network(config.model, image_size)
+        self.network = create_network(config.model, image_size, encoding)
         self.average = WeightAverage(self.network, training.ema_decay) if training.ema_decay else None
         balance, strength = training.class_balance, training.class_balance_strength
         weights = class_weights(class_counts, strength).float() if balance == "weights" else None
@@ -61,9 +65,9 @@ class TrainingModule(nn.Module):
         """What is validated and kept: the network, or the average of its weights."""
         return self.network if self.average is None else self.average.network
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
-        return self.eval_network(images)
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Map float images (n, 3, size, size) in [0, 1], and their metadata, to logits (n, num_classes)."""
+        return self.eval_network(images, metadata)
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
@@ -71,17 +75,20 @@ class TrainingModule(nn.Module):
         targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
         if self.class_weights is not None:
             targets = targets * self.class_weights[batch.sources]
-        shares = self.class_shares[batch.sources]
+        shares, metadata = self.class_shares[batch.sources], batch.metadata
         if batch.augment_params is None:
             pixels = as_float(batch.images)
         else:
             # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
             exact = batch.images.device.type == "cpu" or training.precision == 32
             dtype = torch.float32 if exact else torch.float16
-            # What is mixed of two sources has the shares of their mixture.
-            both = torch.cat([targets, shares], dim=1)
-            pixels, both = augment_batch(batch.images, both, batch.augment_params, self.config.data, dtype)
-            targets, shares = both.chunk(2, dim=1)
+            # What is mixed of two images has their mixed targets and metadata, and the shares of their sources' mixture.
+            rows = [targets, shares, *([] if metadata is None else [metadata])]
+            pixels, mixed = augment_batch(
+                batch.images, torch.cat(rows, dim=1), batch.augment_params, self.config.data, dtype
+            )
+            targets, shares, *more = mixed.split([row.shape[1] for row in rows], dim=1)
+            metadata = more[0] if more else None
         is_compared = shares > 0
         if training.label_smoothing:
             spread = targets.sum(dim=1, keepdim=True) * is_compared / is_compared.sum(dim=1, keepdim=True)
@@ -89,12 +96,12 @@ class TrainingModule(nn.Module):
         # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: the network need not learn frequencies. With
         # those of each source at strength 1 nothing is left to gain from telling the source.
         prior = (self.prior_strength * shares.log()).where(is_compared, NEVER)
-        return cross_entropy(self._logits(network, pixels) + prior, targets, reduction="none")
+        return cross_entropy(self._logits(network, pixels, metadata) + prior, targets, reduction="none")
 
-    def _logits(self, network: nn.Module, pixels: Tensor) -> Tensor:
+    def _logits(self, network: nn.Module, pixels: Tensor, metadata: Tensor | None) -> Tensor:
         precision = PRECISIONS[self.config.training.precision]
         with torch.autocast(pixels.device.type, precision, enabled=precision is not None):
-            return network(pixels).float()
+            return network(pixels, metadata).float()
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """The mean training loss of a batch, in nats."""
@@ -109,7 +116,8 @@ class TrainingModule(nn.Module):
             batch_size: images to pad the batch to, so that a GPU meets one shape only.
         """
         images = pad_batch(batch.images, batch_size)
-        return self._logits(self.eval_network, as_float(images))[: len(batch.labels)]
+        metadata = None if batch.metadata is None else pad_batch(batch.metadata, batch_size)
+        return self._logits(self.eval_network, as_float(images), metadata)[: len(batch.labels)]
 
     def configure_optimizers(self) -> Optimizer:
         """timm's optimizer of the name `training.optimizer`."""

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.plain import HAM10000, PLAIN, told_apart
 from stages.dataset.augmentation import PARAMETERS_PER_IMAGE
+from stages.dataset.encoding import learn_encoding
 from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import MANIFEST, SOURCES, PixelStore
 from stages.dataset.taxonomy import numbers_of
@@ -236,3 +237,41 @@ def test_a_split_without_images_is_refused_with_its_name(store, tiny, tmp_path):
     write_csv(path, read_csv(tiny.split, []).replace({"split": {"val": "train"}}))
     with pytest.raises(InputError, match=r"split\.csv has no image in the split val"):
         SplitImages(store, "val", path, 2)
+
+
+@pytest.fixture
+def with_metadata(store, tiny):
+    """A function that gives the images of a split, with metadata from which an image can be told."""
+
+    def make(split="train"):
+        images = SplitImages(store, split, tiny.split, 2, encoding=learn_encoding("late", store.manifest))
+        images.metadata[:, 0] = images.indices
+        return images
+
+    return make
+
+
+def test_metadata_come_with_their_images_and_leave_order_and_augmentation_as_they_are(images, with_metadata):
+    for epoch in (0, 1):
+        plain, told = epoch_of(images(), epoch), epoch_of(with_metadata(), epoch)
+        assert order(plain) == order(told)
+        assert all(torch.equal(one.augment_params, other.augment_params) for one, other in zip(plain, told))
+        of_images = [row for batch in told for row in batch.metadata[:, 0].tolist()]
+        assert {row - number for row, number in zip(of_images, order(told)) if row} == {0}
+    assert all(batch.metadata is None for batch in plain)
+
+
+def test_what_is_lost_depends_on_seed_and_epoch_alone_and_nothing_is_in_validation(with_metadata):
+    def metadata(*args, **kwargs):
+        return [batch.metadata for batch in epoch_of(with_metadata(), *args, **kwargs)]
+
+    assert all(map(torch.equal, metadata(1), metadata(1)))
+    assert not all(map(torch.equal, metadata(1), metadata(2)))
+    assert not all(map(torch.equal, metadata(1), metadata(1, seed=1)))
+    alone = Batches(with_metadata(), 12, CPU, SamplingConfig(0, PLAIN.data))
+    shares = [Batches(with_metadata(), 4, CPU, SamplingConfig(0, PLAIN.data), rank, 3) for rank in range(3)]
+    for whole, *parts in zip(alone, *shares):
+        assert torch.equal(whole.metadata, torch.cat([part.metadata for part in parts]))
+    val = with_metadata("val")
+    batches = list(Batches(val, 4, CPU))
+    assert [row for batch in batches for row in batch.metadata[:, 0].tolist()] == order(batches) == VAL
