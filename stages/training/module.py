@@ -82,7 +82,7 @@ class TrainingModule(nn.Module):
             # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
             exact = batch.images.device.type == "cpu" or training.precision == 32
             dtype = torch.float32 if exact else torch.float16
-            # What is mixed of two images has their mixed targets and metadata, and the shares of their sources' mixture.
+            # What is mixed of two images has their mixed targets, metadata and shares of their sources.
             rows = [targets, shares, *([] if metadata is None else [metadata])]
             pixels, mixed = augment_batch(
                 batch.images, torch.cat(rows, dim=1), batch.augment_params, self.config.data, dtype

@@ -67,7 +67,9 @@ def test_late_adds_the_same_to_any_image_and_fused_does_not():
 def test_a_loaded_ensemble_takes_metadata_as_the_saved_one(tmp_path, fusion):
     network, names = Ensemble([trained(fusion, seed=seed) for seed in range(2)]), list(told_apart(2).names)
     numbers = [[0.5] * 3, [0.2] * 3, [0, 0], [1.0, 1.0], [], 32, 1]
-    description = ModelDescription("baseline_cnn", 2, names, HAM10000, 32, *numbers, learn_encoding(fusion, KNOWN))
+    description = ModelDescription(
+        "baseline_cnn", 2, names, HAM10000, 32, *numbers, metadata=learn_encoding(fusion, KNOWN)
+    )
     for member in network.members:
         member.mean.fill_(0.5), member.std.fill_(0.2)
     save_model(network, description, tmp_path)
@@ -101,7 +103,7 @@ def test_a_network_whose_last_layer_is_not_linear_is_refused():
 def test_its_layers_learn_as_fast_as_the_last_one_and_while_the_others_are_frozen():
     changes = {"model.name": "efficientnet", "model.variant": "lite0", "model.pretrained": False}
     config = override(PLAIN, changes | {"model.metadata": "fused", "training.layer_decay": 0.5})
-    module = TrainingModule(config, 32, torch.tensor([5, 5]), learn_encoding("fused", KNOWN))
+    module = TrainingModule(config, 32, torch.tensor([[5, 5]]), learn_encoding("fused", KNOWN))
     optimizer = create_optimizer(module.network.backbone, config.training, torch.device("cpu"))
     scales = {id(parameter): group["lr_scale"] for group in optimizer.param_groups for parameter in group["params"]}
     module.set_train_mode(frozen=True)
