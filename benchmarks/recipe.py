@@ -117,6 +117,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "mixup": _PLAIN | {"data.mixup": 0.2},
         "cutmix": _PLAIN | {"data.cutmix": 1.0},
     },
+    "acquisition": {f"acquisition-{factor}": {"data.acquisition_strength": factor} for factor in (0.0, 0.5, 1.0, 2.0)},
     "warm-up": {f"warm-up-{epochs}": {"training.lr_warmup_epochs": epochs} for epochs in (0, 1, 3)},
     "schedule": {kind: {"training.lr_scheduler": kind} for kind in ("cosine", "step", "exponential")},
     "optimizer": {
@@ -145,7 +146,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "dropout": {f"dropout-{rate}": {"model.dropout_rate": rate} for rate in (0.0, 0.2, 0.5)},
     "drop path": {f"drop-path-{rate}": {"model.drop_path_rate": rate} for rate in (0.0, 0.1, 0.2)},
     "monitor": {f"monitor-{loss}": {"training.monitor": loss} for loss in ("val_loss", "val_calibrated_loss")},
-    "epochs": {f"epochs-{epochs}": {"training.max_epochs": epochs} for epochs in (10, 15, 20, 40)},
+    "epochs": {f"epochs-{epochs}": {"training.max_epochs": epochs} for epochs in (10, 15, 20, 25, 40)},
     "batch size": {f"batch-{size}": {"training.batch_size": size} for size in (64, 128, 256)},
     "weight decay": {f"weight-decay-{decay}": {"training.weight_decay": decay} for decay in (0.01, 0.05, 0.1)},
     "classes": {f"classes-{classes}": {"model.num_classes": classes} for classes in (2, 7)},
@@ -185,6 +186,10 @@ FAMILIES["together"] = {
     **_together("rate-0.001", "logits-0.5"),
     **_together("rate-0.001", "drop-path-0.1", "logits-0.25"),
     **_together("drop-path-0.1", "logits-0.25", "epochs-20"),
+    **_together("acquisition-1.0", "strength-2.0"),
+    **_together("acquisition-1.0", "strength-2.0", "epochs-25"),
+    **_together("acquisition-1.0", "strength-2.0", "drop-path-0.1", "epochs-25"),
+    **_together("acquisition-1.0", "mixup", "epochs-25"),
 }  # fmt: skip
 
 
