@@ -28,7 +28,7 @@ def work(tmp_path_factory):
     for name, count in LESIONS.items():
         path = folder / "data" / name
         path.mkdir(parents=True)
-        (path / "dataset.yaml").write_text("{}")
+        (path / "dataset.yaml").write_text("columns: {dx_type: null}")
         with (path / "table.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["image_id", "lesion_id", "dx"])
