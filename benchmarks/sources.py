@@ -7,8 +7,8 @@
 The folder holds three datasets: `ham10000`, `ham10000-224`, of which each image shows a lesion of the first in another
 geometry and sharpness, and `isic2017`, which has three diagnoses only. Networks are trained on one of the first two,
 alone or with ISIC 2017 added, and judged on the test fold's lesions in both geometries: the one that was not trained on
-is a source left out. Without ISIC 2017 they are judged on that, too. An image of ISIC 2017 that looks like one of
-HAM10000's is left out.
+is a source left out. Without ISIC 2017 they are judged on that, too. Others are trained on HAM10000 without one of its
+own sources, another country's, and judged on that. An image of ISIC 2017 that looks like one of HAM10000's is not used.
 
 Each run is `RECIPE` of benchmarks/recipe.py with the parameters of one of `OPTIONS`, trained and judged in a process
 that does one run after another, `--jobs` of them on each GPU, which share the prepared pixels. What a run finds lies in
@@ -42,7 +42,10 @@ from stages.classifier.hardware import describe_environment, set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
 from stages.dataset.duplicates import near_duplicates
+from stages.dataset.folds import NO_FOLD
+from stages.dataset.metadata import read_metadata
 from stages.dataset.pixels import PixelStore
+from stages.dataset.sources import read_settings
 from stages.dataset.taxonomy import classes_of, numbers_of
 from stages.errors import InputError
 from stages.evaluation.uncertainty import replicate, unit_weights
@@ -55,7 +58,10 @@ from stages.training.fit import train_model
 
 RESULT = Path("benchmarks/results/sources.json")
 FULL, SMALL, ADDED = "ham10000", "ham10000-224", "isic2017"
-TRAINED = {first: (first,) for first in (FULL, SMALL)} | {f"{first}+{ADDED}": (first, ADDED) for first in (FULL, SMALL)}
+LEFT_OUT = "rosendahl"  # of the four sources that HAM10000's own table names
+OTHERS = f"{FULL} without {LEFT_OUT}"
+ALONE = {FULL: (FULL,), OTHERS: (FULL,), SMALL: (SMALL,)}
+TRAINED = ALONE | {f"{name}+{ADDED}": (*sources, ADDED) for name, sources in ALONE.items()}
 _ACQUISITION = {"data.acquisition_strength": 1.0}
 _DETAIL = {"data.detail": 112}
 _WITHIN = {"training.class_balance_within": "source"}
@@ -93,17 +99,18 @@ class Run(NamedTuple):
         return f"{self.trained} {self.option} {self.seed}"
 
 
-def plan(options: list[str], seeds: int) -> list[Run]:
+def plan(trained_on: list[str], options: list[str], seeds: int) -> list[Run]:
     """The runs: all of a seed before those of the next. Of one source there is nothing to balance within.
 
     Raises:
-        InputError: there is no such option.
+        InputError: there are no such training images, or no such option.
     """
-    if unknown := [name for name in options if name not in OPTIONS]:
-        raise InputError(f"{', '.join(unknown)}: no such option; there are {'; '.join(OPTIONS)}")
+    for names, known in ((trained_on, TRAINED), (options, OPTIONS)):
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(f"{', '.join(unknown)}: not known; there are {'; '.join(known)}")
     return [
         Run(trained, option, seed)
-        for seed, option, trained in product(range(seeds), options, TRAINED)
+        for seed, option, trained in product(range(seeds), options, trained_on)
         if ADDED in trained or not _WITHIN.items() <= OPTIONS[option].items()
     ]
 
@@ -138,11 +145,16 @@ def prepare(data_dir: Path, work: Path, overrides: dict[str, Any]) -> None:
     if set(store.sources) != {FULL, SMALL, ADDED}:
         raise InputError(f"{data_dir} must hold the datasets {FULL}, {SMALL} and {ADDED}; it has {list(store.sources)}")
     if not all(split_file(work, trained).exists() for trained in TRAINED):
-        splits = split_sources(store)
+        splits, source = split_sources(store), store.manifest["dataset"]
+        rows = read_metadata(data_dir / FULL, store.taxonomy, read_settings(data_dir / FULL).columns)[0]
+        is_left_out = splits["lesion_id"].isin(rows["lesion_id"][rows["dataset"] == LEFT_OUT])
+        # Of fold 0 is then what is judged.
+        others = splits.assign(fold=splits["fold"].mask(splits["fold"] == 0, NO_FOLD).mask(is_left_out, 0))
+        others["split"] = splits["split"].mask(is_left_out, "test")
         for trained, names in TRAINED.items():
             # A split names every prepared image: what is not trained on stands under test, and is not judged as such.
-            used = store.manifest["dataset"].isin(names)
-            write_csv(split_file(work, trained), splits.assign(split=splits["split"].where(used, "test")))
+            split = others if trained.startswith(OTHERS) else splits
+            write_csv(split_file(work, trained), split.assign(split=split["split"].where(source.isin(names), "test")))
 
 
 def split_sources(store: PixelStore) -> pd.DataFrame:
@@ -156,15 +168,17 @@ def split_sources(store: PixelStore) -> pd.DataFrame:
     small = small.assign(**{name: known[name].reindex(lesion).to_numpy() for name in ("fold", "split")})
     alike = near_duplicates(store, manifest["dataset"], names=(FULL, ADDED))
     is_alike = added["image_id"].isin(alike[["image_id_1", "image_id_2"]].to_numpy().ravel())
-    added = added.assign(split=added["split"].mask(is_alike, "test"), fold=added["fold"].mask(is_alike, -1))
+    added = added.assign(split=added["split"].mask(is_alike, "test"), fold=added["fold"].mask(is_alike, NO_FOLD))
     # A lesion that only the other geometry shows is in no split of the first: it is left out.
-    splits = pd.concat([full, small.fillna({"fold": -1, "split": "test"}), added]).astype({"fold": int})
+    splits = pd.concat([full, small.fillna({"fold": NO_FOLD, "split": "test"}), added]).astype({"fold": int})
     return splits.loc[manifest.index]
 
 
 def targets(store: PixelStore, split: pd.DataFrame, trained: str) -> dict[str, np.ndarray]:
     """What a network is judged on: rows of the store by the names of the sources."""
     source, is_tested = store.manifest["dataset"], (split["fold"] == PLAIN.split.test_fold).to_numpy()
+    if trained.startswith(OTHERS):
+        return {LEFT_OUT: np.flatnonzero((source == FULL) & is_tested)}
     judged = {name: np.flatnonzero((source == name) & is_tested) for name in (FULL, SMALL)}
     if ADDED not in trained:
         judged[ADDED] = np.flatnonzero((source == ADDED) & (split["fold"] >= 0).to_numpy())
@@ -294,6 +308,7 @@ def start_workers(argv: list[str], gpus: int, jobs: int) -> list[subprocess.Pope
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train with and without a second source, and judge on others.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/collections"), help="folder of the three datasets")
+    parser.add_argument("--trained", nargs="+", default=list(TRAINED), metavar="NAME", help="default: all six")
     parser.add_argument("--options", nargs="+", default=ESSENTIAL, metavar="NAME", help="or all; default: four")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count())
@@ -309,7 +324,7 @@ def main() -> None:
         print(table(read_json(args.output)["rows"]))
         return
     settings = dict(args.set)
-    runs = plan(list(OPTIONS) if args.options == ["all"] else args.options, args.seeds)
+    runs = plan(args.trained, list(OPTIONS) if args.options == ["all"] else args.options, args.seeds)
     if args.worker:
         do_runs(runs, args.work, settings)
         return

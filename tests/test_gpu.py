@@ -36,6 +36,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 LITE0 = {"model.name": "efficientnet", "model.variant": "lite0", "training.max_epochs": 2}
 EVERYTHING = {
+    "data.acquisition_strength": 1.0,
     "data.mixup": 0.4,
     "data.cutmix": 1.0,
     "data.cutout": 0.3,

@@ -213,19 +213,25 @@ def _sampling_grid(matrices: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 def _acquire(pixels: Tensor, params: Tensor) -> Tensor:
     """Blur or sharpen each image, and compress it, in place.
 
-    The detail is in two bands of a Laplacian pyramid (Burt & Adelson, IEEE Transactions on Communications, 1983): what
-    is lost at half the resolution, and what is lost at a quarter of it.
+    The detail is in two bands, differences of Gaussians (Burt & Adelson, IEEE Transactions on Communications, 1983):
+    what is lost at half the resolution, and what more is lost at a quarter of it.
 
     Args:
         pixels: shape (n, 3, size, size), in [0, 1].
         params: gains of the fine and of the coarse band, and the factor of the quantisation, shape (n, 3).
     """
     fine, coarse, coarseness = params.to(pixels.dtype)[..., None, None, None].unbind(1)
-    half = F.avg_pool2d(pixels, 2, ceil_mode=True)
-    quarter = F.avg_pool2d(half, 2, ceil_mode=True)
-    half, quarter = (F.interpolate(each, pixels.shape[-2:], mode="bilinear") for each in (half, quarter))
+    half, quarter = (_blur(pixels, deviation) for deviation in (1, 2))
     pixels.mul_(fine).addcmul_(half, coarse - fine).addcmul_(quarter, 1 - coarse)
     return _compress(pixels, coarseness).clamp_(0, 1)
+
+
+def _blur(pixels: Tensor, deviation: float) -> Tensor:
+    """Images through a Gaussian filter, in pixels; at the border it has the part that lies inside."""
+    # As products with a matrix, which are deterministic on a GPU and take no longer than other filters.
+    place = torch.arange(pixels.shape[-1], device=pixels.device)
+    filters = (((place[:, None] - place) / deviation) ** 2 / -2).softmax(dim=1).to(pixels.dtype)
+    return filters @ pixels @ filters.T
 
 
 def _compress(pixels: Tensor, coarseness: Tensor) -> Tensor:
@@ -239,7 +245,7 @@ def _compress(pixels: Tensor, coarseness: Tensor) -> Tensor:
     frequency, block = place % 8, place // 8
     # Of a whole row of blocks at once: a product of two matrices, which a GPU does in no time.
     cosines = torch.cos(frequency[:, None] * (frequency + 0.5) * (math.pi / 8)) / 2
-    cosines *= torch.where(frequency == 0, math.sqrt(0.5), 1.0)[:, None]
+    cosines[::8] *= math.sqrt(0.5)
     basis = (cosines * (block[:, None] == block)).to(pixels.dtype)
     steps = (coarseness * ((10 + 6.5 * (frequency[:, None] + frequency)) / 255).to(pixels.dtype)).clamp_min(1e-3)
     coefficients = basis @ (blocks - 0.5) @ basis.T

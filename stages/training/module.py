@@ -95,7 +95,7 @@ class TrainingModule(nn.Module):
             targets = targets.lerp(spread, training.label_smoothing)
         # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: the network need not learn frequencies. With
         # those of each source at strength 1 nothing is left to gain from telling the source.
-        prior = (self.prior_strength * shares.log()).where(is_compared, NEVER)
+        prior = (self.prior_strength * shares.log()).masked_fill(~is_compared, NEVER)
         return cross_entropy(self._logits(network, pixels, metadata) + prior, targets, reduction="none")
 
     def _logits(self, network: nn.Module, pixels: Tensor, metadata: Tensor | None) -> Tensor:

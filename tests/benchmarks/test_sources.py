@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import sources
-from benchmarks.sources import ADDED, FULL, SMALL, TRAINED, Run
+from benchmarks.sources import ADDED, FULL, LEFT_OUT, OTHERS, SMALL, TRAINED, Run
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.files import read_csv
@@ -28,13 +28,14 @@ def work(tmp_path_factory):
     for name, count in LESIONS.items():
         path = folder / "data" / name
         path.mkdir(parents=True)
-        (path / "dataset.yaml").write_text("{}")
+        (path / "dataset.yaml").write_text("columns: {dx_type: null}")
         with (path / "table.csv").open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["image_id", "lesion_id", "dx"])
+            table.writerow(["image_id", "lesion_id", "dx", "dataset"])
             for number in range(count):
                 lesion = f"A{number}" if name == ADDED else f"L{number}"
-                table.writerow([f"I{number}", lesion, DIAGNOSES[name][number % len(DIAGNOSES[name])]])
+                source = LEFT_OUT if number > 60 else "vidir"
+                table.writerow([f"I{number}", lesion, DIAGNOSES[name][number % len(DIAGNOSES[name])], source])
                 pixels = random.integers(0, 256, (5, 5, 3)).astype(np.uint8)
                 Image.fromarray(pixels).resize((40, 40)).save(path / f"I{number}.png")
     (folder / "data" / ADDED / "I0.png").write_bytes((folder / "data" / FULL / "I0.png").read_bytes())
@@ -55,11 +56,14 @@ def test_a_lesion_is_on_one_side_in_both_geometries_and_copies_are_left_out(work
     assert (fold[SMALL] == fold[FULL].loc[fold[SMALL].index]).all()
     assert fold[ADDED]["A0"] == -1
     for trained in TRAINED:
-        judged = sources.targets(store, split, trained)
-        assert all(set(store.manifest["dataset"].iloc[rows]) == {name} for name, rows in judged.items())
-        assert list(judged) == [FULL, SMALL, *([] if ADDED in trained else [ADDED])]
         of_split = read_csv(sources.split_file(work, trained), [])
+        judged = sources.targets(store, of_split, trained)
         rows = np.concatenate(list(judged.values()))
+        if trained.startswith(OTHERS):
+            assert list(store.manifest["image_id"].iloc[judged[LEFT_OUT]]) == [f"I{number}" for number in range(61, 84)]
+        else:
+            assert all(set(store.manifest["dataset"].iloc[rows]) == {name} for name, rows in judged.items())
+            assert list(judged) == [FULL, SMALL, *([] if ADDED in trained else [ADDED])]
         assert set(of_split["split"].iloc[rows]) == {"test"}
 
 
@@ -82,6 +86,6 @@ def test_runs_are_done_once_and_give_differences_with_intervals(work, monkeypatc
 
 
 def test_an_unknown_option_is_refused_and_one_source_is_not_balanced_within():
-    with pytest.raises(InputError, match="blur: no such option; there are defaults; acquisition; within"):
-        sources.plan(["blur"], 1)
-    assert {run.trained for run in sources.plan(["within"], 1)} == {f"{FULL}+{ADDED}", f"{SMALL}+{ADDED}"}
+    with pytest.raises(InputError, match="blur: not known; there are defaults; acquisition; within"):
+        sources.plan(list(TRAINED), ["blur"], 1)
+    assert {run.trained for run in sources.plan([FULL, SMALL, f"{FULL}+{ADDED}"], ["within"], 1)} == {f"{FULL}+{ADDED}"}
