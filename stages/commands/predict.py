@@ -323,6 +323,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.models.is_dir():
         raise InputError(f"--models {args.models} is not a folder; name the one that holds model.json")
     covariates = None
+    if args.columns and args.metadata is None:
+        raise InputError("--columns names those of --metadata's table; name that, too, or leave the option out")
     if args.metadata is not None:
         from stages.dataset.metadata import read_covariates
 

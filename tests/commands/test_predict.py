@@ -286,6 +286,8 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
         ("photos --output out --gradcam photos/../out", "--output out would replace the folder of --gradcam"),
         ("photos --output out --gradcam out/maps", "--output out would replace the folder of --gradcam out/maps"),
         ("photos --models gone", "--models gone is not a folder"),
+        ("photos --columns age=years", "--columns names those of --metadata's table; name that, too"),
+        ("photos --metadata gone.csv", "gone.csv cannot be read (No such file or directory)"),
     ],
 )
 def test_mistakes_are_told_before_any_work_and_leave_everything_as_it_was(

@@ -61,6 +61,16 @@ def report(pictures, tmp_path):
     return make
 
 
+def test_a_classifier_that_takes_metadata_is_held_against_itself_without_them(report):
+    details = details_of(2)
+    found = details["baselines"]["metadata"]
+    alone = {"metrics": found["metrics"], "metadata_add": found["image_adds"]}
+    page = report(details | {"baselines": details["baselines"] | {"image_alone": alone}})
+    assert "“image alone” is the same one where they are unknown" in page.text
+    assert "image alone metadata add" in page.text
+    assert "image alone" not in report().text
+
+
 def test_every_picture_is_inside_the_page_once_with_a_text_that_says_what_it_shows(report, pictures):
     shown = report().all("img")
     expected = {path.read_bytes() for path in pictures.iterdir()}
