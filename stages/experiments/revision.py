@@ -1,6 +1,5 @@
 """What a commit, branch, tag or experiment holds, or the workspace: read through DVC, nothing is checked out."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -40,6 +39,7 @@ from stages.files import (
     PREPARED,
     PUBLISHED,
     SPLIT_METRICS,
+    md5_of,
     read_csv,
     read_json,
 )
@@ -159,11 +159,11 @@ class Revision:
         if self._files is None:
             root = self._folder / path
             files = [root] * root.is_file() + [file for file in root.rglob("*") if file.is_file()]
-            return {file.relative_to(self._folder).as_posix(): _md5(file.read_bytes()) for file in files}
+            return {file.relative_to(self._folder).as_posix(): md5_of(file.read_bytes()) for file in files}
         try:
             # DVC knows the hashes of what it keeps; what Git has is read.
             files = self._files.find(path, detail=True)
-            return {name: about.get("md5") or _md5(self._files.read_bytes(name)) for name, about in files.items()}
+            return {name: about.get("md5") or md5_of(self._files.read_bytes(name)) for name, about in files.items()}
         except Exception:  # the list of the folder's files is not available
             return {}
 
@@ -359,10 +359,6 @@ def _require_files(*commits: str) -> None:
     empty = run_git("hash-object", "-t", "tree", os.devnull)
     for commit in commits:
         run_git("diff", "--shortstat", empty, commit, "--", ".")
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     wait_for((gate / "0").exists)
     [task] = [task for task in listed() if task.name == "left-1"]
     # What is private to DVC: if it has moved, mend the place that is named.
-    assert task.process, "Task.process"
+    assert task.process, "processes_of"
     assert list(queues.RUN_INFO.glob(f"{task.revision}*")), "queue.RUN_INFO"
     assert (ExperimentQueue.folder(None, task) / "stage.py").is_file()
     # The worker and all that it runs, as when a machine is restarted.
