@@ -285,6 +285,29 @@ def test_an_experiment_is_queued_again_only_as_it_was(project, capfd):
     assert "again: killed, and not queued again (the code has changed since: stage.py)" in capfd.readouterr().out
 
 
+def test_dvc_is_asked_only_when_something_may_have_happened(project, monkeypatch):
+    """Each answer takes it a second of processor time."""
+    asked, alive, references = [], [True], ["as it was"]
+    process = SimpleNamespace(is_running=lambda: alive[0])
+
+    def answer(*command: str) -> str:
+        asked.append(command)
+        return f"abc1234  one  12:00  {RUNNING if alive[0] else SUCCESS}\n\nWorker status: 1 active, 0 idle\n"
+
+    monkeypatch.setattr(queues, "POLL_SECONDS", 0)
+    monkeypatch.setattr(queues, "SOON_SECONDS", 999)
+    monkeypatch.setattr(queues, "run_dvc", answer)
+    monkeypatch.setattr(queues, "processes_of", lambda tasks: {"abc1234": process} if alive[0] else {})
+    monkeypatch.setattr(queues, "references", lambda below: references[0])
+    with ExperimentQueue(1) as queue:
+        states = [queue.poll()[0].state for _ in range(3)]
+        assert (states, len(asked)) == ([RUNNING] * 3, 1)
+        alive[0] = False  # DVC collects what it has made
+        assert (queue.poll()[0].state, len(asked)) == (RUNNING, 1)
+        references[0] = "with its result"
+        assert (queue.poll()[0].state, len(asked)) == (SUCCESS, 2)
+
+
 def test_two_sweeps_at_once_are_refused(project):
     with ExperimentQueue(1), pytest.raises(InputError, match="another sweep runs"):
         ExperimentQueue(1)
