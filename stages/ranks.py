@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # A launcher sets one of them in each process that it starts. Where there is none, nobody has to import PyTorch to know.
 _MARKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_STEP_NUM_TASKS", "JSM_NAMESPACE_SIZE")
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-OTHERS_WAIT_SECONDS = 10
+OTHERS_WAIT_SECONDS = 5
 
 
 class Launch(NamedTuple):

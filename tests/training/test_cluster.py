@@ -143,7 +143,7 @@ def test_more_processes_than_the_parameters_say_write_nothing(slurm, start):
     folder = start(1, 1)
     files = lambda: [path for path in folder.rglob("*") if ".dvc" not in path.parts]  # noqa: E731  where the lock is
     before = files()
-    printed = slurm.fails("srun", "--ntasks=4", sys.executable, "-m", "stages.train", cwd=folder)
-    message = "error: SLURM started 4 processes on 1 machine, but training.devices × training.num_nodes is 1 × 1"
+    printed = slurm.fails("srun", "--nodes=1", "--ntasks=2", sys.executable, "-m", "stages.train", cwd=folder)
+    message = "error: SLURM started 2 processes on 1 machine, but training.devices × training.num_nodes is 1 × 1"
     assert [line[: len(message)] for line in re.findall("^error: .*", printed, re.MULTILINE)] == [message]
     assert files() == before
