@@ -109,6 +109,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def md5_of(content: bytes) -> str:
+    """The MD5 of a file's content, as DVC has it in dvc.lock."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` with sorted keys and rounded floats, the same bytes for the same content.
 

@@ -10,12 +10,14 @@ from stages.config import load_config
 from stages.files import AUGMENTED, PREPARED, SPLIT, write_array
 from stages.gpus import lease_gpus, visible_gpus
 from stages.launch import run_stage
-from stages.ranks import start_in_slurm, start_processes_of_this_machine
+from stages.ranks import find_launch, join, start_in_slurm, start_processes_of_this_machine
 
 
 def start_others() -> None:
-    """In the script of a SLURM job, have srun start the training, on all of its machines."""
+    """In the script of a SLURM job, have srun start the training, on all of its machines; else check who has."""
     config = load_config()
+    if find_launch() is not None:
+        join(config.training.devices, config.training.num_nodes)
     start_in_slurm(config.training.devices, config.training.num_nodes)
 
 

@@ -88,12 +88,13 @@ def _values(overrides: list[str], key: str, default: Any) -> list[str]:
     return re.sub(r"choice\((.*)\)", r"\1", given[-1]).split(",") if given else [str(default)]
 
 
-def _run_queue(queue: Any, args: argparse.Namespace) -> int:
-    from stages.experiments.queue import SUCCESS, error_of
+def _run_queue(queue: Any, tasks: list, args: argparse.Namespace) -> int:
+    from stages.experiments.programs import SUCCESS
+    from stages.experiments.queue import error_of
 
     if args.set_param:
         named = re.compile(rf"{re.escape(args.name or '/')}(-\d+)?")
-        left = [task.name for task in queue.status()[0] if task.unfinished and named.fullmatch(task.name)]
+        left = [task.name for task in tasks if task.unfinished and named.fullmatch(task.name)]
         names = left or queue.add(args.set_param, args.name)
         print(f"{'still queued' if left else 'queued'}: {', '.join(names)}", flush=True)
     names, failed = [], 0
@@ -140,23 +141,24 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an option or the repository has a mistake.
     """
     args = _parse(argv)
-    import torch
-
     from stages.config import load_config
-    from stages.experiments.queue import QUEUED, ExperimentQueue, check_data, workspace_revision
-    from stages.experiments.revision import Revision, run_dvc
+    from stages.experiments.programs import QUEUED, run_dvc
+    from stages.experiments.queue import ExperimentQueue, check_data, workspace_revision
+    from stages.experiments.revision import Revision
+    from stages.gpus import visible_gpus
 
     config = load_config()  # a mistake in params.yaml is reported before anything is queued
     devices = _values(args.set_param, "training.devices", config.training.devices)
     each = max([1, *(int(value) for value in devices if value.isdecimal())])
     if args.slurm is None:
-        queues = ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each))
+        queues = ExperimentQueue(args.jobs or max(1, len(visible_gpus()) // each))
     else:
         from stages.experiments.cluster import ClusterQueue
 
         queues = ClusterQueue(args.jobs or 8, args.slurm)
     with queues as queue:
-        for task in queue.status()[0]:
+        tasks = queue.status()[0]
+        for task in tasks:
             if task.state == QUEUED:
                 try:
                     check_data(Revision(task.revision).parameters["data.data_dir"], task.revision)
@@ -169,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(queue, "stopping", True))
         try:
-            failed = (_search if args.optuna else _run_queue)(queue, args)
+            failed = _search(queue, args) if args.optuna else _run_queue(queue, tasks, args)
         except KeyboardInterrupt:
             print("stopping what runs; it stays queued, and `python -m stages sweep` continues it", flush=True)
             queue.stop()
