@@ -62,10 +62,10 @@ def _number(value: np.ndarray) -> float | None:
 def headline(predictions: Predictions, threshold: float) -> Statistic:
     """The few numbers of metrics/evaluation.json: metrics, those at the decision threshold, and calibration errors."""
     probabilities, labels = predictions.probabilities, predictions.labels
-    score, is_malignant = predictions.malignant_probability, predictions.is_malignant
+    called, is_malignant = predictions.called_malignant(threshold), predictions.is_malignant
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        decided = weighted_rates(score, is_malignant, np.array([threshold]), weights)
+        decided = weighted_rates(called, is_malignant, np.array([True]), weights)
         return {
             **weighted_metrics(probabilities, labels, weights, predictions.classes),
             "sensitivity_at_threshold": decided["sensitivity"][:, 0],

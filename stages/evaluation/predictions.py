@@ -14,6 +14,7 @@ from stages.files import DECIMALS, DETAILS, read_csv
 
 COLUMNS = ["image_id", "lesion_id", "split", "label"]
 PREFIX = "probability_"
+THRESHOLDS = ("threshold", "youden_threshold")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Predictions:
     """Predictions of images of one or more splits, which `of` selects by split.
 
     Attributes:
-        table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class.
+        table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class; of pooled
+            folds also `THRESHOLDS`, those of the fold that judged the image.
         classes: what they are of, in the order of the columns.
     """
 
@@ -58,6 +60,16 @@ class Predictions:
         """bool, shape (n,)."""
         return self.table["label"].isin(self.classes.malignant).to_numpy()
 
+    def called_malignant(self, threshold: float, name: str = "threshold") -> np.ndarray:
+        """Whether the probability of malignancy reaches the threshold, bool, shape (n,).
+
+        Args:
+            threshold: of all images, unless the table has one of each in its column `name`.
+            name: one of `THRESHOLDS`.
+        """
+        of_each = self.table[name].to_numpy() if name in self.table else threshold
+        return self.malignant_probability >= of_each
+
     @property
     def benign_or_malignant(self) -> "Predictions":
         """The same predictions with the classes benign and malignant; of two classes already, they stay as they are.
@@ -70,7 +82,8 @@ class Predictions:
         columns = as_malignancy(self.probabilities, self.classes).T
         probabilities = {PREFIX + name: column for name, column in zip(names, columns)}
         labels = [names[malignant] for malignant in self.is_malignant.astype(int)]
-        return Predictions(self.table[COLUMNS].assign(label=labels, **probabilities), BENIGN_OR_MALIGNANT)
+        kept = self.table.filter([*COLUMNS, *THRESHOLDS])
+        return Predictions(kept.assign(label=labels, **probabilities), BENIGN_OR_MALIGNANT)
 
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
