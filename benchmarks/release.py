@@ -39,13 +39,14 @@ from benchmarks.recipe import parse_value
 from stages.classifier.calibration import Calibration, apply_temperature
 from stages.classifier.temperature import fit_temperature
 from stages.dataset.folds import assign_folds
+from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.averaging import calibrate_average
 from stages.evaluation.calibration import weighted_gaps
 from stages.evaluation.decisions import threshold_for_sensitivity
-from stages.evaluation.predictions import malignant_probability
+from stages.evaluation.predictions import Predictions, malignant_probability
 from stages.evaluation.uncertainty import unit_weights
-from stages.experiments.pooling import Fold, pool, read_folds
+from stages.experiments.pooling import Fold, by_two_networks, pool, read_folds, uncalibrated
 from stages.experiments.revision import WORKSPACE, Revision
 from stages.files import DETAILS, PREDICTIONS, PREPARED, PUBLISHED, read_json, write_json
 from stages.launch import run
@@ -268,9 +269,7 @@ def measure(data_dir: Path, root: Path, overrides: dict[str, Any], folds: int, s
     """Cross-validate, pool and release on four fifths of the lesions, and judge on the rest."""
     from stages.classifier.calibration import save_calibration
     from stages.classifier.weights import save_model
-    from stages.dataset.pixels import PixelStore
-    from stages.experiments.pooling import uncalibrated
-    from stages.experiments.release import by_two_networks, calibrate_release, gather_networks
+    from stages.experiments.release import calibrate_release, gather_networks
 
     table = read_table(data_dir)
     aside = assign_folds(table, KEPT, seed=0) == 0
@@ -296,8 +295,6 @@ def measure(data_dir: Path, root: Path, overrides: dict[str, Any], folds: int, s
     stage("validate", place, str(kept), "--models", str(root / "release"), "--output", str(root / "judged"))
     found = read_json(root / "judged" / DETAILS.name)
     predictions = pd.read_csv(root / "judged" / PREDICTIONS.name)
-    from stages.evaluation.predictions import Predictions
-
     judged = Predictions(predictions, runs[0].test.classes)
     raw, labels = uncalibrated(judged, released.temperature), judged.labels
     pooled, first, second = by_two_networks(runs)

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from stages.classifier.calibration import Calibration, apply_temperature
+from stages.classifier.temperature import fit_temperature
 from stages.config import Config
 from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import numbers_of
+from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, diagnoses_of, numbers_of
 from stages.errors import InputError
 from stages.evaluation.assessment import assess
-from stages.evaluation.predictions import COLUMNS, THRESHOLDS, Predictions, describe_classes
+from stages.evaluation.predictions import THRESHOLDS, Predictions, describe_classes, predictions_table
 from stages.experiments.revision import WORKSPACE, Revision, differing_parameters, list_experiments
 from stages.experiments.summary import group_revisions, without_repeats
 from stages.files import DECIMALS, PREPARED
@@ -139,6 +140,33 @@ def uncalibrated(predictions: Predictions, temperature: float) -> np.ndarray:
     return apply_temperature(written / written.sum(axis=1, keepdims=True), 1 / temperature)
 
 
+def by_two_networks(folds: Sequence[Fold]) -> tuple[Predictions, np.ndarray, np.ndarray]:
+    """What the two networks that have not trained on an image say of it.
+
+    Returns:
+        The test predictions of all folds, and the probabilities before temperature scaling, shape (images, classes), of
+        the network that tested each image, and of the one that was validated on it.
+    """
+    test, val = (
+        pd.concat([getattr(fold, split).table for fold in folds], ignore_index=True) for split in ("test", "val")
+    )
+    tested, validated = (
+        np.concatenate([uncalibrated(getattr(fold, split), fold.calibration.temperature) for fold in folds])
+        for split in ("test", "val")
+    )
+    order = pd.Index(val["image_id"]).get_indexer(pd.Index(test["image_id"]))
+    return Predictions(test, folds[0].test.classes), tested, validated[order]
+
+
+def mean_of_two_networks(folds: Sequence[Fold]) -> Predictions:
+    """For all images the mean of the two networks that have not trained on it, at the temperature that fits best."""
+    pooled, tested, validated = by_two_networks(folds)
+    mean = (tested + validated) / 2
+    calibrated = apply_temperature(mean, fit_temperature(mean, pooled.labels))
+    labels = pooled.table["label"].tolist()
+    return Predictions(predictions_table(pooled.table, "test", labels, calibrated, pooled.classes), pooled.classes)
+
+
 def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predictions, dict]:
     """Evaluate all test images of a cross-validated run together.
 
@@ -164,17 +192,13 @@ def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predicti
         thresholds = {name: getattr(fold.calibration, name) for name in THRESHOLDS}
         tables.append(fold.test.table.assign(fold=fold.number, **thresholds))
         raw.append(uncalibrated(fold.test, fold.calibration.temperature))
-    images = _images_of(pd.concat(tables)[COLUMNS], store)
-    order = pd.Index(pd.concat(tables)["image_id"]).get_indexer(pd.Index(images["image_id"]))
-    predictions = Predictions(pd.concat(tables).iloc[order].reset_index(drop=True), classes)
-    described = describe_classes(classes, store.taxonomy)
-    labels = [classes.names[number] for number in numbers_of(images["dx"], store.taxonomy, classes)]
-    known = {name: folds[0].revision.results.get(name) for name in described}
-    if known != described or (predictions.table["label"] != labels).any():
-        raise _other_images("have other diagnoses")
+    tested = pd.concat(tables)
+    images = images_of(Predictions(tested, classes), store)
+    order = pd.Index(tested["image_id"]).get_indexer(pd.Index(images["image_id"]))
+    predictions = Predictions(tested.iloc[order].reset_index(drop=True), classes)
     calibration = _typical([fold.calibration for fold in folds])
     return predictions, {
-        **described,
+        **describe_classes(classes, store.taxonomy),
         "confidence": settings.confidence,
         "bootstrap_replicates": settings.bootstrap_replicates,
         "calibration": asdict(calibration),
@@ -193,9 +217,13 @@ def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predicti
     }
 
 
-def _images_of(tested: pd.DataFrame, store: PixelStore) -> pd.DataFrame:
-    """The rows of the manifest that were tested: all, unless a dataset is `train_only`."""
-    manifest = store.manifest
+def images_of(predictions: Predictions, store: PixelStore) -> pd.DataFrame:
+    """The rows of the manifest that were tested, in its order: all, unless a dataset is `train_only`.
+
+    Raises:
+        InputError: the predictions are of other images, lesions or diagnoses.
+    """
+    tested, classes, manifest = predictions.table, predictions.classes, store.manifest
     is_tested = manifest["image_id"].isin(tested["image_id"])
     images = manifest[is_tested].reset_index(drop=True)
     some_train_only = any(source["train_only"] for source in store.sources.values())
@@ -204,9 +232,13 @@ def _images_of(tested: pd.DataFrame, store: PixelStore) -> pd.DataFrame:
     for problem, names in (("were not tested", left), ("were tested, but are not there", unknown)):
         if names:
             raise _other_images(f"{problem}: {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}", len(names))
-    lesion_of = dict(zip(tested["image_id"], tested["lesion_id"]))
-    if [lesion_of[image] for image in images["image_id"]] != images["lesion_id"].tolist():
-        raise _other_images("are of other lesions")
+    if classes not in (BENIGN_OR_MALIGNANT, diagnoses_of(store.taxonomy)):
+        raise _other_images("have diagnoses of another taxonomy")
+    labels = [classes.names[number] for number in numbers_of(images["dx"], store.taxonomy, classes)]
+    known = tested.set_index("image_id").loc[images["image_id"]]
+    for column, here in (("lesion_id", images["lesion_id"]), ("label", labels)):
+        if known[column].tolist() != [*here]:
+            raise _other_images(f"have another {column.removesuffix('_id')}")
     return images
 
 

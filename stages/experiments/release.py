@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.classifier.calibration import Calibration, apply_temperature
+from stages.classifier.calibration import Calibration
 from stages.classifier.description import DESCRIPTION, ModelDescription
 from stages.classifier.networks import Ensemble
 from stages.classifier.weights import WEIGHTS, load_model
@@ -15,9 +15,8 @@ from stages.config import MOST_NETWORKS, EvaluationConfig
 from stages.errors import InputError
 from stages.evaluation.averaging import calibrate_average
 from stages.evaluation.decisions import BALANCED, decision_costs
-from stages.evaluation.predictions import Predictions
-from stages.experiments.pooling import Fold, uncalibrated
-from stages.files import DECIMALS, MODEL_DESCRIPTION, MODEL_WEIGHTS
+from stages.experiments.pooling import Fold, by_two_networks, mean_of_two_networks
+from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS
 
 
 def gather_networks(folds: Sequence[Fold]) -> tuple[Ensemble, ModelDescription]:
@@ -65,25 +64,6 @@ def gather_networks(folds: Sequence[Fold]) -> tuple[Ensemble, ModelDescription]:
     )
 
 
-def by_two_networks(folds: Sequence[Fold]) -> tuple[Predictions, np.ndarray, np.ndarray]:
-    """What the two networks that have not trained on an image say of it.
-
-    Returns:
-        The pooled test predictions, and the probabilities before temperature scaling, shape (images, classes), of the
-        network that tested each image, and of the one that was validated on it.
-    """
-    import pandas as pd
-
-    tables = {split: pd.concat([getattr(fold, split).table for fold in folds]) for split in ("test", "val")}
-    raw = {
-        split: np.concatenate([uncalibrated(getattr(fold, split), fold.calibration.temperature) for fold in folds])
-        for split in ("test", "val")
-    }
-    order = pd.Index(tables["val"]["image_id"]).get_indexer(pd.Index(tables["test"]["image_id"]))
-    pooled = Predictions(tables["test"].reset_index(drop=True), folds[0].test.classes)
-    return pooled, raw["test"], raw["val"][order]
-
-
 def calibrate_release(folds: Sequence[Fold], config: EvaluationConfig) -> Calibration:
     """The calibration of the average of the folds' networks, as `calibrate_average` has it.
 
@@ -98,8 +78,6 @@ def calibrate_release(folds: Sequence[Fold], config: EvaluationConfig) -> Calibr
     costs = [fold.calibration.costs for fold in folds]
     if all(each == costs[0] for each in costs):
         return replace(calibration, costs=costs[0])
-    two = calibrate_average(tested, validated, labels, classes, 2, settings)
-    probabilities = apply_temperature((tested + validated) / 2, two.temperature).round(DECIMALS)
     counts = np.bincount(labels, minlength=len(classes.names))
-    found = decision_costs(BALANCED, probabilities, labels, counts)
+    found = decision_costs(BALANCED, mean_of_two_networks(folds).probabilities, labels, counts)
     return replace(calibration, costs=tuple(map(tuple, found.tolist())))

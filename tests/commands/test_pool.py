@@ -147,7 +147,7 @@ def _other_split():
         ),
         (lambda: None, ["main"], r"main has no metrics/details\.json|no run tests fold 1, 2 of 3"),
         (lambda: None, ["nowhere"], "'nowhere' is not a commit"),
-        (_relabel, [], "data/prepared does not hold the images of these runs: some have other diagnoses"),
+        (_relabel, [], "data/prepared does not hold the images of these runs: some have another label"),
         (
             _forget_an_image,
             [],
