@@ -17,6 +17,7 @@ from stages.errors import InputError, printable
 
 PARAMS = Path("params.yaml")
 ALL_DIAGNOSES = "diagnoses"  # as model.num_classes
+MOST_PROBABLE, BALANCED = "most_probable", "balanced"  # as evaluation.decision
 MOST_NETWORKS = 10  # of an ensemble
 MAX_CHARACTERS = 1_000_000  # of a YAML file, its aliases written out
 
@@ -177,6 +178,12 @@ class TrainingConfig:
     detect_anomaly: Flag
 
 
+def _decision(text: str) -> str:
+    if text not in (MOST_PROBABLE, BALANCED) and not text.lower().endswith(".csv"):
+        raise ValueError(f"{MOST_PROBABLE}, {BALANCED}, or the path of a CSV file of costs, as data/costs/ham10000.csv")
+    return text
+
+
 @dataclass(frozen=True, config=PARAMETERS)
 class EvaluationConfig:
     """How predictions are made and evaluated."""
@@ -184,6 +191,7 @@ class EvaluationConfig:
     batch_size: Count
     test_time_augmentation: Flag
     target_sensitivity: Share
+    decision: Annotated[Text, AfterValidator(_decision)]
     prevalences: tuple[Annotated[Float, Field(gt=0, lt=1)], ...]
     gradcam_cases: Annotated[int, Strict(), Field(ge=0, le=20)]
     bootstrap_replicates: Annotated[int, Strict(), Field(ge=100, le=1_000_000)]

@@ -4,7 +4,7 @@ Reads `models/`, `data/prepared/`, `data/split.csv` and `data/split.json`, write
 `data/gradcam/`, `models/calibration.json`, `metrics/evaluation.json` and `data/details.json`.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +26,13 @@ from stages.errors import InputError, regenerate
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
+from stages.evaluation.decisions import decision_costs, read_decision
 from stages.evaluation.details import SplitAudit
-from stages.evaluation.metrics import compute_metrics
+from stages.evaluation.metrics import compute_metrics, headline_numbers
 from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
 from stages.evaluation.sources import tell_sources, trivial_properties
 from stages.files import (
+    DECIMALS,
     DETAILS,
     EVALUATION,
     GRADCAM,
@@ -70,7 +72,7 @@ def main() -> None:
     leakage, sources = read_audit(SPLIT_METRICS)
     lease_gpus(1, wait=False)
     predictions, calibration, details, cases, heatmaps = evaluate_model(config)
-    metrics = details["test"]["metrics"]
+    metrics = headline_numbers(details["test"])
     write_csv(PREDICTIONS, predictions.table)
     write_cases(GRADCAM, cases, heatmaps)
     save_calibration(calibration)
@@ -107,6 +109,7 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
     classes = description.told_apart
     if description.taxonomy != store.taxonomy:
         raise regenerate(f"{models} and {prepared} are not of one taxonomy")
+    rule = read_decision(settings.decision, classes.names)
     train, val, test = (SplitImages(store, name, split, len(classes.names)) for name in ("train", "val", "test"))
     raw = [
         predict_probabilities(
@@ -118,19 +121,23 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
         for images in (val, test)
     ]
     calibration = fit_calibration(raw[0], val.labels.numpy(), classes, settings)
+    calibrated = [apply_temperature(each, calibration.temperature).round(DECIMALS) for each in raw]
+    counts = np.bincount(train.labels.numpy(), minlength=len(classes.names))
+    costs = decision_costs(rule, calibrated[0], val.labels.numpy(), counts)
+    calibration = replace(calibration, costs=costs.tolist())
     tables = [
         predictions_table(
             images.table,
             name,
             [classes.names[number] for number in images.labels],
-            apply_temperature(probabilities, calibration.temperature),
+            probabilities,
             classes,
         )
-        for name, images, probabilities in zip(("val", "test"), (val, test), raw)
+        for name, images, probabilities in zip(("val", "test"), (val, test), calibrated)
     ]
-    predictions = Predictions(pd.concat(tables, ignore_index=True), classes)
+    predictions = Predictions(pd.concat(tables, ignore_index=True), classes, calibration.costs)
     validated, tested = predictions.of("val"), predictions.of("test")
-    measured = compute_metrics(validated.probabilities, validated.labels, classes)
+    measured = compute_metrics(validated.probabilities, validated.labels, classes, validated.predicted)
     details = {
         **describe_classes(classes, store.taxonomy),
         "confidence": settings.confidence,

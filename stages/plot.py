@@ -159,7 +159,8 @@ def main() -> None:
     # NumPy's matrix products, by which replicates are summed, would use one thread per core.
     threadpool_limits(config.runtime.cpu_threads)
     details = read_details(DETAILS)
-    test = read_predictions(PREDICTIONS, details.get("taxonomy")).of("test")
+    costs = details["calibration"].get("costs")
+    test = read_predictions(PREDICTIONS, details.get("taxonomy"), costs).of("test")
     description = asdict(read_description(MODEL_DESCRIPTION))
     history = read_history(TRAINING_METRICS)
     cases, heatmaps = read_cases(GRADCAM)

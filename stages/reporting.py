@@ -27,6 +27,10 @@ METRICS = {
     "specificity_at_threshold": Metric("Specificity at the threshold", "benign images that are called benign"),
     "accuracy": Metric("Accuracy", "images whose most probable class is the right one"),
     "balanced_accuracy": Metric("Balanced accuracy", "the same in each class, mean over the classes"),
+    "decided_accuracy": Metric(
+        "Accuracy, decided", "images of which the class of the lowest expected cost is the right one"
+    ),
+    "decided_balanced_accuracy": Metric("Balanced accuracy, decided", "the same in each class, mean over the classes"),
     "sensitivity": Metric("Sensitivity", "malignant images whose most probable class is malignant"),
     "macro_sensitivity": Metric("Sensitivity, macro", "by the most probable class, mean over the diagnoses"),
     "specificity": Metric("Specificity", "benign images whose most probable class is benign"),

@@ -14,10 +14,12 @@ from stages.classifier.calibration import apply_temperature, save_calibration
 from stages.classifier.description import ModelDescription
 from stages.classifier.networks import build_network
 from stages.classifier.weights import save_model
+from stages.config import BALANCED
 from stages.dataset.pixels import add_places, shard_path, write_manifest
 from stages.evaluation.assessment import assess, fit_calibration
+from stages.evaluation.decisions import decision_costs
 from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
-from stages.files import DETAILS, EVALUATION, PREDICTIONS, PREPARED, PUBLISHED, write_csv, write_json
+from stages.files import DECIMALS, DETAILS, EVALUATION, PREDICTIONS, PREPARED, PUBLISHED, write_csv, write_json
 from tests.history import git, start_repository
 
 ROOT = Path(__file__).parents[1]
@@ -73,18 +75,22 @@ def write_fold(number: int, raw: np.ndarray, classes: int = 7, networks: int = 1
         score = raw[:, told_apart(7).is_malignant].sum(axis=1)
         raw = np.stack([1 - score, score], axis=1)
     members = {"val": folds == (number + 1) % FOLDS, "test": folds == number}
-    calibration = fit_calibration(raw[members["val"]], labels[members["val"]], told, SETTINGS)
+    val, counts = members["val"], np.bincount(labels, minlength=classes)
+    calibration = fit_calibration(raw[val], labels[val], told, SETTINGS)
+    calibrated = apply_temperature(raw, calibration.temperature).round(DECIMALS)
+    costs = decision_costs(BALANCED, calibrated[val], labels[val], counts)
+    calibration = replace(calibration, costs=costs.tolist())
     tables = [
         predictions_table(
             table[mine],
             split,
             [told.names[label] for label in labels[mine]],
-            apply_temperature(raw[mine], calibration.temperature),
+            calibrated[mine],
             told,
         )
         for split, mine in members.items()
     ]
-    tested = Predictions(tables[1].reset_index(drop=True), told)
+    tested = Predictions(tables[1].reset_index(drop=True), told, calibration.costs)
     mine = members["test"]
     details = {
         **describe_classes(told, HAM10000),
@@ -124,7 +130,12 @@ def write_repository(classes: int = 7) -> None:
     start_repository()
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     Path("dvc.lock").write_text("stages:\n  train:\n    deps:\n    - {path: stages/train.py, md5: '0'}\n")
-    quick = {"evaluation.bootstrap_replicates": 100, "split.folds": FOLDS, "model.num_classes": classes}
+    quick = {
+        "evaluation.bootstrap_replicates": 100,
+        "split.folds": FOLDS,
+        "model.num_classes": classes,
+        "evaluation.decision": BALANCED,
+    }
     set_parameters(Path(), quick)
     Path(".gitignore").write_text("/data\n")
     git("add", "--all")

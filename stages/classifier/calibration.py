@@ -3,6 +3,7 @@
 Fitted on the validation images by `evaluate`, and frozen there.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from decimal import ROUND_FLOOR, Context
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 from stages.checks import Flag, Number, Positive, Share, Text
+from stages.classifier.description import DESCRIPTION, read_description
 from stages.errors import regenerate
 from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, sha256_of, write_json
 
@@ -98,9 +100,9 @@ def decide(probabilities: np.ndarray, costs: np.ndarray) -> np.ndarray:
     return (expected <= expected.min(axis=1, keepdims=True) * (1 + _TIE)).argmax(axis=1)
 
 
-def most_probable_costs(classes: int) -> np.ndarray:
-    """The costs with which `decide` takes the most probable class: 1 for every mistake, shape (classes, classes)."""
-    return 1 - np.eye(classes)
+def cost_matrix(costs: Sequence[Sequence[float]] | None, classes: int) -> np.ndarray:
+    """The costs of a calibration for `decide`, shape (classes, classes); None: 1 for every mistake."""
+    return 1 - np.eye(classes) if costs is None else np.array(costs, np.float64)
 
 
 def save_calibration(calibration: Calibration, folder: Path = MODELS) -> None:
@@ -118,11 +120,15 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     """Read what `save_calibration` wrote.
 
     Raises:
-        InputError: the file is missing, damaged, is not a calibration, or was fitted for other weights
+        InputError: the file is missing, damaged, is not a calibration, or was fitted for other weights or classes
             than those beside it, if there are any.
     """
     path, weights = folder / CALIBRATION, folder / MODEL_WEIGHTS.name
     content: _CalibrationFile = read_json(path, _CalibrationFile)
     if content.weights_sha256 is not None and weights.exists() and content.weights_sha256 != sha256_of(weights):
         raise regenerate(f"{path} was not fitted for the weights in {weights}")
+    if content.costs is not None and (folder / DESCRIPTION).exists():
+        classes = read_description(folder / DESCRIPTION).classes
+        if len(content.costs) != len(classes):
+            raise regenerate(f"{path}: costs are of {len(content.costs)} classes; the model has {len(classes)}")
     return Calibration(**{field.name: getattr(content, field.name) for field in fields(Calibration)})

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from stages.config import PARAMS
     from stages.dataset.pixels import PixelStore
     from stages.evaluation.cases import choose_cases
+    from stages.evaluation.metrics import headline_numbers
     from stages.experiments.pooling import find_run, pool, read_folds
     from stages.figures.report import write_report
     from stages.files import DETAILS, EVALUATION, PREDICTIONS, PREPARED, replacing, write_csv, write_json
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     nothing = choose_cases(predictions, 0, 0), np.empty((0, store.image_size, store.image_size), np.uint8)
     pictures = draw_pictures(predictions, details, tables, store, *nothing)
     del pictures["gradcam"]  # which takes a network
-    metrics = details["test"]["metrics"]
+    metrics = headline_numbers(details["test"])
     with replacing(args.output) as folder:
         folder.mkdir()
         write_csv(folder / PREDICTIONS.name, predictions.table)

@@ -100,7 +100,8 @@ def predict_images(
 
     Returns:
         One row for each image that can be read, in the order of `files`: file, `probability_` of each class,
-        malignant_probability, decision and, with `overlays`, overlay; and one line for each other image.
+        malignant_probability, decision, of a model of diagnoses diagnosis and, with `overlays`, overlay; and one line
+        for each other image.
 
     Raises:
         InputError: the network has no feature maps to explain, or an overlay cannot be written.
@@ -111,6 +112,7 @@ def predict_images(
     from rich.console import Console
     from rich.progress import Progress
 
+    from stages.classifier.calibration import cost_matrix, decide
     from stages.classifier.inference import predict_calibrated
     from stages.evaluation.predictions import PREFIX, malignant_probability
     from stages.files import DECIMALS
@@ -135,6 +137,9 @@ def predict_images(
             table.insert(0, "file", [_cell(file) for file, _ in readable])
             table["malignant_probability"] = malignant
             table["decision"] = np.where(malignant >= calibration.threshold, "malignant", "benign")
+            if classes.are_diagnoses:
+                decided = decide(probabilities, cost_matrix(calibration.costs, len(classes.names)))
+                table["diagnosis"] = [classes.names[number] for number in decided]
             if overlays is not None:
                 from stages.classifier.gradcam import gradcam_heatmaps
 

@@ -60,7 +60,7 @@ def validate_model(
     Raises:
         InputError: the dataset or the model has a mistake.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from stages.classifier.calibration import apply_temperature, load_calibration
     from stages.classifier.hardware import set_up_device
@@ -80,6 +80,8 @@ def validate_model(
     network, description = load_model(models)
     calibration = load_calibration(models)
     diagnoses, judged = _judged(description, None if taxonomy is None else read_taxonomy(taxonomy))
+    if judged != description.told_apart:
+        calibration = replace(calibration, costs=None)  # they are of diagnoses
     changes = {
         "data.data_dir": str(data_dir),
         "data.columns": columns,
@@ -100,7 +102,8 @@ def validate_model(
     if judged != description.told_apart:
         raw, calibrated = (as_malignancy(each, description.told_apart) for each in (raw, calibrated))
     labels = [judged.names[number] for number in images.labels]
-    predictions = Predictions(predictions_table(images.table, "test", labels, calibrated, judged), judged)
+    table = predictions_table(images.table, "test", labels, calibrated, judged)
+    predictions = Predictions(table, judged, calibration.costs)
     absent = [name for name in judged.names if name not in labels]
     if absent and judged.are_diagnoses:
         say(f"no image is of {', '.join(absent)}: means over the diagnoses leave these out")
@@ -221,6 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     from stages.config import load_config
     from stages.evaluate import print_metrics, values
+    from stages.evaluation.metrics import headline_numbers
     from stages.figures.report import write_report
     from stages.files import DETAILS, EVALUATION, MODELS, PREDICTIONS, replacing, write_csv, write_json
     from stages.plot import draw_pictures, draw_tables, write_plots
@@ -239,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
             details["leakage"], warnings = find_overlap(store)
         write_csv(folder / PREDICTIONS.name, predictions.table)
         write_json(folder / DETAILS.name, details)
-        write_json(folder / EVALUATION.name, values(details["test"]["metrics"]))
+        write_json(folder / EVALUATION.name, values(headline_numbers(details["test"])))
         tables = draw_tables(predictions, details)
         pictures = draw_pictures(predictions, details, tables, store, *explained)
         write_plots(folder / "plots", tables, pictures)
@@ -249,5 +253,5 @@ def main(argv: list[str] | None = None) -> None:
     print(*notes, sep="\n", end="\n" * bool(notes))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print_metrics(details["test"]["metrics"])
+    print_metrics(headline_numbers(details["test"]))
     print(f"wrote {args.output}")

@@ -15,7 +15,7 @@ from stages.evaluation.metrics import compute_metrics, effective_lesions_of, hea
 from stages.evaluation.predictions import THRESHOLDS, Predictions, malignant_probability
 from stages.evaluation.subgroups import assess_subgroups, not_assessable, subgroup_table
 from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
-from stages.evaluation.weighted import weighted_rates, weighted_sensitivity_at
+from stages.evaluation.weighted import weighted_decisions, weighted_rates, weighted_sensitivity_at
 from stages.files import DECIMALS
 
 Estimator = Callable[..., dict]  # `estimate` with its settings: of a statistic and its effective lesions
@@ -75,7 +75,8 @@ def assess(
     score, is_malignant = predictions.malignant_probability, predictions.is_malignant
     labels, lesions = predictions.labels, predictions.lesions
     classes = predictions.classes
-    measured = compute_metrics(predictions.probabilities, labels, classes)
+    decided = predictions.predicted
+    measured = compute_metrics(predictions.probabilities, labels, classes, decided)
 
     total, malignant, _ = count_lesions(lesions, is_malignant)
     effective_here, settings = effective_lesions_of(predictions), (config.bootstrap_replicates, config.confidence)
@@ -89,7 +90,10 @@ def assess(
     def calibration_of(probabilities: np.ndarray) -> dict:
         return estimated(lambda weights: weighted_calibration(probabilities, labels, weights))
 
-    of_diagnoses = {}
+    of_decisions, of_diagnoses = {}, {}
+    if not predictions.is_most_probable:
+        numbers = estimated(lambda weights: weighted_decisions(decided, labels, weights, classes))
+        of_decisions = {"decided": numbers}
     if "classes" in measured:
         two_classes = predictions.benign_or_malignant
         of_diagnoses = {"malignancy": {"metrics": headline_of(two_classes)}, "classes": measured["classes"]}
@@ -99,6 +103,7 @@ def assess(
         "malignant_images": int(is_malignant.sum()),
         "malignant_lesions": malignant,
         "metrics": headline_of(predictions),
+        **of_decisions,
         **of_diagnoses,
         "confusion_matrix": measured["confusion_matrix"],
         "operating_points": {

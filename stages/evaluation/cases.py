@@ -43,7 +43,7 @@ def choose_cases(predictions: Predictions, threshold: float, count: int) -> pd.D
 
 
 def most_confident_mistakes(predictions: Predictions, count: int) -> np.ndarray:
-    """The images whose most probable class is not theirs, the most confident first, at most one of a lesion.
+    """The images that are decided for a class that is not theirs, the most confident first, at most one of a lesion.
 
     Args:
         predictions: of n images.
@@ -53,7 +53,7 @@ def most_confident_mistakes(predictions: Predictions, count: int) -> np.ndarray:
         Rows of `predictions`, shape (at most count,); images of the same confidence keep their order.
     """
     wrong = predictions.predicted != predictions.labels
-    return _first_of_lesions(predictions, wrong, -predictions.probabilities.max(axis=1), count)
+    return _first_of_lesions(predictions, wrong, -predictions.confidence, count)
 
 
 def _first_of_lesions(predictions: Predictions, among: np.ndarray, rank: np.ndarray, count: int) -> np.ndarray:

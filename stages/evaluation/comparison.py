@@ -8,6 +8,7 @@ whether the AUROC moved or not.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -171,7 +172,7 @@ def _examples(ids: Iterable[str], count: int = _EXAMPLES) -> str:
 
 
 def _in_order(predictions: Predictions) -> Predictions:
-    return Predictions(predictions.table.sort_values("image_id", ignore_index=True), predictions.classes)
+    return replace(predictions, table=predictions.table.sort_values("image_id", ignore_index=True))
 
 
 def paired_replicates(
@@ -237,7 +238,8 @@ def paired_headline(
         thresholds: the decision threshold of each.
         replicates: of the bootstrap.
     """
-    statistics = headline(base, thresholds[0]), headline(new, thresholds[1])
+    by_cost = not (base.is_most_probable and new.is_most_probable)
+    statistics = headline(base, thresholds[0], by_cost), headline(new, thresholds[1], by_cost)
     return paired_replicates(*statistics, base.lesions, replicates, effective_lesions_of(base))
 
 

@@ -1,14 +1,75 @@
 """From a probability to a decision: thresholds, predictive values, and whether deciding so does more good than harm."""
 
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
-from stages.classifier.calibration import as_written, decide, most_probable_costs
-from stages.errors import InputError
+from stages.classifier.calibration import as_written, cost_matrix, decide
+from stages.config import BALANCED, MOST_PROBABLE
+from stages.errors import InputError, printable
 from stages.evaluation.uncertainty import unit_weights
 from stages.evaluation.weighted import weighted_rates
 
-MOST_PROBABLE, BALANCED = "most_probable", "balanced"
 POWERS = np.linspace(0, 1, 21)  # of the shares of the classes
+
+
+def read_decision(decision: str, classes: Sequence[str]) -> str | np.ndarray:
+    """What `evaluation.decision` stands for.
+
+    Args:
+        decision: `MOST_PROBABLE`, `BALANCED`, or the path of a CSV file: a head with a first cell and the classes in
+            any order, below it a row for each true class, its name first, then the cost of deciding for each class.
+        classes: names of the model's, in the order of its outputs.
+
+    Returns:
+        The name of the rule, or costs for `decide`, shape (classes, classes), with six significant digits.
+
+    Raises:
+        InputError: the file cannot be read, is not of these classes, or holds something else than costs.
+    """
+    if decision in (MOST_PROBABLE, BALANCED):
+        return decision
+    try:
+        with Path(decision).open(encoding="utf-8-sig", newline="") as file:
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if any(row)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"evaluation.decision is {decision!r}, which cannot be read ({printable(error)}); it must be "
+            f"{MOST_PROBABLE}, {BALANCED} or a CSV file of costs"
+        ) from None
+    expected = ", ".join(classes)
+    head, body = rows[0][1] if rows else [], rows[1:]
+    for what, found in (("columns", head[1:]), ("rows", [row[0] for _, row in body])):
+        if sorted(found) != sorted(classes):
+            given = printable(", ".join(found)) or "no classes"
+            raise InputError(f"{decision}: the {what} are of {given}; they must be of {expected}, each once")
+    costs = np.zeros((len(classes), len(classes)))
+    for number, (name, *cells) in body:
+        true, place = classes.index(name), f"{decision}: row {number} ({name})"
+        if len(cells) != len(classes):
+            raise InputError(f"{place} has {len(cells)} costs; it must have {len(classes)}, one for each column")
+        for column, cell in zip(head[1:], cells):
+            costs[true, classes.index(column)] = _cost(cell, f"{place}, column {column}")
+        least = int(np.where(np.arange(len(classes)) == true, np.inf, costs[true]).argmin())
+        if costs[true, true] >= costs[true, least]:
+            raise InputError(
+                f"{place}: the right decision costs {costs[true, true]:g} and a wrong one, {classes[least]}, "
+                f"{costs[true, least]:g}; the right one must cost less than all others of its row"
+            )
+    return costs
+
+
+def _cost(cell: str, place: str) -> float:
+    try:
+        cost = float(cell)
+    except ValueError:
+        cost = math.nan
+    if not 0 <= cost < math.inf:
+        raise InputError(f"{place} is {printable(cell)!r}; it must be a number of at least 0")
+    return as_written(cost)
 
 
 def decision_costs(
@@ -16,39 +77,35 @@ def decision_costs(
 ) -> np.ndarray:
     """The costs that `decide` is to take, with as many digits as `calibration.json` keeps.
 
+    `BALANCED` is for a high balanced accuracy. Of perfect posterior probabilities p the decision for the largest p / s,
+    with the shares s of the classes, has the highest (Menon et al., Long-tail learning via logit adjustment, ICLR
+    2021, section 2). A network's are not perfect, and training may have balanced the classes already; so it is p / sᵃ,
+    with the power a that suits the validation images. These hold few images of a rare class, of which each moves the
+    balanced accuracy by more than the powers differ. Therefore it is not the power of the highest peak, but that where
+    a parabola through the balanced accuracies of all powers is highest: one image more or less moves it little.
+
     Args:
-        rule: `MOST_PROBABLE`, `BALANCED`, or the costs themselves, shape (classes, classes).
+        rule: `MOST_PROBABLE`, `BALANCED`, or the costs themselves, as `read_decision` gives it.
         probabilities: of the validation images, calibrated, rounded as they are written, shape (n, classes).
         labels: of the validation images, shape (n,).
-        class_counts: training images of each class, shape (classes,).
+        class_counts: training images of each class, shape (classes,); of a class without, as if it had one.
 
     Returns:
         Shape (classes, classes).
     """
-    if isinstance(rule, str):
-        costs = most_probable_costs(len(class_counts))
-        if rule == BALANCED:
-            costs = _balanced_costs(costs, probabilities, labels, class_counts)
-    else:
-        costs = rule
-    return np.vectorize(as_written)(costs)
-
-
-def _balanced_costs(
-    equal: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, class_counts: np.ndarray
-) -> np.ndarray:
-    shares = np.maximum(class_counts, 1) / np.maximum(class_counts, 1).sum()
-    is_class = (labels[:, None] == np.arange(len(shares))) * 1.0
-    present = is_class.any(axis=0)
-
-    def costs(power: float) -> np.ndarray:
-        return equal / shares[:, None] ** power
-
-    def balanced_accuracy(power: float) -> float:
-        right = decide(probabilities, costs(power)) == labels
-        return float(np.mean(right @ is_class[:, present] / is_class[:, present].sum(axis=0)))
-
-    return costs(max(POWERS, key=balanced_accuracy))  # of equal ones the smallest
+    if not isinstance(rule, str):
+        return rule
+    equal = cost_matrix(None, len(class_counts))
+    if rule == MOST_PROBABLE:
+        return equal
+    counts = np.maximum(class_counts, 1)
+    candidates = [equal / (counts[:, None] / counts.sum()) ** power for power in POWERS]
+    of_classes = [labels == number for number in np.unique(labels)]
+    decisions = [decide(probabilities, costs) for costs in candidates]
+    balanced = [np.mean([np.mean(decided[mine] == labels[mine]) for mine in of_classes]) for decided in decisions]
+    smooth = np.polynomial.Polynomial.fit(POWERS, balanced, deg=2)(POWERS)
+    # Of equal ones, but for rounding errors, the smallest.
+    return np.vectorize(as_written)(candidates[int(smooth.round(9).argmax())])
 
 
 def threshold_for_sensitivity(score: np.ndarray, is_positive: np.ndarray, sensitivity: float) -> float:

@@ -29,7 +29,9 @@ def said(what: str, **limits: Any) -> Any:
 
 ConfusionMatrix = Annotated[
     list[list[Whole]],
-    said("Counts of images: a row for each true class, a column for each most probable one, in the order of classes."),
+    said(
+        "Counts of images: a row for each true class, a column for each that was decided for, in the order of classes."
+    ),
 ]
 
 
@@ -67,25 +69,35 @@ class _Accuracy(_Model, Generic[Number]):
     balanced_accuracy: Number = said("The same in each class, mean over the classes.")
 
 
-class BinaryMetrics(_Accuracy[Number]):
+class BinaryDecisions(_Accuracy[Number]):
     """For 2 classes: the positive class is malignant. A number that does not exist is null."""
 
     sensitivity: Number = said("Malignant images whose most probable class is malignant.")
     specificity: Number = said("Benign images whose most probable class is benign.")
     precision: Number = said("Of the images predicted malignant, those that are; null where there are none.")
     f1: Number = said("Harmonic mean of precision and sensitivity.")
+
+
+class BinaryMetrics(BinaryDecisions[Number]):
+    """For 2 classes: the positive class is malignant. A number that does not exist is null."""
+
     auroc: Number = said("Area under the ROC curve of malignancy.")
     auprc: Number = said("Average precision of malignancy: the step-wise sum, not the trapezoid.")
 
 
-class DiagnosisMetrics(_Accuracy[Number]):
+class DiagnosisDecisions(_Accuracy[Number]):
     """For diagnoses: means over the diagnoses that have images. A number that does not exist is null."""
 
-    malignant_auroc: Number = said("Area under the ROC curve of the summed probability of the malignant diagnoses.")
     macro_sensitivity: Number = said("Mean over the diagnoses of the sensitivity of each against the rest.")
     macro_specificity: Number = said("Mean over the diagnoses of the specificity of each against the rest.")
     macro_precision: Number = said("Mean over the diagnoses of the precision of each against the rest.")
     macro_f1: Number = said("Mean over the diagnoses of the F1 of each against the rest.")
+
+
+class DiagnosisMetrics(DiagnosisDecisions[Number]):
+    """For diagnoses: means over the diagnoses that have images. A number that does not exist is null."""
+
+    malignant_auroc: Number = said("Area under the ROC curve of the summed probability of the malignant diagnoses.")
     macro_auroc: Number = said("Mean over the diagnoses of the AUROC of each against the rest.")
     macro_auprc: Number = said("Mean over the diagnoses of the average precision of each against the rest.")
 
@@ -109,11 +121,11 @@ class AtThreshold(CalibrationErrors):
 
 
 class BinaryHeadline(BinaryMetrics[Estimate], AtThreshold):
-    """For 2 classes: what metrics/evaluation.json holds the values of."""
+    """For 2 classes, by the most probable one: what metrics/evaluation.json holds the values of."""
 
 
 class DiagnosisHeadline(DiagnosisMetrics[Estimate], AtThreshold):
-    """For diagnoses: what metrics/evaluation.json holds the values of."""
+    """For diagnoses, by the most probable one: what metrics/evaluation.json holds the values of."""
 
 
 class Validation(_Model, Generic[Metrics]):
@@ -237,6 +249,18 @@ class Assessment(_Model, Generic[Headline]):
     not_assessable: list[Text] = said("What the dataset does not allow to be assessed, one line each.")
 
 
+_DECIDED = (
+    "The same by the class of the lowest expected cost in place of the most probable one; not there where "
+    "calibration.costs makes them the same."
+)
+
+
+class BinaryAssessment(Assessment[BinaryHeadline]):
+    """The test images for 2 classes."""
+
+    decided: BinaryDecisions[Estimate] | None = Field(default=None, description=_DECIDED)
+
+
 class Malignancy(_Model):
     """The predictions read as of benign and malignant, whose probability is the sum over the malignant diagnoses."""
 
@@ -257,8 +281,9 @@ class OneAgainstRest(_Model):
 class DiagnosisAssessment(Assessment[DiagnosisHeadline]):
     """The test images for diagnoses."""
 
+    decided: DiagnosisDecisions[Estimate] | None = Field(default=None, description=_DECIDED)
     malignancy: Malignancy
-    classes: dict[Text, OneAgainstRest] = said("Each against the rest, by the most probable class.", min_length=3)
+    classes: dict[Text, OneAgainstRest] = said("Each against the rest, by the class decided for.", min_length=3)
 
 
 class MajorityClass(_Model, Generic[Estimates]):
@@ -367,7 +392,7 @@ class _Details(_Model, Generic[Metrics, Headline, Estimates]):
     baselines: Baselines[Estimates] | None = said("Reached without looking at the images; null for another dataset.")
 
 
-class BinaryDetails(_Details[BinaryMetrics[Float | None], Assessment[BinaryHeadline], BinaryMetrics[Estimate]]):
+class BinaryDetails(_Details[BinaryMetrics[Float | None], BinaryAssessment, BinaryMetrics[Estimate]]):
     """For 2 classes."""
 
     classes: tuple[Literal["benign"], Literal["malignant"]] = said("In the order of the network's outputs.")

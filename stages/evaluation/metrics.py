@@ -13,10 +13,21 @@ from stages.evaluation.uncertainty import (
     effective_lesions,
     unit_weights,
 )
-from stages.evaluation.weighted import CLASS_METRICS, is_mean_over_classes, weighted_metrics, weighted_rates
+from stages.evaluation.weighted import (
+    CLASS_METRICS,
+    DECIDED,
+    is_mean_over_classes,
+    weighted_decisions,
+    weighted_metrics,
+    weighted_rates,
+)
+
+_IN_HEADLINE = ("accuracy", "balanced_accuracy")  # of decisions
 
 
-def compute_metrics(probabilities: np.ndarray, labels: np.ndarray, classes: Classes) -> dict:
+def compute_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Classes, decided: np.ndarray | None = None
+) -> dict:
     """The metrics of a set of predictions, as `weighted_metrics` defines them; None where a number does not exist.
 
     Means over classes leave those without a number out. Average precision is the step-wise sum (Davis & Goadrich, ICML
@@ -26,10 +37,12 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray, classes: Clas
         probabilities: shape (n, classes), in [0, 1], rows that sum to 1.
         labels: numbers of classes, shape (n,).
         classes: what they are of.
+        decided: numbers of the classes that were decided for, shape (n,); None: the most probable ones.
 
     Returns:
         `metrics`: name to number; `classes`: the metrics of each class by its name, for diagnoses;
-        `confusion_matrix`: counts, a row for each true class and a column for each predicted one.
+        `confusion_matrix`: counts, a row for each true class and a column for each that was decided for. The first is
+        of the most probable classes, the others of the decisions.
 
     Raises:
         ValueError: no images, or numbers that are not probabilities.
@@ -37,16 +50,18 @@ def compute_metrics(probabilities: np.ndarray, labels: np.ndarray, classes: Clas
     # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
     if not (len(labels) and (probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
         raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
+    chosen = probabilities.argmax(axis=1) if decided is None else decided
     names, drawn = classes.names, weighted_metrics(probabilities, labels, unit_weights(labels), classes)
     values = {name: of[0] for name, of in drawn.items()}
     matrix = np.zeros((len(names), len(names)), int)
-    np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
+    np.add.at(matrix, (labels, chosen), 1)
     result = {
         "metrics": {name: _number(combine(name, value)) for name, value in values.items()},
         "confusion_matrix": matrix.tolist(),
     }
     if not classes.are_diagnoses:
         return result
+    values |= {name: of[0] for name, of in weighted_decisions(chosen, labels, unit_weights(labels), classes).items()}
     return result | {
         "classes": {
             name: {metric: _number(values[f"macro_{metric}"][number]) for metric in CLASS_METRICS}
@@ -59,21 +74,44 @@ def _number(value: np.ndarray) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def headline(predictions: Predictions, threshold: float) -> Statistic:
-    """The few numbers of metrics/evaluation.json: metrics, those at the decision threshold, and calibration errors."""
+def headline(predictions: Predictions, threshold: float, by_cost: bool = False) -> Statistic:
+    """The few numbers of metrics/evaluation.json: metrics, those at the decision threshold, and calibration errors.
+
+    Args:
+        predictions: of n images.
+        threshold: of the probability of malignancy.
+        by_cost: whether to add those of the decision for the class of the lowest expected cost.
+    """
     probabilities, labels = predictions.probabilities, predictions.labels
     called, is_malignant = predictions.called_malignant(threshold), predictions.is_malignant
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         decided = weighted_rates(called, is_malignant, np.array([True]), weights)
+        cheapest = weighted_decisions(predictions.predicted, labels, weights, predictions.classes) if by_cost else {}
         return {
             **weighted_metrics(probabilities, labels, weights, predictions.classes),
             "sensitivity_at_threshold": decided["sensitivity"][:, 0],
             "specificity_at_threshold": decided["specificity"][:, 0],
             **weighted_calibration(probabilities, labels, weights),
+            **{DECIDED + name: cheapest[name] for name in _IN_HEADLINE if cheapest},
         }
 
     return statistic
+
+
+def headline_numbers(test: dict) -> dict[str, dict]:
+    """The numbers of metrics/evaluation.json with their intervals, at most 15.
+
+    Where the decision is not for the most probable class, its own are among them, and not `macro_sensitivity`, which is
+    another name of `balanced_accuracy`.
+
+    Args:
+        test: that section of metrics/details.json.
+    """
+    if "decided" not in test:
+        return test["metrics"]
+    others = {name: number for name, number in test["metrics"].items() if name != "macro_sensitivity"}
+    return others | {DECIDED + name: test["decided"][name] for name in _IN_HEADLINE}
 
 
 def effective_lesions_of(predictions: Predictions) -> EffectiveLesions:

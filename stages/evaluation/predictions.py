@@ -1,20 +1,22 @@
 """The table of predictions that `evaluate` writes and every later reader reads."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stages.classifier.calibration import cost_matrix, decide
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Diagnosis
 from stages.errors import regenerate
 from stages.files import DECIMALS, DETAILS, read_csv
 
 COLUMNS = ["image_id", "lesion_id", "split", "label"]
 PREFIX = "probability_"
-THRESHOLDS = ("threshold", "youden_threshold")
+THRESHOLDS, DECIDED = ("threshold", "youden_threshold"), "decided"
+MOST_PROBABLE_CLASS, CHEAPEST_CLASS = "the most probable class", "the class of the lowest expected cost"
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class Predictions:
 
     Attributes:
         table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class; of pooled
-            folds also `THRESHOLDS`, those of the fold that judged the image.
+            folds also `THRESHOLDS`, those of the fold that judged the image, and `DECIDED`, the class that it decided
+            for by its costs.
         classes: what they are of, in the order of the columns.
+        costs: of the decisions, as in a `Calibration`.
     """
 
     table: pd.DataFrame
     classes: Classes
+    costs: Sequence[Sequence[float]] | None = None
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -36,9 +41,32 @@ class Predictions:
         return self.table[[PREFIX + name for name in self.classes.names]].to_numpy(np.float64)
 
     @property
+    def cost_matrix(self) -> np.ndarray:
+        """Shape (classes, classes)."""
+        return cost_matrix(self.costs, len(self.classes.names))
+
+    @property
+    def is_most_probable(self) -> bool:
+        """Whether it is the most probable class that is decided for, as every mistake costs the same."""
+        usual = cost_matrix(None, len(self.classes.names))
+        return DECIDED not in self.table and np.array_equal(self.cost_matrix, usual)
+
+    @property
+    def decision(self) -> str:
+        """Which class is decided for, in words."""
+        return MOST_PROBABLE_CLASS if self.is_most_probable else CHEAPEST_CLASS
+
+    @property
     def predicted(self) -> np.ndarray:
-        """The number of the most probable class of each image, shape (n,)."""
-        return self.probabilities.argmax(axis=1)
+        """The number of the class that is decided for, of each image, shape (n,)."""
+        if DECIDED in self.table:
+            return self.table[DECIDED].map(self.classes.names.index).to_numpy(np.int64)
+        return decide(self.probabilities, self.cost_matrix)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The probability of the class that is decided for, shape (n,)."""
+        return self.probabilities[np.arange(len(self.table)), self.predicted]
 
     @property
     def lesions(self) -> np.ndarray:
@@ -87,7 +115,7 @@ class Predictions:
 
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
-        return Predictions(pd.DataFrame(self.table[self.table["split"] == split]).reset_index(drop=True), self.classes)
+        return replace(self, table=pd.DataFrame(self.table[self.table["split"] == split]).reset_index(drop=True))
 
 
 def malignant_probability(probabilities: np.ndarray, classes: Classes) -> np.ndarray:
@@ -129,12 +157,15 @@ def describe_classes(classes: Classes, taxonomy: Mapping[str, Diagnosis]) -> dic
     return {"classes": list(classes.names)} | ({"taxonomy": described} if classes.are_diagnoses else {})
 
 
-def read_predictions(path: Path, taxonomy: Mapping[str, Any] | None) -> Predictions:
+def read_predictions(
+    path: Path, taxonomy: Mapping[str, Any] | None, costs: Sequence[Sequence[float]] | None = None
+) -> Predictions:
     """Read the table that `evaluate` wrote.
 
     Args:
         path: the file.
         taxonomy: what `describe_classes` said of the diagnoses; None: nothing, of benign and malignant.
+        costs: of the decisions, as in a `Calibration`.
 
     Raises:
         InputError: the file is missing, lacks a column or an id, or holds something else than probabilities of such
@@ -146,6 +177,8 @@ def read_predictions(path: Path, taxonomy: Mapping[str, Any] | None) -> Predicti
     if names != expected:
         found, others = ", ".join(names) or "no classes", ", ".join(expected)
         raise regenerate(f"{path}: probabilities are of {found}; {DETAILS} describes {others}")
+    if costs is not None and len(costs) != len(names):
+        raise regenerate(f"{DETAILS}: calibration.costs are of {len(costs)} classes; {path} has {len(names)}")
     malignant = [code for code in names if taxonomy[code]["malignant"]] if taxonomy else BENIGN_OR_MALIGNANT.malignant
     probabilities = table.filter(like=PREFIX).apply(pd.to_numeric, errors="coerce").to_numpy()
     wrong = {
@@ -160,4 +193,4 @@ def read_predictions(path: Path, taxonomy: Mapping[str, Any] | None) -> Predicti
     for problem, found in wrong.items():
         if found:
             raise regenerate(f"{path}: {problem}")
-    return Predictions(table, Classes(names, tuple(malignant)))
+    return Predictions(table, Classes(names, tuple(malignant)), costs)

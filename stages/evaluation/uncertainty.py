@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from stages.evaluation.calibration import LARGEST_NLL
-from stages.evaluation.weighted import is_mean_over_classes, mean_over_classes
+from stages.evaluation.weighted import DECIDED, is_mean_over_classes, mean_over_classes
 
 SEED = 0  # of the draws; the intervals are results, and results can be produced again
 # Weights of this many images are held at once, 16 MB of float64 however large the test set: what is computed from them
@@ -101,7 +101,7 @@ def effective_lesions(metric: str, total: Lesions, positive: Lesions, negative: 
     At least 1, also of a metric that has no value. Of means over classes: of the number of each class, all counts of
     shape (classes,).
     """
-    metric = metric.removeprefix("macro_")
+    metric = metric.removeprefix(DECIDED).removeprefix("macro_")
     if metric.startswith(("sensitivity", "balanced_accuracy")):
         return np.maximum(1, positive)
     if metric.startswith("specificity"):

@@ -9,7 +9,9 @@ import numpy as np
 from stages.dataset.taxonomy import Classes
 from stages.evaluation.predictions import malignant_probability
 
-CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1", "auroc", "auprc")  # of one class against the rest
+DECISION_METRICS = ("sensitivity", "specificity", "precision", "f1")  # of one class against the rest
+CLASS_METRICS = (*DECISION_METRICS, "auroc", "auprc")
+DECIDED = "decided_"  # before the name of a metric: by the lowest expected cost, not by the most probable class
 
 
 def weighted_metrics(
@@ -33,18 +35,34 @@ def weighted_metrics(
         An array of shape (replicates,) by the metric's name, but the unweighted means over classes, which
         `is_mean_over_classes` tells: they come as what they are means of, shape (replicates, classes).
     """
-    count = len(classes.names)
-    is_class, is_predicted = (
-        numbers[:, None] == np.arange(count) for numbers in (labels, probabilities.argmax(axis=1))
-    )
+    decided = weighted_decisions(probabilities.argmax(axis=1), labels, weights, classes)
+    # Of two classes only malignancy is reported, and ranking is most of the work.
+    asked = range(len(classes.names)) if classes.are_diagnoses else [1]
+    areas = [weighted_areas(probabilities[:, number], labels == number, weights) for number in asked]
+    if not classes.are_diagnoses:
+        return decided | dict(zip(("auroc", "auprc"), areas[0]))
+    auroc, auprc = (np.stack(columns, axis=1) for columns in zip(*areas))
+    score = malignant_probability(probabilities, classes)
+    malignant_auroc, _ = weighted_areas(score, classes.is_malignant[labels], weights)
+    return decided | {"malignant_auroc": malignant_auroc, "macro_auroc": auroc, "macro_auprc": auprc}
+
+
+def weighted_decisions(
+    decided: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: Classes
+) -> dict[str, np.ndarray]:
+    """The metrics of `weighted_metrics` that depend on decisions alone.
+
+    Args:
+        decided: the class that was decided for, shape (n,).
+        labels: shape (n,).
+        weights: at least 0, shape (replicates, n).
+        classes: what they are of.
+    """
+    is_class, is_decided = (numbers[:, None] == np.arange(len(classes.names)) for numbers in (labels, decided))
     positive, predicted_positive, true_positive = (
-        weights @ part.astype(np.float64) for part in (is_class, is_predicted, is_class & is_predicted)
+        weights @ part.astype(np.float64) for part in (is_class, is_decided, is_class & is_decided)
     )
     total = weights.sum(axis=1, keepdims=True)
-    # Of two classes only malignancy is reported, and ranking is most of the work.
-    asked = list(range(count)) if classes.are_diagnoses else [1]
-    areas = [weighted_areas(probabilities[:, number], is_class[:, number], weights) for number in asked]
-    auroc, auprc = (np.stack(columns, axis=1) for columns in zip(*areas))
     with np.errstate(divide="ignore", invalid="ignore"):  # a class without images: NaN, as documented
         accuracy = true_positive.sum(axis=1) / total[:, 0]
         sensitivity = true_positive / positive
@@ -53,20 +71,17 @@ def weighted_metrics(
         f1 = 2 * true_positive / (positive + predicted_positive)
     if classes.are_diagnoses:  # else a mean over the diagnoses would gain from one that is never predicted
         precision[predicted_positive == 0] = 0
-    numbers = (sensitivity[:, asked], specificity[:, asked], precision[:, asked], f1[:, asked], auroc, auprc)
-    per_class = {name: np.where(positive[:, asked] > 0, of, np.nan) for name, of in zip(CLASS_METRICS, numbers)}
-
+    specificity, precision, f1 = (np.where(positive > 0, of, np.nan) for of in (specificity, precision, f1))
+    per_class = dict(zip(DECISION_METRICS, (sensitivity, specificity, precision, f1)))
     shared = {"accuracy": accuracy, "balanced_accuracy": sensitivity}
     if not classes.are_diagnoses:
-        return shared | {name: of_malignant[:, 0] for name, of_malignant in per_class.items()}
-    score = malignant_probability(probabilities, classes)
-    shared["malignant_auroc"], _ = weighted_areas(score, classes.is_malignant[labels], weights)
+        return shared | {name: of_classes[:, 1] for name, of_classes in per_class.items()}
     return shared | {f"macro_{name}": of_classes for name, of_classes in per_class.items()}
 
 
 def is_mean_over_classes(metric: str) -> bool:
     """Whether a metric of `weighted_metrics` is the mean of numbers of the classes."""
-    return metric == "balanced_accuracy" or metric.startswith("macro_")
+    return metric.removeprefix(DECIDED).startswith(("balanced_accuracy", "macro_"))
 
 
 def mean_over_classes(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stages.config import Config
@@ -26,7 +27,7 @@ def compare_revisions(base: Revision, new: Revision, config: Config, *, ids: boo
 
     Returns:
         What `compare_predictions` gives, the names of the revisions as `base` and `new`, `stale`, the stages of each
-        that would run again, and whether predictions and thresholds are `identical`.
+        that would run again, and whether predictions and what decides on them are `identical`.
 
     Raises:
         InputError: they were evaluated on different test images; says how these differ, and the parameters.
@@ -46,7 +47,8 @@ def compare_revisions(base: Revision, new: Revision, config: Config, *, ids: boo
             config.evaluation.confidence,
         )
     tables = [side.table.sort_values("image_id", ignore_index=True) for side in sides]
-    identical = tables[0].equals(tables[1]) and base.threshold == new.threshold
+    same_costs = np.array_equal(sides[0].cost_matrix, sides[1].cost_matrix)
+    identical = tables[0].equals(tables[1]) and base.threshold == new.threshold and same_costs
     stale = {"base": list(base.stale_stages), "new": list(new.stale_stages)}
     return {"base": base.name, "new": new.name, "stale": stale, "identical": identical, **result}
 
@@ -101,7 +103,7 @@ def render_comparison(result: dict, *, markdown: bool, ids: bool = True) -> str:
     warning = warn_of_stale_results(revisions, [result["stale"][side] for side in ("base", "new")])
     heads = [strong.format(warning)] if warning else []
     if result["identical"]:
-        same = f"- All probabilities of the {result['images']} test images are the same, and so is the threshold."
+        same = f"- All probabilities of the {result['images']} test images are the same, and so are the decisions."
         return "\n\n".join([*heads, strong.format(f"{' → '.join(revisions)}: identical predictions"), same]) + "\n"
 
     def cells(metric: dict) -> list[str]:

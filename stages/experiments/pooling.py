@@ -14,7 +14,7 @@ from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, diagnoses_of, numbers_of
 from stages.errors import InputError
 from stages.evaluation.assessment import assess
-from stages.evaluation.predictions import THRESHOLDS, Predictions, describe_classes, predictions_table
+from stages.evaluation.predictions import DECIDED, THRESHOLDS, Predictions, describe_classes, predictions_table
 from stages.experiments.revision import WORKSPACE, Revision, differing_parameters, list_experiments
 from stages.experiments.summary import group_revisions, without_repeats
 from stages.files import DECIMALS, PREPARED
@@ -180,7 +180,8 @@ def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predicti
         config: of the run: replicates, confidence and prevalences.
 
     Returns:
-        The predictions in the order of the store, with the columns fold and `THRESHOLDS`, and what
+        The predictions in the order of the store, with the columns fold, `THRESHOLDS` and, unless it is the most
+        probable class, `DECIDED`, and what
         docs/details.schema.json describes.
 
     Raises:
@@ -189,14 +190,16 @@ def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predicti
     classes, settings = folds[0].test.classes, config.evaluation
     tables, raw = [], []
     for fold in folds:
-        thresholds = {name: getattr(fold.calibration, name) for name in THRESHOLDS}
-        tables.append(fold.test.table.assign(fold=fold.number, **thresholds))
+        columns = {name: getattr(fold.calibration, name) for name in THRESHOLDS}
+        if not all(each.test.is_most_probable for each in folds):
+            columns[DECIDED] = [classes.names[number] for number in fold.test.predicted]
+        tables.append(fold.test.table.assign(fold=fold.number, **columns))
         raw.append(uncalibrated(fold.test, fold.calibration.temperature))
     tested = pd.concat(tables)
     images = images_of(Predictions(tested, classes), store)
     order = pd.Index(tested["image_id"]).get_indexer(pd.Index(images["image_id"]))
-    predictions = Predictions(tested.iloc[order].reset_index(drop=True), classes)
     calibration = _typical([fold.calibration for fold in folds])
+    predictions = Predictions(tested.iloc[order].reset_index(drop=True), classes, calibration.costs)
     return predictions, {
         **describe_classes(classes, store.taxonomy),
         "confidence": settings.confidence,
@@ -250,12 +253,15 @@ def _other_images(problem: str, count: int | str = "some") -> InputError:
 
 
 def _typical(calibrations: list[Calibration]) -> Calibration:
-    """The median of each number of the folds' calibrations: for pictures and headings, which have one."""
+    """The median of each number of the folds' calibrations, of costs too: for pictures and headings, which have one."""
     first = calibrations[0]
     numbers = {
         name: float(np.median([getattr(each, name) for each in calibrations])) for name in ("temperature", *THRESHOLDS)
     }
-    return Calibration(**asdict(first) | numbers)
+    costs = first.costs
+    if costs is not None:
+        costs = np.median([each.costs for each in calibrations], axis=0).tolist()
+    return Calibration(**asdict(first) | numbers | {"costs": costs})
 
 
 def _leakage(audits: list[dict]) -> dict | None:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from stages.config import load_config
 from stages.errors import InputError, one_line
+from stages.evaluation.weighted import DECIDED
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
 from stages.experiments.revision import PooledRun, Revision, differing_parameters, environment_differences, run_git
 from stages.figures.revisions import draw_confusion, draw_curves
@@ -102,10 +103,10 @@ def _not_compared(base: Revision, new: Revision, names: list[str], error: InputE
     sides, kind = [base.estimates, new.estimates], ""
     if all(sides) and base.has_diagnoses != new.has_diagnoses:
         sides, kind = [base.estimates_of_malignancy, new.estimates_of_malignancy], ", both of malignancy"
-    there, rows, summary = sides[0] | sides[1], [], ""
+    there, rows, summary, nothing = sides[0] | sides[1], [], "", {"value": None, "interval": None}
     for name in [*(name for name in METRICS if name in there), *sorted(there.keys() - METRICS.keys())]:
         title = METRICS[name].title if name in METRICS else code(name)
-        before, after = (side.get(name, {"value": None, "interval": None}) for side in sides)
+        before, after = (side.get(name, side.get(name.removeprefix(DECIDED), nothing)) for side in sides)
         values, difference = (before["value"], after["value"]), MISSING
         if None not in values:
             difference = signed(values[1] - values[0])

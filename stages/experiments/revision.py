@@ -24,10 +24,12 @@ from dvc.scm import RevError, SCMError, resolve_rev
 from typing_extensions import TypedDict
 
 from stages.checks import Flag, Float, Whole, checked
+from stages.classifier.calibration import Costs
 from stages.config import PARAMS, Config, load_config, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, one_line, regenerate
 from stages.evaluation.details import read_details
+from stages.evaluation.metrics import headline_numbers
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.experiments.staleness import open_repository, stale_stages
 from stages.files import (
@@ -67,11 +69,13 @@ class _Estimate(TypedDict):
 
 class _Evaluated(TypedDict):
     metrics: dict[str, _Estimate]
+    decided: NotRequired[dict[str, _Estimate]]
     malignancy: NotRequired["_Evaluated"]
 
 
 class _Calibration(TypedDict):
     threshold: Float
+    costs: NotRequired[Costs | None]
 
 
 class _Diagnosis(TypedDict):
@@ -173,8 +177,8 @@ class Revision:
     @cached_property
     def evaluated(self) -> Predictions:
         """The predictions of the validation and test images."""
-        taxonomy = self.details.get("taxonomy")
-        predictions = self._load(PUBLISHED[PREDICTIONS], lambda file: read_predictions(file, taxonomy))
+        taxonomy, costs = self.details.get("taxonomy"), self.details.get("calibration", {}).get("costs")
+        predictions = self._load(PUBLISHED[PREDICTIONS], lambda file: read_predictions(file, taxonomy, costs))
         if predictions is None:
             raise self.lacks(PUBLISHED[PREDICTIONS])
         return predictions
@@ -265,14 +269,14 @@ class Revision:
 
     @cached_property
     def details(self) -> dict[str, Any]:
-        """`calibration`, `classes`, `taxonomy`, `confidence` and `test.metrics` of metrics/details.json."""
+        """`calibration`, `classes`, `taxonomy`, `confidence` and metrics of metrics/details.json."""
         return self._json(PUBLISHED[DETAILS], _Details)
 
     @cached_property
     def estimates(self) -> dict[str, dict[str, Any]]:
         """`{"value", "interval"}` of each headline metric; without an interval in a commit that has no details."""
         without = {name: {"value": value, "interval": None} for name, value in self.metrics.items()}
-        return self.details["test"]["metrics"] if self.details else without
+        return headline_numbers(self.details["test"]) if self.details else without
 
     @property
     def has_diagnoses(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from stages.evaluation.weighted import DECIDED
 from stages.experiments.revision import Revision, differing_parameters
 from stages.reporting import METRICS, MISSING, escape_markdown, markdown_table
 
@@ -40,7 +41,8 @@ def independent_values(group: list[Revision], over: tuple[str, ...], metric: str
     varying = [key for key in over if len({repr(revision.parameters.get(key)) for revision in group}) > 1]
     values: dict[Any, list[float]] = {}
     for revision in group:
-        value = revision.metrics.get(metric)
+        # Without a number of its own a decision is that for the most probable class.
+        value = revision.metrics.get(metric, revision.metrics.get(metric.removeprefix(DECIDED)))
         if value is not None:
             values.setdefault(repr(revision.parameters.get(varying[0])) if varying else None, []).append(value)
     return [float(np.mean(of)) for of in values.values()]

@@ -183,7 +183,7 @@ def _explained(predictions: Predictions, details: dict) -> str:
 
 
 def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
-    """Counts and shares of each true class: by the most probable class, and of malignancy at the decision threshold.
+    """Counts and shares of each true class: by the class decided for, and of malignancy at the decision threshold.
 
     Of many classes the first has shares alone; the report has a table of the counts.
     """
@@ -197,7 +197,7 @@ def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
     _draw_matrix(second, predictions.is_malignant.astype(int), called, BENIGN_OR_MALIGNANT.names)
     second.set_title(f"malignant at or above {threshold:.3g}")
     _draw_matrix(first, predictions.labels, predictions.predicted, classes.names)
-    first.set_title("the most probable class")
+    first.set_title(predictions.decision)
     if not classes.are_diagnoses:
         second.set_ylabel("")
     explained = "Each cell: images, and their share of the row, which is a true class."

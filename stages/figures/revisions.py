@@ -76,7 +76,7 @@ _CURVES = {
 
 
 def draw_confusion(base: pd.DataFrame, new: pd.DataFrame, classes: list[str]) -> Figure:
-    """One confusion matrix of the most probable class, with the images of both revisions in each cell.
+    """One confusion matrix of the classes that were decided for, with the images of both revisions in each cell.
 
     Args:
         base: columns actual and predicted of plots/confusion_matrix.csv, one row per image.
@@ -108,6 +108,6 @@ def draw_confusion(base: pd.DataFrame, new: pd.DataFrame, classes: list[str]) ->
     shown = f"By how much, in percent, from {MIN_SHARE:.0%} on." if many else ""
     describe(
         figure, "Confusion matrix, base → new",
-        f"Images by their most probable class. Orange: the share of the row got worse; violet: it got better. {shown}",
+        f"Images by the class decided for. Orange: the share of the row got worse; violet: it got better. {shown}",
     )  # fmt: skip
     return figure

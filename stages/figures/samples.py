@@ -23,12 +23,12 @@ def draw_samples(predictions: Predictions, store: PixelStore) -> Figure:
         predictions: of the evaluated images.
         store: that holds their pixels.
     """
-    order = np.argsort(-predictions.probabilities.max(axis=1), kind="stable")
+    order = np.argsort(-predictions.confidence, kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, min(ROWS * COLUMNS, len(order))).astype(int)]
     figure = _draw_images(predictions, chosen, store)
     describe(
         figure, "Predictions, from the most to the least confident", predictions,
-        "The most probable class with its probability; below, whether it is right.",
+        f"{predictions.decision.capitalize()} with its probability; below, whether it is right.",
     )  # fmt: skip
     return figure
 
@@ -51,7 +51,7 @@ def draw_mistakes(predictions: Predictions, store: PixelStore) -> Figure:
 
 def _draw_images(predictions: Predictions, rows: np.ndarray, store: PixelStore) -> Figure:
     """Images in lines of `COLUMNS`, each below its prediction and above its id."""
-    table, confidence = predictions.table, predictions.probabilities.max(axis=1)
+    table, confidence, predicted = predictions.table, predictions.confidence, predictions.predicted
     pixels = store.read(store.indices_of(table["image_id"][rows]))
     is_long = max(map(len, predictions.classes.names)) > _LONG
     text_height, height = (part + is_long * _MORE for part in (_TEXT, _LINE))
@@ -59,7 +59,7 @@ def _draw_images(predictions: Predictions, rows: np.ndarray, store: PixelStore) 
     for number, (row, image) in enumerate(zip(rows, pixels)):
         line, column = divmod(number, COLUMNS)
         left, top = GAP + column * (_SIDE + GAP), line * height
-        truth, guess = table["label"][row], predictions.classes.names[predictions.predicted[row]]
+        truth, guess = table["label"][row], predictions.classes.names[predicted[row]]
         right = guess == truth
         # Not by colour alone: the words differ too.
         percent, verdict = rounded_percent(confidence[row]), "right" if right else f"true: {truth}"

@@ -46,6 +46,17 @@ def test_every_image_is_judged_once_by_the_fold_that_had_not_seen_it(pooled):
     assert details["test"]["metrics"]["sensitivity_at_threshold"]["value"] == pytest.approx(
         (score >= own)[malignant].mean(), abs=1e-6
     )
+    # So is the class that is decided for, by the costs of its fold.
+    decided = [table.index[table["fold"] == fold["test_fold"]] for fold in details["folds"]]
+    assert len({str(fold["calibration"]["costs"]) for fold in details["folds"]}) > 1
+    for rows, fold in zip(decided, details["folds"]):
+        expected = table.filter(like="probability_").loc[rows] @ np.array(fold["calibration"]["costs"])
+        assert table.loc[rows, "decided"].tolist() == [
+            details["classes"][n] for n in expected.to_numpy().argmin(axis=1)
+        ]
+    assert details["test"]["decided"]["accuracy"]["value"] == pytest.approx(
+        (table["decided"] == table["label"]).mean(), abs=1e-6
+    )
     groups = details["test"]["subgroups"]["sex"]["groups"]
     men = (images()["sex"] == "male") & ~malignant
     found = next(group for group in groups if group["name"] == "male")

@@ -44,6 +44,8 @@ def test_its_calibration_is_not_that_of_a_fold_but_of_a_less_confident_average(r
     alone = [fold["calibration"] for fold in _folds(cross_validated)]
     assert calibration.temperature < min(each["temperature"] for each in alone)
     assert calibration.target_sensitivity == alone[0]["target_sensitivity"]
+    assert len({str(each["costs"]) for each in alone}) > 1
+    assert calibration.costs is not None, "found anew, as those of the folds differ"
     card = (released / "README.md").read_text(encoding="utf-8")
     assert "**No image was held out of this model.**" in card
     assert f"malignant at or above a probability of {calibration.threshold:.3f}" in card

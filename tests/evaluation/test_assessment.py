@@ -13,7 +13,7 @@ from stages.classifier.calibration import Calibration, apply_temperature
 from stages.errors import InputError
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.comparison import AT_THRESHOLD
-from stages.evaluation.details import Assessment, BinaryHeadline, DiagnosisAssessment
+from stages.evaluation.details import BinaryAssessment, DiagnosisAssessment
 from stages.evaluation.metrics import compute_metrics, headline
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.files import write_json
@@ -267,7 +267,7 @@ def test_where_a_number_is_undefined_it_is_null_and_nothing_fails(classes, raw, 
     _, section = assessed(raw, labels, lesions, calibration, config)
     write_json(tmp_path / "details.json", section)  # refuses NaN
     written = json.loads((tmp_path / "details.json").read_text())
-    checked(written, Assessment[BinaryHeadline] if classes == 2 else DiagnosisAssessment)
+    checked(written, BinaryAssessment if classes == 2 else DiagnosisAssessment)
     for place, number in every_number(written):
         assert (number["value"] is None) == (number["interval"] is None), place
     area = section["metrics"]["auroc" if classes == 2 else "malignant_auroc"]
