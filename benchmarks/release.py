@@ -239,6 +239,11 @@ def cross_validate(data_dir: Path, root: Path, overrides: dict[str, Any], folds:
     return read_folds(revisions)
 
 
+def slots_of(gpus: int, per_gpu: int) -> list[str]:
+    """For each network that trains at a time the GPU that it is to use; empty: none."""
+    return [str(gpu) for _ in range(per_gpu) for gpu in range(gpus)] or [""]
+
+
 def stage(name: str, place: Path, *arguments: str, **environment: str) -> None:
     """Run a stage, or a command, in a folder."""
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -340,7 +345,7 @@ def main() -> None:
             print_calibrations(results[name]["calibrations"], lambda value: value["mean"])
             write_json(SIMULATED, {"repeats": args.repeats, "lesions": LESIONS, "populations": results})
         return
-    slots = [str(gpu) for _ in range(args.per_gpu) for gpu in range(args.gpus)] or [""]
+    slots = slots_of(args.gpus, args.per_gpu)
     overrides = RECIPE | {"model.num_classes": 7} | dict(args.set)
     with tempfile.TemporaryDirectory() as root:
         found = measure(args.data_dir, Path(root), overrides, args.folds, slots)

@@ -11,9 +11,9 @@ def doubtful_labels(predictions: Predictions) -> pd.DataFrame:
 
     Confident learning (Northcutt, Jiang & Chuang, Journal of Artificial Intelligence Research 70:1373, 2021): a model
     is confident in a class where its probability reaches the mean of that over the lesions with this label, which
-    allows for classes that it is never sure of. Of several such classes the most probable counts. What is listed are the cells
-    outside of the diagonal of their confident joint, by the margin between the probability of the label and that of the
-    most probable other class, as they rank it.
+    allows for classes that it is never sure of. Of several such classes the most probable counts. What is listed are
+    the cells outside of the diagonal of their confident joint, by the margin between the probability of the label and
+    that of the most probable other class, as they rank it.
 
     Args:
         predictions: of networks that have not trained on the image, for all images; of a lesion its mean counts.
