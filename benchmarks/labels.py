@@ -2,9 +2,9 @@
 
     python -m benchmarks.labels --data-dir data/ham10000 --gpus 4
 
-Some lesions of the dataset get another diagnosis, drawn at random. A cross-validation runs on that, and the lesions that
-`doubtful_labels` lists are compared with those planted: how many of the first N are, N being as many as were planted,
-and how many of all that are listed. The dataset's own wrong labels count as false alarms.
+Some lesions of the dataset get another diagnosis, drawn at random. A cross-validation runs on that, and the lesions
+that `doubtful_labels` lists are compared with those planted: how many of the first N are, N being as many as were
+planted, and how many of all that are listed. The dataset's own wrong labels count as false alarms.
 
 Writes benchmarks/results/labels.json.
 """
