@@ -17,7 +17,6 @@ from stages.classifier.weights import save_model
 from stages.config import BALANCED
 from stages.dataset.pixels import add_places, shard_path, write_manifest
 from stages.evaluation.assessment import assess, fit_calibration
-from stages.evaluation.decisions import decision_costs
 from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
 from stages.files import DECIMALS, DETAILS, EVALUATION, PREDICTIONS, PREPARED, PUBLISHED, write_csv, write_json
 from tests.history import git, start_repository
@@ -75,10 +74,10 @@ def write_fold(number: int, raw: np.ndarray, classes: int = 7, networks: int = 1
         score = raw[:, told_apart(7).is_malignant].sum(axis=1)
         raw = np.stack([1 - score, score], axis=1)
     members = {"val": folds == (number + 1) % FOLDS, "test": folds == number}
-    val, counts = members["val"], np.bincount(labels, minlength=classes)
+    val = members["val"]
     calibration = fit_calibration(raw[val], labels[val], told, SETTINGS)
     calibrated = apply_temperature(raw, calibration.temperature).round(DECIMALS)
-    costs = decision_costs(BALANCED, calibrated[val], labels[val], counts)
+    costs = (1 - np.eye(classes)) * (1 + number * np.arange(classes))[:, None]  # other ones in each fold
     calibration = replace(calibration, costs=costs.tolist())
     tables = [
         predictions_table(

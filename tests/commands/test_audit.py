@@ -9,7 +9,7 @@ from tests.cross_validation import images
 
 
 def test_doubtful_lesions_are_listed_with_their_pictures(cross_validation, capsys):
-    audit.main(["--output", "doubtful", "--most", "2"])
+    audit.main(["fold-0", "fold-1", "fold-2", "--output", "doubtful", "--most", "2"])
     table = read_csv(Path("doubtful/labels.csv"), ["lesion_id", "label", "suggested", "margin", "image_ids"])
     assert len(table) > 2
     of_lesion = images().groupby("lesion_id")["dx"].first()

@@ -15,6 +15,8 @@ from stages.files import MODEL_WEIGHTS, read_csv
 from tests.cross_validation import FOLDS, SIZE, commit_experiment, outputs, write_fold
 from tests.history import git
 
+NAMES = [f"fold-{number}" for number in range(FOLDS)]
+
 
 @pytest.fixture(scope="module")
 def released(cross_validated, tmp_path_factory):
@@ -23,7 +25,7 @@ def released(cross_validated, tmp_path_factory):
     shutil.copytree(cross_validated, folder, symlinks=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        release.main(["--output", "release"])
+        release.main([*NAMES, "--output", "release"])
     return folder / "release"
 
 
@@ -59,7 +61,7 @@ def _folds(repository):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository)
-        revisions = [Revision(f"fold-{number}") for number in range(FOLDS)]
+        revisions = [Revision(name) for name in NAMES]
         return [{"revision": each.commit, "calibration": each.results["calibration"]} for each in revisions]
 
 
@@ -99,5 +101,5 @@ def _another_network():
 def test_mistakes_get_a_clear_answer_and_nothing_is_written(cross_validation, change, message):
     change()
     with pytest.raises(InputError, match=message):
-        release.main(["--output", "out"])
+        release.main([*NAMES, "--output", "out"])
     assert not Path("out").exists()
