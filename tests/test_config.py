@@ -135,6 +135,12 @@ def test_a_variant_is_text_or_a_number_or_null(params, variant):
         ("runtime.num_workers", "0", "0; it must be greater than or equal to 1"),
         ("model.num_classes", "1", "1; it must be 'diagnoses' or greater than or equal to 2"),
         ("model.variant", "1.5", "1.5; it must be printable text or a valid integer"),
+        (
+            "evaluation.decision",
+            "balance",
+            "'balance'; it must be most_probable, balanced, or the path of a CSV file of",
+        ),
+        ("evaluation.decision", "1", "1; it must be printable text"),
         ("evaluation.prevalences", "0.1", "0.1; it must be a list"),
         ("evaluation.prevalences", "null", "None; it must be a list"),
     ],

@@ -45,7 +45,8 @@ def evaluated(request, workspace, quick):
 
 
 def written_predictions():
-    return read_predictions(PREDICTIONS, read_json(DETAILS).get("taxonomy"))
+    details = read_json(DETAILS)
+    return read_predictions(PREDICTIONS, details.get("taxonomy"), details["calibration"]["costs"])
 
 
 def test_every_validation_and_test_image_is_predicted_once_and_no_other(evaluated):
@@ -88,6 +89,34 @@ def test_the_headline_is_small_and_every_number_of_it_has_an_interval(evaluated)
     assert headline == {name: number["value"] for name, number in described.items()}
     for name, number in described.items():
         assert len(number["interval"]) == 2, name
+
+
+def test_a_decision_by_cost_is_stored_with_the_model_and_in_the_headline(workspace, quick, params):
+    changes = {"model.num_classes": 7, "training.max_epochs": 1}
+    train_model(quick(**changes), PREPARED, SPLIT, MODELS, TRAINING_METRICS, workspace / "checkpoints")
+    evaluate.main()
+    before, usual = written_predictions(), read_json(EVALUATION)
+    assert load_calibration(MODELS).costs == tuple(map(tuple, 1 - np.eye(7)))
+    names = before.classes.names
+    rows = [
+        ",".join([name, *("0" if name == other else "99" if name == "df" else "1" for other in names)])
+        for name in names
+    ]
+    (workspace / "costs.csv").write_text("\n".join([",".join(["true", *names]), *rows]))
+    params({"evaluation.decision": "costs.csv", "model.num_classes": "7"})
+    evaluate.main()
+    predictions, headline = written_predictions(), read_json(EVALUATION)
+    assert predictions.table.equals(before.table)
+    assert np.array(load_calibration(MODELS).costs)[names.index("df"), 0] == 99
+    assert "df" in {names[number] for number in predictions.predicted}
+    test = predictions.of("test")
+    assert headline.pop("decided_accuracy") == pytest.approx((test.predicted == test.labels).mean(), abs=1e-6)
+    assert 0 < headline.pop("decided_balanced_accuracy") < 1
+    assert headline == {name: value for name, value in usual.items() if name != "macro_sensitivity"}
+    params({"evaluation.decision": "costs.txt.csv"})
+    with pytest.raises(InputError, match=r"evaluation.decision is 'costs.txt.csv', which cannot be read"):
+        evaluate.main()
+    assert read_json(EVALUATION)["accuracy"] == usual["accuracy"], "what was there stays"
 
 
 def test_temperature_and_threshold_come_from_the_validation_images_alone(evaluated, workspace, quick):

@@ -5,14 +5,19 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from benchmarks.plain import HAM10000
 from stages.classifier.calibration import (
     Calibration,
     apply_temperature,
     as_written,
+    cost_matrix,
+    decide,
     load_calibration,
     save_calibration,
 )
+from stages.classifier.description import ModelDescription
 from stages.errors import InputError
+from stages.files import write_json
 
 FITTED = Calibration(
     test_time_augmentation=True, temperature=1.5, threshold=0.25, target_sensitivity=0.9, youden_threshold=0.125
@@ -56,6 +61,24 @@ def test_a_number_is_written_rounded_down_to_six_significant_digits():
         assert written == float(f"{written:.6g}")
 
 
+def test_the_decision_is_that_of_the_lowest_expected_cost():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.0, 0.0, 1.0]])
+    # To miss the last class costs 3: in the second row its 0.2 weighs like 0.6.
+    costs = np.array([[0, 1, 1], [1, 0, 1], [3, 3, 0]])
+    assert list(decide(probabilities, costs)) == [0, 2, 2, 2]
+    # Expected costs of the first row: 0.2 · 4 + 0.1, 0.7 · 0.5 + 0.1, 0.7 + 0.2 · 4.
+    assert decide(probabilities, np.array([[0, 0.5, 1], [4, 0, 4], [1, 1, 0]]))[0] == 1
+
+
+@pytest.mark.parametrize("classes", [2, 7, 20])
+@pytest.mark.parametrize("decimals", [1, 2, 8])
+def test_equal_costs_decide_for_the_most_probable_class_and_of_equal_ones_for_the_first(classes, decimals):
+    probabilities = np.random.default_rng(0).dirichlet(np.full(classes, 0.5), 2000).round(decimals)
+    expected = probabilities.argmax(axis=1)
+    for factor in (1, 1e-9, 3.7, 1e9):
+        assert (decide(probabilities, factor * cost_matrix(None, classes)) == expected).all()
+
+
 @pytest.fixture
 def weights(tmp_path):
     path = tmp_path / "model.safetensors"
@@ -63,9 +86,12 @@ def weights(tmp_path):
     return path
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path, weights):
+@pytest.mark.parametrize("costs", [None, ((0.0, 1.5), (58.2609, 0.0))])
+def test_what_is_loaded_is_what_was_saved(tmp_path, weights, costs):
+    fitted = dataclasses.replace(FITTED, costs=costs)
+    save_calibration(fitted, tmp_path)
+    assert load_calibration(tmp_path) == fitted
     save_calibration(FITTED, tmp_path)
-    assert load_calibration(tmp_path) == FITTED
     weights.unlink()  # as where a revision's calibration is read alone
     assert load_calibration(tmp_path) == FITTED
 
@@ -99,6 +125,8 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, weights):
         ("threshold", "0.5", "a valid number"),
         ("target_sensitivity", None, "a valid number"),
         ("youden_threshold", [0.5], "a valid number"),
+        ("costs", [[0.0, 1.0]], "a square matrix"),
+        ("costs", 1, "be a list"),
     ],
 )
 def test_a_changed_file_is_refused_with_what_is_right(tmp_path, key, value, expected):
@@ -127,3 +155,17 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, content, expected
 def test_a_missing_file_is_refused_with_what_makes_it(tmp_path):
     with pytest.raises(InputError, match="does not exist; run `dvc repro`"):
         load_calibration(tmp_path)
+
+
+def test_a_file_of_an_earlier_commit_has_no_costs_and_one_of_other_classes_is_refused(tmp_path):
+    outline = ([0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1)
+    description = ModelDescription("resnet18", 1, list(HAM10000), HAM10000, 16, *outline)
+    write_json(tmp_path / "model.json", dataclasses.asdict(description))
+    path, content = tmp_path / "calibration.json", dataclasses.asdict(FITTED)
+    for costs in ([[0.0, 1.0], [1.0, 0.0]], []):
+        path.write_text(json.dumps(content | {"costs": costs}))
+        with pytest.raises(InputError, match=rf"costs are of {len(costs)} classes; the model has 7; run `dvc repro`"):
+            load_calibration(tmp_path)
+    del content["costs"]
+    path.write_text(json.dumps(content))
+    assert load_calibration(tmp_path).costs is None

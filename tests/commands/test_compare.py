@@ -12,7 +12,7 @@ from stages.commands.compare import main
 from stages.errors import InputError
 from stages.evaluation import comparison
 from stages.experiments.revision import Revision
-from stages.files import PREDICTIONS, PREPARED, PUBLISHED, write_csv
+from stages.files import DETAILS, PREDICTIONS, PREPARED, PUBLISHED, read_json, write_csv, write_json
 from tests.history import IMAGES, add_remote, change_parameter, commit, git, write_predictions
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +181,24 @@ def test_a_commit_from_before_the_threshold_is_compared_in_all_else(repository, 
     result = compared("HEAD")
     assert set(result["not_compared"]) == {"sensitivity_at_threshold", "specificity_at_threshold"}
     assert "Changed decisions: not compared" in capsys.readouterr().out
+
+
+def test_a_decision_by_cost_is_compared_with_a_commit_from_before_there_were_costs(repository, capsys):
+    write_predictions(2.0, SAME)
+    details = read_json(PUBLISHED[DETAILS])
+    write_json(PUBLISHED[DETAILS], details | {"calibration": {"threshold": 0.5, "costs": [[0.0, 1.0], [1.0, 0.0]]}})
+    main(["strong"])
+    assert "identical predictions" in capsys.readouterr().out
+    write_json(PUBLISHED[DETAILS], details | {"calibration": {"threshold": 0.5, "costs": [[0.0, 1.0], [1e9, 0.0]]}})
+    metrics = compared("strong")["metrics"]
+    assert (
+        metrics["decided_accuracy"]["base"] == metrics["accuracy"]["base"] > metrics["decided_accuracy"]["new"] == 0.5
+    )
+    assert metrics["decided_accuracy"]["verdict"] == "worse"
+    assert "Accuracy, decided" in capsys.readouterr().out
+    write_json(PUBLISHED[DETAILS], details | {"calibration": {"threshold": 0.5, "costs": [[0.0]]}})
+    with pytest.raises(InputError, match=r"metrics/details.json|calibration.costs are of 1 classes; .* has 2"):
+        main(["strong"])
 
 
 def test_two_and_seven_classes_are_compared_by_malignancy(repository):

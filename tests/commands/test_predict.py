@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +40,22 @@ def picture(number, kind="JPEG"):
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The folder of a model of the seven diagnoses, with random weights."""
-    folder = tmp_path_factory.mktemp("model")
+def save_random_model(folder, calibration=CALIBRATION):
+    """Write a model of the seven diagnoses with random weights into `folder`."""
     torch.manual_seed(0)
     network = build_network("baseline_cnn", 7, 16)
     description = ModelDescription(
         "baseline_cnn", 1, list(told_apart(7).names), HAM10000, 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
     )
     save_model(network, description, folder)
-    save_calibration(CALIBRATION, folder)
+    save_calibration(calibration, folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of such a model."""
+    folder = tmp_path_factory.mktemp("model")
+    save_random_model(folder)
     return folder
 
 
@@ -118,12 +124,27 @@ def test_an_image_gets_the_probabilities_that_evaluate_writes_for_it(workspace, 
 def test_the_probability_of_malignancy_is_that_of_the_malignant_diagnoses_together(run, photos):
     table = run(photos)
     diagnoses = [f"probability_{name}" for name in told_apart(7).names]
-    assert list(table) == ["file", *diagnoses, "malignant_probability", "decision"]
+    assert list(table) == ["file", *diagnoses, "malignant_probability", "decision", "diagnosis"]
     assert table[diagnoses].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-6)
     expected = table[[f"probability_{name}" for name in told_apart(7).malignant]].sum(axis=1)
     np.testing.assert_allclose(table["malignant_probability"], expected, atol=1e-7)
     assert list(table["decision"] == "malignant") == list(expected >= CALIBRATION.threshold)
     assert set(table["decision"]) == {"malignant", "benign"}
+
+
+def test_the_diagnosis_is_the_most_probable_class_or_that_of_the_lowest_expected_cost(tmp_path, photos, capsys):
+    names, tables = told_apart(7).names, []
+    costs = 1 - np.eye(7)
+    costs[3] *= 1000  # whoever misses a dermatofibroma pays for it
+    for chosen in (None, costs.tolist()):
+        save_random_model(tmp_path, replace(CALIBRATION, costs=chosen))
+        main([str(photos), "--models", str(tmp_path), "--threads", "1"])
+        tables.append(pd.read_csv(io.StringIO(capsys.readouterr().out)))
+    probabilities = tables[0][[f"probability_{name}" for name in names]].to_numpy()
+    assert list(tables[0]["diagnosis"]) == [names[number] for number in probabilities.argmax(axis=1)]
+    assert list(tables[1]["diagnosis"]) == [names[number] for number in (probabilities @ costs).argmin(axis=1)]
+    assert "df" in set(tables[1]["diagnosis"]) - set(tables[0]["diagnosis"])
+    assert tables[0].drop(columns="diagnosis").equals(tables[1].drop(columns="diagnosis"))
 
 
 def test_an_image_right_at_the_threshold_is_malignant(tmp_path, photos, capsys):

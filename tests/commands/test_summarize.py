@@ -40,6 +40,13 @@ def test_seeds_of_one_fold_count_as_one_value():
     assert independent_values([run(auroc=None)], OVER, "auroc") == []
 
 
+def test_a_run_that_decides_for_the_most_probable_class_counts_with_those_that_decide_by_cost():
+    runs = [run(0), run(1), run(2)]
+    runs[0].metrics = {"accuracy": 0.8, "decided_accuracy": 0.7}
+    runs[1].metrics = {"accuracy": 0.6}
+    assert independent_values(runs, OVER, "decided_accuracy") == [0.7, 0.6]
+
+
 def test_the_same_run_twice_counts_once():
     first, again, other = run(0), run(0), run(1)
     again.name = "again"

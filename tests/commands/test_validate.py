@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,21 @@ def test_it_writes_what_evaluate_writes_with_nothing_fitted(external, workspace,
         "predictions.csv",
     ]
     assert "warning" not in capsys.readouterr().err
+
+
+def test_the_decision_is_the_one_that_is_stored_with_the_model(external, workspace, capsys):
+    save_calibration(replace(CALIBRATION, costs=((0.0, 1.0), (1e6, 0.0))))  # nothing is worth missing a malignant one
+    predictions = validated(external)
+    malignant = int(predictions.is_malignant.sum())
+    details = json.loads((workspace / "external/details.json").read_text())
+    assert details["test"]["confusion_matrix"] == [[0, 12 - malignant], [0, malignant]]
+    headline = json.loads((workspace / "external/evaluation.json").read_text())
+    assert headline["decided_accuracy"] == pytest.approx(malignant / 12, abs=1e-6)
+    assert "decided_balanced_accuracy: 0.5000 [" in capsys.readouterr().out
+    page = (workspace / "external/plots/report.html").read_text(encoding="utf-8")
+    assert "Confusion matrix: images, by the class of the lowest expected cost" in page
+    predicted = read_csv(workspace / "external/plots/tables/confusion_matrix.csv", [])["predicted"]
+    assert set(predicted) == {"malignant"}
 
 
 def test_it_warns_of_images_and_lesions_that_the_model_was_trained_on(external, workspace, capsys):

@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.comparison import AT_THRESHOLD
 from stages.evaluation.details import BinaryAssessment, DiagnosisAssessment
-from stages.evaluation.metrics import compute_metrics, headline
+from stages.evaluation.metrics import compute_metrics, headline, headline_numbers
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.files import write_json
 
@@ -377,3 +377,44 @@ def test_a_predictive_value_rests_on_the_lesions_that_are_called_so():
     assert point["ppv"]["value"] == point["specificity"]["value"] == 1
     assert point["ppv"]["interval"] == pytest.approx([5 / (5 + t.ppf(0.975, 5) ** 2), 1])
     assert point["specificity"]["interval"] == pytest.approx([29 / (29 + t.ppf(0.975, 29) ** 2), 1])
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_decisions_by_cost_stand_beside_those_for_the_most_probable_class(classes):
+    raw, labels = random_outputs(classes)
+    costs = 1 - np.eye(classes)
+    costs[1] *= 20
+    plain, usual = assessed(raw, labels)
+    test = replace(plain, costs=costs.tolist())
+    section = assess(test, raw, manifest(len(labels)), CALIBRATION, CONFIG)
+    decided = (test.probabilities @ costs).argmin(axis=1)
+    assert (decided != plain.predicted).any()
+    average = {"pos_label": 1} if classes == 2 else {"average": "macro"}
+    prefix = "" if classes == 2 else "macro_"
+    expected = {
+        "accuracy": reference.accuracy_score(labels, decided),
+        "balanced_accuracy": reference.balanced_accuracy_score(labels, decided),
+        f"{prefix}sensitivity": reference.recall_score(labels, decided, **average),
+        f"{prefix}precision": reference.precision_score(labels, decided, zero_division=0, **average),
+        f"{prefix}f1": reference.f1_score(labels, decided, **average),
+    }
+    found = {name: number["value"] for name, number in section["decided"].items()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found.keys() - expected.keys() == {f"{prefix}specificity"}
+    for number in section["decided"].values():
+        assert number["interval"][0] < number["value"] < number["interval"][1]
+    assert section["confusion_matrix"] == reference.confusion_matrix(labels, decided).tolist()
+    # Each class by the decision in use; nothing else of the section is another.
+    changed = {"decided", "confusion_matrix"} | ({"classes"} if classes == 7 else set())
+    assert {key for key, part in section.items() if usual.get(key) != part} == changed
+    if classes == 7:
+        ours, theirs = section["classes"]["bcc"], usual["classes"]["bcc"]
+        assert ours["sensitivity"] == reference.recall_score(labels == 1, decided == 1) > theirs["sensitivity"]
+        assert (ours["auroc"], ours["auprc"]) == (theirs["auroc"], theirs["auprc"])
+
+    numbers = headline_numbers(section)
+    assert headline_numbers(usual) == usual["metrics"] == section["metrics"]
+    assert len(numbers) <= 15
+    for name in ("accuracy", "balanced_accuracy"):
+        assert (numbers[name], numbers[f"decided_{name}"]) == (section["metrics"][name], section["decided"][name])
+    checked(json.loads(json.dumps(section)), BinaryAssessment if classes == 2 else DiagnosisAssessment)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,6 +105,25 @@ def test_a_much_better_model_is_better_and_its_opposite_worse(noisy):
         assert back["metrics"][name]["verdict"] == WORSE, name
         low, high = forth["metrics"][name]["difference"]["interval"]
         assert back["metrics"][name]["difference"]["interval"] == pytest.approx([-high, -low])
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_decisions_by_cost_are_compared_where_one_of_the_models_makes_them(predictions_of, classes):
+    base = predictions_of([number // 2 % classes for number in range(140)], classes)
+    costs = 1 - np.eye(classes)
+    equal = replace(base, costs=costs.tolist())
+    assert compare(base, equal)["metrics"].keys() == compare(base, base)["metrics"].keys()
+    costs[0] *= 5
+    new = replace(base, costs=costs.tolist())
+    metrics = compare(base, new)["metrics"]
+    decided = (base.probabilities @ costs).argmin(axis=1)
+    before, after = metrics["accuracy"], metrics["decided_accuracy"]
+    assert after["base"] == before["base"] == before["new"] == (base.predicted == base.labels).mean()
+    assert after["new"] == (decided == base.labels).mean() < after["base"]
+    each = [(decided == base.labels)[base.labels == number].mean() for number in range(classes)]
+    assert metrics["decided_balanced_accuracy"]["new"] == pytest.approx(np.mean(each))
+    assert metrics["decided_balanced_accuracy"]["difference"]["interval"] != [0, 0]
+    assert compare(new, base)["metrics"]["decided_accuracy"]["new"] == after["base"]
 
 
 def test_lower_is_better_for_errors(noisy):

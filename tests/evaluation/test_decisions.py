@@ -2,10 +2,20 @@ from itertools import product
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_curve
 
+from benchmarks.plain import ROOT, told_apart
+from stages.classifier.calibration import cost_matrix, decide
 from stages.errors import InputError
-from stages.evaluation.decisions import net_benefit, predictive_values, threshold_for_sensitivity, youden_threshold
+from stages.evaluation.decisions import (
+    POWERS,
+    decision_costs,
+    net_benefit,
+    predictive_values,
+    read_decision,
+    threshold_for_sensitivity,
+    youden_threshold,
+)
 
 
 def scored(seed: int, images: int = 60, decimals: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -103,3 +113,122 @@ def test_treating_all_has_the_net_benefit_of_vickers_and_elkin():
     found = net_benefit(np.full((1, 4), 30.0), np.full((1, 4), 70.0), np.array([[100.0]]), thresholds)
     assert found[0] == pytest.approx(prevalence - (1 - prevalence) * thresholds / (1 - thresholds))
     assert found[0, 2] == pytest.approx(0), "at the prevalence treating all is as good as treating none"
+
+
+CLASSES = ("bcc", "mel", "nv")
+
+
+@pytest.fixture
+def costs_file(tmp_path):
+    """A function that writes a file of costs and gives its path; of bytes as they are."""
+
+    def write(text):
+        path = tmp_path / "costs.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def test_costs_are_read_whatever_the_order_of_rows_and_columns_is(costs_file):
+    expected = np.array([[0, 1, 5], [4, 0.25, 20], [1.23456, 1, 0]])
+    in_order = "true,bcc,mel,nv\nbcc,0,1,5\nmel,4,0.25,20\nnv,1.234567,1,0\n"
+    # As spreadsheets write it: with a mark at the start, carriage returns, and empty lines.
+    shuffled = b"\xef\xbb\xbf,nv,bcc,mel\r\nnv,0,1.234567,1\r\n\r\nmel,2e1,4,.25\r\nbcc,5,0,1\r\n"
+    for text in (in_order, shuffled):
+        costs = read_decision(costs_file(text), CLASSES)
+        assert costs.tolist() == expected.tolist()
+        assert decision_costs(costs, np.eye(3), np.arange(3), np.ones(3)) is costs
+
+
+def test_the_ready_file_is_of_the_diagnoses_of_ham10000():
+    names = told_apart(7).names
+    costs = read_decision(str(ROOT / "data/costs/ham10000.csv"), names)
+    assert costs[names.index("mel"), names.index("nv")] == 20 * costs[names.index("nv"), names.index("mel")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", r"the columns are of no classes; they must be of bcc, mel, nv, each once"),
+        ("0,1,5\n4,0,20\n1,1,0\n", r"the columns are of 1, 5; they must be of bcc"),
+        ("true,bcc,mel\nbcc,0,1\nmel,1,0\n", r"the columns are of bcc, mel; they must be of bcc, mel, nv"),
+        ("true,bcc,mel,nv,nv\n", r"the columns are of bcc, mel, nv, nv; they must"),
+        ("true,bcc,mel,nv\nbcc,0,1,5\nnv,1,1,0\n", r"the rows are of bcc, nv; they must"),
+        ("true,bcc,mel,nv\nbcc,0,1,5\nmel,4,0,20\nmel,1,1,0\n", r"the rows are of bcc, mel, mel; they must"),
+        ("t,bcc,mel,nv\nbcc,0,1,5\nmel,4,0\nnv,1,1,0\n", r"row 3 \(mel\) has 2 costs; it must have 3"),
+        ("t,bcc,mel,nv\nbcc,0,1,5\nmel,4,0,\nnv,1,1,0\n", r"row 3 \(mel\), column nv is ''; it must be a number of at"),
+        ("t,bcc,mel,nv\nbcc,0,-1,5\nmel,4,0,9\nnv,1,1,0\n", r"row 2 \(bcc\), column mel is '-1'; it must be a number"),
+        ("t,bcc,mel,nv\nbcc,0,nan,5\nmel,4,0,9\nnv,1,1,0\n", r"row 2 \(bcc\), column mel is 'nan'; it must"),
+        ("t,bcc,mel,nv\nbcc,0,1,5\nmel,1e999,0,9\nnv,1,1,0\n", r"row 3 \(mel\), column bcc is '1e999'; it must"),
+        (
+            "t,bcc,mel,nv\nbcc,0,1,5\nmel,4,3,2\nnv,1,1,0\n",
+            r"row 3 \(mel\): the right decision costs 3 and a wrong one, nv, 2; the right one must cost less than all",
+        ),
+        ("t,bcc,mel,nv\nbcc,0,1,0\nmel,4,0,2\nnv,1,1,0\n", r"row 2 \(bcc\): the right decision costs 0 and .* nv, 0;"),
+        (b"\xff\xfe", r"cannot be read .*; it must be most_probable, balanced or a CSV file of costs"),
+        (None, r"evaluation.decision is '.*costs.csv', which cannot be read .*No such file"),
+    ],
+)
+def test_a_file_that_holds_no_costs_of_these_classes_is_refused_in_one_line(costs_file, tmp_path, text, expected):
+    path = str(tmp_path / "costs.csv") if text is None else costs_file(text)
+    with pytest.raises(InputError, match=expected) as caught:
+        read_decision(path, CLASSES)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+SHARES = np.array([0.9, 0.07, 0.03])
+
+
+def classified(images: int, seed: int, power: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior probabilities of three classes of very different shares, or, with a power below 1, of such as training
+    has partly balanced; and labels."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.repeat(np.arange(3), np.round(SHARES * images).astype(int)))
+    evidence = random.normal(size=(len(labels), 3)) + 1.5 * np.eye(3)[labels]
+    odds = np.exp(1.5 * evidence) * SHARES**power
+    return (odds / odds.sum(axis=1, keepdims=True)).round(8), labels
+
+
+def power_of(costs: np.ndarray) -> float:
+    """The power of the shares that balanced costs are of."""
+    return float(-np.log(costs[2, 0] / costs[0, 1]) / np.log(SHARES[2] / SHARES[0]))
+
+
+@pytest.mark.parametrize("trained", [1.0, 0.6, 0.0])
+def test_a_balanced_decision_finds_the_power_with_which_the_classes_are_balanced(trained):
+    probabilities, labels = classified(30_000, 0, trained)
+    costs = decision_costs("balanced", probabilities, labels, 1000 * SHARES)
+    assert power_of(costs) == pytest.approx(trained, abs=0.11)
+    decided = (probabilities / SHARES ** power_of(costs)).argmax(axis=1)
+    assert (decide(probabilities, costs) == decided).mean() > 0.999, "the costs are rounded"
+    assert (costs == np.vectorize(lambda cost: float(f"{cost:.6g}"))(costs)).all(), "as calibration.json keeps them"
+    if trained:
+        most_probable = balanced_accuracy_score(labels, probabilities.argmax(axis=1))
+        assert balanced_accuracy_score(labels, decide(probabilities, costs)) > most_probable + 0.05
+
+
+def test_with_few_images_of_a_rare_class_the_choice_is_better_than_the_luckiest_power():
+    population, truth = classified(20_000, 1)
+    candidates = [cost_matrix(None, 3) / SHARES[:, None] ** power for power in POWERS]
+    worth = [balanced_accuracy_score(truth, decide(population, costs)) for costs in candidates]
+    ours, luckiest = [], []
+    for seed in range(2, 42):
+        probabilities, labels = classified(200, seed)  # 6 of the rarest class
+        chosen = power_of(decision_costs("balanced", probabilities, labels, SHARES * 1000))
+        ours.append(worth[round(chosen * 20)])
+        here = [balanced_accuracy_score(labels, decide(probabilities, costs)) for costs in candidates]
+        luckiest.append(worth[int(np.argmax(here))])
+    lost = [max(worth) - np.mean(found) for found in (ours, luckiest)]
+    assert lost[0] < 0.8 * lost[1]
+
+
+def test_where_nothing_speaks_against_the_most_probable_class_it_stays():
+    certain, labels = np.eye(3)[[0, 0, 1, 2]], np.array([0, 0, 1, 2])
+    for rule in ("balanced", "most_probable"):
+        assert (decision_costs(rule, certain, labels, np.array([90, 7, 3])) == cost_matrix(None, 3)).all()
+    # A class without training or validation images has finite costs and no say.
+    for counts in ([90, 7, 0], [90, 0, 0]):
+        assert np.isfinite(decision_costs("balanced", *classified(200, 0), np.array(counts))).all()
+    assert np.isfinite(decision_costs("balanced", certain[:3], labels[:3], np.array([90, 7, 3]))).all()

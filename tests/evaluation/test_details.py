@@ -100,7 +100,7 @@ def test_a_key_that_is_unknown_or_missing_is_found_wherever_it_is(details):
         with pytest.raises(ValueError, match="surprise"):
             checked(details, Details)
         del place["surprise"]
-        for key in list(place):
+        for key in place.keys() - {"costs"}:  # which files of earlier commits lack
             value = place.pop(key)
             with pytest.raises(ValueError, match=r"missing|it must"):
                 checked(details, Details)

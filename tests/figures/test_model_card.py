@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from benchmarks.plain import HAM10000
 from stages.figures.model_card import write_model_card
 from stages.reporting import METRICS, estimate
-from tests.figures.findings import details_of
+from tests.figures.findings import decided_by_cost, details_of
 
 DESCRIPTION = {
     "architecture": "tf_efficientnet_lite0",
@@ -101,6 +101,18 @@ def test_the_hub_reads_the_metadata_and_finds_the_test_metrics(card, classes):
     assert {"roc_auc", "accuracy"} <= set(data.metrics)
     again = ModelCard(f"---\n{data.to_yaml()}\n---\n").data.to_dict()
     assert again == data.to_dict() == metadata_load(path), "nothing in it that the Hub does not know"
+
+
+def test_the_decision_for_a_diagnosis_is_named_and_stands_beside_the_most_probable_class(card):
+    details, description = details_of(7), {"classes": details_of(7)["classes"]}
+    text = card(details, description=description).read_text(encoding="utf-8")
+    assert "- Diagnosis: the most probable class.\n" in text
+    assert "lowest expected cost" not in text
+    changes = {"evaluation.decision": "balanced"}
+    text = card(decided_by_cost(details), description=description, **changes).read_text(encoding="utf-8")
+    assert "- Diagnosis: the class of the lowest expected cost (`evaluation.decision` is `balanced`; the costs" in text
+    accuracy = estimate(details["test"]["metrics"]["accuracy"])
+    assert rows(text, "Decisions")[2] == ["Accuracy", accuracy, "0.111 (0.100 to 0.900)"]
 
 
 def test_numbers_that_do_not_exist_or_are_tiny_do_not_break_the_metadata(card):

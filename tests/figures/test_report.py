@@ -7,7 +7,7 @@ from PIL import Image
 
 from stages.figures.report import MOST_PAIRS, write_report
 from stages.reporting import METRICS
-from tests.figures.findings import DRAWN, details_of
+from tests.figures.findings import DRAWN, decided_by_cost, details_of
 
 VOID = {"meta", "link", "img", "path", "circle"}
 
@@ -121,6 +121,16 @@ def test_the_operating_points_are_stated_at_each_prevalence(report):
         row = text.split(f"PPV, {prevalence} malignant ")[1].split("NPV")[0]
         expected = [point["at_prevalence"][number]["ppv"]["value"] for point in points]
         assert [float(value) for value in row.split()[::4]] == pytest.approx(expected, abs=5e-4)
+
+
+def test_a_decision_by_cost_stands_beside_that_for_the_most_probable_class(report):
+    details = details_of(7)
+    assert "lowest expected cost" not in report(details).text
+    text = report(decided_by_cost(details)).text
+    accuracy = details["test"]["metrics"]["accuracy"]["value"]
+    assert re.search(rf"Accuracy {accuracy:.3f} \d\.\d+ to \d\.\d+ 0\.111 0\.100 to 0\.900 Balanced accuracy", text)
+    assert "Confusion matrix: images, by the class of the lowest expected cost" in text
+    assert "F1 are those of the class of the lowest expected cost." in text
 
 
 def test_seven_diagnoses_have_a_table_of_their_own(report):
