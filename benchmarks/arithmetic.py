@@ -88,7 +88,7 @@ def main() -> None:
         "instructions": measure({"avx2": ("avx2", {}), "native": ("native", {})}, args.rounds),
         "waiting, idle machine": measure(waiting, args.rounds),
     }
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
     try:
         tables["waiting, as many busy processes as cores"] = measure(waiting, args.rounds)
     finally:

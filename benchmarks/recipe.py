@@ -2,13 +2,16 @@
 
     python -m benchmarks.recipe --data-dir data/ham10000
     python -m benchmarks.recipe --data-dir data/ham10000 --variants base warm-up --part 0/2 --time-limit 3000
+    python -m benchmarks.recipe --data-dir data/ham10000 --across data/ham10000-224 --output across
     python -m benchmarks.recipe --ensembles
     python -m benchmarks.recipe --table
 
 Each variant is `BASE` with a few other parameters. It is trained by `train_model` of `stages/training/fit.py` on
 every validation fold and seed, all in one process, so that imports and cuDNN's plans are paid once; the test fold is
 never predicted. Of each run the validation images are predicted with and without test-time augmentation, and the
-former once more with what the metadata say. The base comes first, then one variant after another.
+former once more with what the metadata say, or nothing said to a network that takes them. The base comes first, then
+one variant after another. With `--across`, other pictures of the same lesions are predicted as well, those of the
+validation fold; their folds are the same.
 
 Every run is one line of `<output>/part-<i>-of-<n>.jsonl`, written when it ends: a run that stands in any .jsonl file of
 the folder is not done again. Its probabilities go to the .npz file of the same name, which Git ignores; `--ensembles`
@@ -65,6 +68,7 @@ from stages.training.fit import Training, train_model
 
 RESULTS = Path("benchmarks/results/recipe")
 ENSEMBLES = "ensembles.jsonl"
+ACROSS = "across"
 # The one override that is not a parameter: the fraction of the training lesions, of which validation has no part.
 TRAIN_LESIONS = "train_lesions"
 
@@ -113,6 +117,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "mixup": _PLAIN | {"data.mixup": 0.2},
         "cutmix": _PLAIN | {"data.cutmix": 1.0},
     },
+    "acquisition": {f"acquisition-{factor}": {"data.acquisition_strength": factor} for factor in (0.0, 0.5, 1.0, 2.0)},
     "warm-up": {f"warm-up-{epochs}": {"training.lr_warmup_epochs": epochs} for epochs in (0, 1, 3)},
     "schedule": {kind: {"training.lr_scheduler": kind} for kind in ("cosine", "step", "exponential")},
     "optimizer": {
@@ -141,11 +146,14 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "dropout": {f"dropout-{rate}": {"model.dropout_rate": rate} for rate in (0.0, 0.2, 0.5)},
     "drop path": {f"drop-path-{rate}": {"model.drop_path_rate": rate} for rate in (0.0, 0.1, 0.2)},
     "monitor": {f"monitor-{loss}": {"training.monitor": loss} for loss in ("val_loss", "val_calibrated_loss")},
-    "epochs": {f"epochs-{epochs}": {"training.max_epochs": epochs} for epochs in (10, 15, 20, 40)},
+    "epochs": {f"epochs-{epochs}": {"training.max_epochs": epochs} for epochs in (10, 15, 20, 25, 40)},
     "batch size": {f"batch-{size}": {"training.batch_size": size} for size in (64, 128, 256)},
     "weight decay": {f"weight-decay-{decay}": {"training.weight_decay": decay} for decay in (0.01, 0.05, 0.1)},
     "classes": {f"classes-{classes}": {"model.num_classes": classes} for classes in (2, 7)},
     "training lesions": {f"lesions-{share}": {TRAIN_LESIONS: share} for share in (0.25, 0.5, 1.0)},
+    "metadata in the network": {
+        f"metadata-{fusion}": {"model.metadata": fusion} for fusion in ("none", "late", "fused")
+    },
     "several networks": {
         "networks-1": {"model.ensemble": 1},
         "networks-3-predictions": {"model.ensemble": 3},
@@ -178,6 +186,10 @@ FAMILIES["together"] = {
     **_together("rate-0.001", "logits-0.5"),
     **_together("rate-0.001", "drop-path-0.1", "logits-0.25"),
     **_together("drop-path-0.1", "logits-0.25", "epochs-20"),
+    **_together("acquisition-1.0", "strength-2.0"),
+    **_together("acquisition-1.0", "strength-2.0", "epochs-25"),
+    **_together("acquisition-1.0", "strength-2.0", "drop-path-0.1", "epochs-25"),
+    **_together("acquisition-1.0", "mixup", "epochs-25"),
 }  # fmt: skip
 
 
@@ -359,15 +371,22 @@ def prepared(data_dir: Path, size: int, cache: Path) -> Path:
 
 
 @functools.cache  # takes seconds
-def _split_of(folder: Path, config: SplitConfig) -> pd.DataFrame:
-    return split_dataset(PixelStore(folder).manifest, config)
+def _split_of(folders: tuple[Path, ...], config: SplitConfig) -> pd.DataFrame:
+    """The split of the images of several stores together; an image that several have stands in it once."""
+    manifests = [PixelStore(folder).manifest for folder in folders]
+    return split_dataset(pd.concat(manifests, ignore_index=True).drop_duplicates("image_id", ignore_index=True), config)
+
+
+def _rows_of(split: pd.DataFrame, store: PixelStore) -> pd.DataFrame:
+    """The rows of a store's images."""
+    return split.set_index("image_id").loc[store.manifest["image_id"]].reset_index()
 
 
 class Measured(NamedTuple):
     """What a run gives.
 
     Attributes:
-        record: the run, its metrics by reading (tta, plain, metadata), and how it went.
+        record: the run, its metrics by reading (tta, plain, metadata, across), and how it went.
         probabilities: `plain` and `tta` of the validation images, uncalibrated, with their `labels` and `half`.
     """
 
@@ -375,45 +394,56 @@ class Measured(NamedTuple):
     probabilities: dict[str, np.ndarray]
 
 
-def measure(planned: dict, data_dir: Path, cache: Path) -> Measured:
-    """Train one variant on one fold and seed, and evaluate it on the validation images.
+def measure(planned: dict, data_dir: Path, cache: Path, across: Path | None = None) -> Measured:
+    """Train one variant on one fold and seed, and evaluate it on the validation images, and on those of `across`.
 
     Raises:
         InputError: a parameter does not fit, or training diverged.
     """
     start = time.perf_counter()
     config = config_of(planned)
-    folder, classes = prepared(data_dir, config.data.image_size, cache), int(config.model.num_classes)
-    store = PixelStore(folder)
+    classes = int(config.model.num_classes)
+    folders = tuple(prepared(each, config.data.image_size, cache) for each in (data_dir, across) if each)
+    folder, stores = folders[0], [PixelStore(each) for each in folders]
+    store, table = stores[0], _split_of(tuple(sorted(folders)), config.split)
     fraction = planned["overrides"].get(TRAIN_LESIONS, 1.0)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        split = scratch / "split.csv"
-        write_csv(split, keep_lesions(_split_of(folder, config.split), store.manifest, fraction))
+        split, others = scratch / "split.csv", scratch / "across.csv"
+        write_csv(split, keep_lesions(_rows_of(table, store), store.manifest, fraction))
+        write_csv(others, _rows_of(table, stores[-1]))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
         with contextlib.redirect_stdout(io.StringIO()):  # one line per epoch
             training = cast(Training, train_model(config, folder, split, *outputs))
         epochs = len(read_history(outputs[1]))
-        train, val = (SplitImages(store, name, split, classes) for name in ("train", "val"))
+        encoding = training.description.metadata
+        train, val = (SplitImages(store, name, split, classes, encoding=encoding) for name in ("train", "val"))
+        elsewhere = SplitImages(stores[-1], "val", others, classes, encoding=encoding)
         device = set_up_device(config.runtime.cpu_threads)
         network, _ = load_model(outputs[0])
-        tta, plain = (
-            predict_probabilities(
-                network, (batch.images for batch in Batches(val, config.evaluation.batch_size, device)), device, views
-            )
-            for views in (True, False)
-        )
+
+        def predicted(images: SplitImages, views: bool, metadata: np.ndarray | None) -> np.ndarray:
+            batches = (batch.images for batch in Batches(images, config.evaluation.batch_size, device))
+            return predict_probabilities(network, batches, device, views, metadata)
+
+        tta, plain = (predicted(val, views, val.metadata) for views in (True, False))
+        alone = {} if encoding is None else {"image_alone": predicted(val, True, None)}
+        other = None if across is None else predicted(elsewhere, True, elsewhere.metadata)
     labels, half = val.labels.numpy(), halves(val.table)
     prior = np.bincount(train.labels, minlength=classes) / len(train)
     readings = {
         "tta": tta,
         "plain": plain,
+        **alone,
         "metadata": fuse(tta, predict_from_metadata(train.table, train.labels.numpy(), val.table, classes), prior),
     }
+    metrics = {name: assess(probabilities, labels, half) for name, probabilities in readings.items()}
+    if other is not None:
+        metrics[ACROSS] = assess(other, elsewhere.labels.numpy(), halves(elsewhere.table))
     record = planned | {
         "data": {"images": len(store.manifest), "lesions": int(store.manifest["lesion_id"].nunique())},
         "images": {"train": len(train), "val": len(val)},
-        "metrics": {name: assess(probabilities, labels, half) for name, probabilities in readings.items()},
+        "metrics": metrics,
         "best_epoch": training.description.epochs[0] + 1,
         "epochs": epochs,
         "training_seconds": round(training.seconds, 1),
@@ -557,13 +587,13 @@ def cell(row: Row, column: str) -> str:
     return spread(list(own.values()), ".3f") + (f" ({spread(pairs, '+.3f')})" if pairs else "")
 
 
-def table(records: list[dict], ensembles: list[dict], base: dict) -> str:
+def table(records: list[dict], ensembles: list[dict], base: dict, reading: str = "tta") -> str:
     """A Markdown table of each family: means over folds and seeds, and paired differences to the base."""
     runs_of: dict[str, dict[tuple[int, int], dict]] = {}
     for record in records:
         runs_of.setdefault(_spelt(record["overrides"]), {})[record["fold"], record["seed"]] = record
     base_runs = runs_of.get(_spelt(resolve(base, {})), {})
-    base_numbers = {run: _numbers(record) for run, record in base_runs.items()}
+    base_numbers = {run: _numbers(record, reading) for run, record in base_runs.items()}
 
     sections = []
     for family, variants in FAMILIES.items():
@@ -571,13 +601,14 @@ def table(records: list[dict], ensembles: list[dict], base: dict) -> str:
         for name, changes in variants.items():
             spelt = _spelt(resolve(base, changes))
             if runs := runs_of.get(spelt):
-                numbers = {run: _numbers(record) for run, record in runs.items()}
+                numbers = {run: _numbers(record, reading) for run, record in runs.items()}
                 rows.append(Row(name, numbers, {} if runs is base_runs else base_numbers))
         if family == "base" or any(row.others for row in rows):  # of the base alone there is nothing to compare
             sections.append((family, rows))
     sections += [
         ("test-time augmentation", _reading_rows("plain", "without", base_runs, records)),
         ("metadata", _reading_rows("metadata", "image and metadata", base_runs, records)),
+        ("networks that take metadata", _reading_rows("image_alone", "where they are unknown", base_runs, records)),
         ("averages over seeds", _ensemble_rows(ensembles, runs_of, base_runs)),
     ]
     return "\n\n".join(_markdown(family, rows) for family, rows in sections if rows)
@@ -587,15 +618,15 @@ def _spelt(overrides: dict) -> str:
     return json.dumps(overrides, sort_keys=True)
 
 
-def _numbers(record: dict) -> dict:
-    return record["metrics"]["tta"] | {BEST_EPOCH: record[BEST_EPOCH]}
+def _numbers(record: dict, reading: str) -> dict:
+    return record["metrics"][reading] | {BEST_EPOCH: record[BEST_EPOCH]}
 
 
 def _reading_rows(reading: str, name: str, base_runs: dict, records: list[dict]) -> list[Row]:
     """Another reading of the base's runs, and of all, compared with the usual reading of the same runs."""
     rows = []
     for of, runs in (("base", base_runs), ("all runs", {key(record): record for record in records})):
-        read = {run: record["metrics"] for run, record in runs.items() if record["metrics"][reading]}
+        read = {run: record["metrics"] for run, record in runs.items() if record["metrics"].get(reading)}
         if read:
             ours, usual = ({run: metrics[kind] for run, metrics in read.items()} for kind in (reading, "tta"))
             rows.append(Row(f"{name}, {of}", ours, usual))
@@ -636,8 +667,9 @@ def _markdown(family: str, rows: list[Row]) -> str:
 
 
 def run_all(
-    runs: list[dict], data_dir: Path, output: Path, part: tuple[int, int], cache: Path, limit: float | None
-) -> None:
+    runs: list[dict], data_dir: Path, output: Path, part: tuple[int, int], cache: Path, limit: float | None,
+    across: Path | None = None,
+) -> None:  # fmt: skip
     """Do the part's runs that are not recorded, as long as there is time for another of the longest one's length.
 
     Raises:
@@ -654,7 +686,7 @@ def run_all(
             break
         label = f"{number}/{len(mine)} {planned['variant']}, fold {planned['fold']}, seed {planned['seed']}"
         try:
-            record, probabilities = measure(planned, data_dir, cache)
+            record, probabilities = measure(planned, data_dir, cache, across)
         except TerminatedError:
             raise  # who terminates one run means all
         except InputError as error:
@@ -709,6 +741,8 @@ def main() -> None:
     parser.add_argument("--part", type=parse_part, default=(0, 1), help="as 0/2: every second run, from the first on")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="start no run that would end later")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--across", type=Path, metavar="DIR", help="other pictures of the same lesions, judged as well")
+    parser.add_argument("--reading", default="tta", help="--table: of tta, plain, metadata or across; default: tta")
     parser.add_argument("--cache", type=Path, help="folder for pixels; default: prepared in the output")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--table", action="store_true", help="print the tables, train nothing")
@@ -717,7 +751,7 @@ def main() -> None:
 
     base = BASE | dict(args.set)
     if args.table:
-        print(table(read_records(args.output), read_records(args.output, ensembles=True), base))
+        print(table(read_records(args.output), read_records(args.output, ensembles=True), base, args.reading))
     elif args.ensembles:
         recorded = {key(record) for record in read_records(args.output, ensembles=True)}
         for record in average_seeds(read_records(args.output), read_probabilities(args.output)):
@@ -725,7 +759,8 @@ def main() -> None:
                 append(args.output / ENSEMBLES, record)
     else:
         runs = plan(args.variants, base, args.val_folds, args.seeds)
-        run_all(runs, args.data_dir, args.output, args.part, args.cache or args.output / "prepared", args.time_limit)
+        cache = args.cache or args.output / "prepared"
+        run_all(runs, args.data_dir, args.output, args.part, cache, args.time_limit, args.across)
 
 
 if __name__ == "__main__":

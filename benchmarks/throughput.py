@@ -141,7 +141,7 @@ def measure(row: str, folder: Path, files: list[Path], images: int, epochs: int,
 
 
 def _step(config: Config, image_size: int, device: torch.device) -> Callable[[Batch], torch.Tensor]:
-    module = TrainingModule(config, image_size, torch.ones(2)).to(device).train()
+    module = TrainingModule(config, image_size, torch.ones(1, 2)).to(device).train()
     optimizer = module.configure_optimizers()
     step = TrainingStep(module.network, module.losses, optimizer, None, config.training, device)
     return CapturedStep(step) if why_not_captured(step) is None else step
@@ -150,7 +150,7 @@ def _step(config: Config, image_size: int, device: torch.device) -> Callable[[Ba
 def _limit(config: Config, images: SplitImages, device: torch.device) -> float:
     step, size = _step(config, images.store.image_size, device), config.training.batch_size
     pixels = torch.from_numpy(images.store.read(images.indices[:size])).to(device)
-    batch = Batch(pixels, images.labels[:size].to(device), None)
+    batch = Batch(pixels, images.labels[:size].to(device), None, images.sources[:size].to(device))
     for _ in range(WARM_UP_STEPS + 2):
         step(batch)
     steps, start = 0, _now(device)

@@ -25,6 +25,14 @@ def print_text(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def pair(text: str) -> tuple[str, str | None]:
+    """`a=b` as (a, b), `a=` as (a, None); for `argparse`."""
+    name, sign, value = text.rpartition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pair NAME=VALUE")
+    return name, value or None
+
+
 @contextmanager
 def writing(option: str, path: Path) -> Iterator[None]:
     """Raise an InputError where a block cannot write what an option names."""

@@ -44,6 +44,7 @@ def _text_to_text(mapping: Any) -> dict[str, str | None]:
 
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 Share = Annotated[Float, Field(gt=0, le=1)]
+Side = Annotated[int, Strict(), Field(ge=16, le=2048)]
 Rate = Annotated[Float, Field(ge=0, lt=1)]
 Text = Annotated[str, BeforeValidator(_text)]
 Names = Annotated[dict[str, str | None], BeforeValidator(_text_to_text)]
@@ -58,10 +59,12 @@ class DataConfig:
     taxonomy: Text
     columns: Names
     classes: Names
-    image_size: Annotated[int, Strict(), Field(ge=16, le=2048)]
+    image_size: Side
+    detail: Side | None
     subsample_percentage: Share
     augment: Flag
     augment_strength: Annotated[Float, Field(ge=0, le=3)]
+    acquisition_strength: Annotated[Float, Field(ge=0, le=3)]
     cutout: Rate
     mixup: Number
     cutmix: Number
@@ -115,6 +118,7 @@ class ModelConfig:
     num_classes: Literal["diagnoses"] | Annotated[int, Strict(), Field(ge=2, le=100)]
     pretrained: Flag
     weights: Text | None
+    metadata: Literal["none", "late", "fused"]
     dropout_rate: Rate
     drop_path_rate: Rate
     ensemble: Annotated[int, Strict(), Field(ge=1, le=MOST_NETWORKS)]
@@ -158,6 +162,7 @@ class TrainingConfig:
     label_smoothing: Rate
     class_balance: Literal["none", "weights", "sampling", "logits"]
     class_balance_strength: Share
+    class_balance_within: Literal["all", "source"]
     ema_decay: Rate
     precision: Literal["auto", 32, 16, "bf16"]
     compile: Literal["auto", "none", "graph", "inductor"]

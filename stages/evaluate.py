@@ -19,6 +19,7 @@ from stages.classifier.inference import extract_features, predict_probabilities
 from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.classifier.weights import load_model
 from stages.config import Config, EvaluationConfig, load_config
+from stages.dataset.encoding import MetadataEncoding
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import Classes
@@ -30,7 +31,7 @@ from stages.evaluation.decisions import decision_costs, read_decision
 from stages.evaluation.details import SplitAudit
 from stages.evaluation.metrics import compute_metrics, headline_numbers
 from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
-from stages.evaluation.sources import tell_sources, trivial_properties
+from stages.evaluation.sources import file_properties, tell_sources, trivial_properties
 from stages.files import (
     DECIMALS,
     DETAILS,
@@ -82,7 +83,8 @@ def main() -> None:
     write_json(EVALUATION, values(metrics))
     print_metrics(metrics)
     if told := details.get("sources", {}).get("told"):
-        numbers = f"{told['properties']:.2f} from trivial properties, {told['features']:.2f} from the model's features"
+        kinds = {"files": "their files", "properties": "trivial properties", "features": "the model's features"}
+        numbers = ", ".join(f"{told[name]:.2f} from {kind}" for name, kind in kinds.items())
         print(f"sources told apart (balanced accuracy): {numbers}, {told['chance']:.2f} by chance")
 
 
@@ -109,17 +111,16 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
     classes = description.told_apart
     if description.taxonomy != store.taxonomy:
         raise regenerate(f"{models} and {prepared} are not of one taxonomy")
-    rule = read_decision(settings.decision, classes.names)
-    train, val, test = (SplitImages(store, name, split, len(classes.names)) for name in ("train", "val", "test"))
-    raw = [
-        predict_probabilities(
-            network,
-            (batch.images for batch in Batches(images, settings.batch_size, device)),
-            device,
-            settings.test_time_augmentation,
-        )
-        for images in (val, test)
-    ]
+    rule, encoding = read_decision(settings.decision, classes.names), description.metadata
+    train, val, test = (
+        SplitImages(store, name, split, len(classes.names), encoding=encoding) for name in ("train", "val", "test")
+    )
+
+    def predicted(images: SplitImages, metadata: np.ndarray | None) -> np.ndarray:
+        batches = (batch.images for batch in Batches(images, settings.batch_size, device))
+        return predict_probabilities(network, batches, device, settings.test_time_augmentation, metadata)
+
+    raw = [predicted(images, images.metadata) for images in (val, test)]
     calibration = fit_calibration(raw[0], val.labels.numpy(), classes, settings)
     calibrated = [apply_temperature(each, calibration.temperature).round(DECIMALS) for each in raw]
     counts = np.bincount(train.labels.numpy(), minlength=len(classes.names))
@@ -157,6 +158,7 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
             train.labels.numpy(),
             settings.bootstrap_replicates,
             settings.confidence,
+            None if encoding is None else apply_temperature(predicted(test, None), calibration.temperature),
         ),
     }
     if store.sources:
@@ -164,9 +166,14 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
         each = [Batches(images, settings.batch_size, device) for images in (val, test)]
         properties = [trivial_properties(batch.images.cpu().numpy()) for batches in each for batch in batches]
         features = [extract_features(network, (batch.images for batch in batches), device) for batches in each]
+        evidence = {
+            "files": file_properties(table),
+            "properties": np.concatenate(properties),
+            "features": np.concatenate(features),
+        }
         columns = (table[name].to_numpy(str) for name in ("dataset", "lesion_id"))
-        details["sources"] = {"told": tell_sources(np.concatenate(properties), np.concatenate(features), *columns)}
-    cases, heatmaps = explain(network, classes, store, tested, calibration.threshold, device, settings)
+        details["sources"] = {"told": tell_sources(evidence, *columns)}
+    cases, heatmaps = explain(network, classes, store, tested, calibration.threshold, device, settings, encoding)
     return Evaluation(predictions, calibration, details, cases, heatmaps)
 
 
@@ -178,20 +185,24 @@ def explain(
     threshold: float,
     device: torch.device,
     settings: EvaluationConfig,
+    encoding: MetadataEncoding | None,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Grad-CAM heatmaps of the test images that `choose_cases` picks, `evaluation.gradcam_cases` of each kind.
 
-    The network's outputs are of `classes`, which need not be what it was judged for.
+    The network's outputs are of `classes`, which need not be what it was judged for; `encoding` is of its metadata.
 
     Returns:
         The cases, and their heatmaps, uint8 of shape (cases, size, size); neither has a row where the network has no
         feature maps.
     """
     cases = choose_cases(test, threshold, settings.gradcam_cases)
-    pixels = store.read(store.indices_of(pd.Series(cases["image_id"])))
+    rows = store.indices_of(pd.Series(cases["image_id"]))
+    pixels = store.read(rows)
     if not len(cases):
         return cases, pixels[..., 0]
-    heatmaps = gradcam_heatmaps(network, torch.from_numpy(pixels), classes, device, settings.batch_size)
+    metadata = None if encoding is None else encoding.encode(store.manifest.iloc[rows])
+    images = torch.from_numpy(pixels)
+    heatmaps = gradcam_heatmaps(network, images, classes, device, settings.batch_size, metadata)
     return (cases.head(0), pixels[:0, ..., 0]) if heatmaps is None else (cases, heatmaps)
 
 

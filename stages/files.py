@@ -157,8 +157,14 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
         table.to_csv(partial, index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n", encoding="utf-8")
 
 
-def read_csv(path: Path, columns: list[str], separator: str = ",") -> "pd.DataFrame":
+def read_csv(path: Path, columns: list[str], separator: str = ",", dtype: Any = None) -> "pd.DataFrame":
     """Read a table that an earlier stage wrote.
+
+    Args:
+        path: the file.
+        columns: that it must have, among others.
+        separator: between two fields.
+        dtype: str leaves numbers as they are written: pandas before 3.1 takes some with 16 digits for their neighbours.
 
     Raises:
         InputError: the file is missing, is not a table, or lacks one of `columns`.
@@ -167,8 +173,8 @@ def read_csv(path: Path, columns: list[str], separator: str = ",") -> "pd.DataFr
 
     with _made_by_the_pipeline(path, "not a table this pipeline wrote"):
         # Only empty fields are missing values: a lesion may well be called "NA".
-        text: Any = dict.fromkeys(TEXT_COLUMNS, str)
-        table = pd.read_csv(path, sep=separator, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8")
+        types: Any = dtype or dict.fromkeys(TEXT_COLUMNS, str)
+        table = pd.read_csv(path, sep=separator, dtype=types, keep_default_na=False, na_values=[""], encoding="utf-8")
     if missing := [column for column in columns if column not in table.columns]:
         raise regenerate(f"{path} lacks the column {', '.join(missing)}")
     return table

@@ -26,10 +26,19 @@ from stages.dataset.images import (
     decode_square,
     describe_passed_over,
     find_images,
+    measure,
     name_first,
 )
 from stages.dataset.metadata import UNKNOWN, read_metadata, subsample_lesions
-from stages.dataset.pixels import SKIN_TYPE, add_places, create_shard, shard_path, write_manifest, write_pixels
+from stages.dataset.pixels import (
+    MEASURES,
+    SKIN_TYPE,
+    add_places,
+    create_shard,
+    shard_path,
+    write_manifest,
+    write_pixels,
+)
 from stages.dataset.sources import SETTINGS, find_datasets, read_settings, tell_apart
 from stages.dataset.taxonomy import Diagnosis, classes_of, read_taxonomy
 from stages.errors import InputError, Problem, printable
@@ -80,13 +89,15 @@ def prepare_dataset(
     with replacing(output) as folder:
         folder.mkdir()
         try:
-            problems += _write_shards(folder, manifest, files, config.image_size, num_workers)
+            measured, found = _write_shards(folder, manifest, files, config, num_workers)
         except BrokenExecutor:
             raise InputError(
                 "a process that decodes images was killed, perhaps for want of memory; set runtime.num_workers to fewer"
             ) from None
-        if problems:
+        if problems := problems + found:
             raise InputError(_summary(data_dir, problems))
+        if sources:
+            manifest = manifest.join(pd.DataFrame(measured, manifest.index, MEASURES))
         write_manifest(folder, manifest, diagnoses, sources)
     return manifest
 
@@ -152,15 +163,16 @@ def _unused(files: dict[str, ImageFile], used: pd.Series) -> list[str]:
 
 
 def _write_shards(
-    folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], size: int, num_workers: int | None
-) -> list[Problem]:
+    folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], config: DataConfig, num_workers: int | None
+) -> tuple[list[tuple[int, int, int]], list[Problem]]:
+    """Decode all images into shards; what `measure` says of each file, and what is wrong with them, a line each."""
     tasks = []
     for shard, (_, rows) in enumerate(manifest.groupby("shard")):
         path, images = shard_path(folder, shard), [files[image_id] for image_id in rows["image_id"]]
-        create_shard(path, len(images), size)
+        create_shard(path, len(images), config.image_size)
         firsts = range(0, len(images), DECODED_AT_ONCE)
-        tasks += [(path, first, images[first : first + DECODED_AT_ONCE], size) for first in firsts]
-    problems, left = [], iter(tasks)
+        tasks += [(path, first, images[first : first + DECODED_AT_ONCE], config) for first in firsts]
+    measured, problems, left = [], [], iter(tasks)
     workers = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
     with ImageReader() as reader, _decoders(workers, reader, set(files.values())) as pool:
         # Few at a time: who interrupts this waits for those that have started. The first before the progress bar, which
@@ -169,10 +181,12 @@ def _write_shards(
         with Progress() as progress:
             bar = progress.add_task("decoding", total=len(tasks))
             while started:
-                problems += started.popleft().result()
+                of_files, found = started.popleft().result()
+                measured += of_files
+                problems += found
                 started.extend(pool.submit(_decode, *task) for task in islice(left, 1))
                 progress.advance(bar)
-    return problems
+    return measured, problems
 
 
 def _decoders(workers: int, reader: ImageReader, files: set[ImageFile]) -> Executor:
@@ -195,16 +209,21 @@ def _start(reader: ImageReader, parent: int | None) -> None:
         reader.reopen()
 
 
-def _decode(shard: Path, first: int, files: list[ImageFile], size: int) -> list[Problem]:
-    """Decode images into the rows of a shard from the first on; what is wrong with them, a line each."""
-    pixels, problems = np.empty((len(files), size, size, 3), np.uint8), []
+def _decode(
+    shard: Path, first: int, files: list[ImageFile], config: DataConfig
+) -> tuple[list[tuple[int, int, int]], list[Problem]]:
+    """Decode images into the rows of a shard from the first on; as `_write_shards`."""
+    size = config.image_size
+    measured, pixels, problems = [], np.empty((len(files), size, size, 3), np.uint8), []
     for file, out in zip(files, pixels):
         try:
-            out[:] = decode_square(_reader.read(file), size)
+            data = _reader.read(file)
+            out[:] = decode_square(data, size, config.detail)
+            measured.append(measure(data))
         except ImageProblem as problem:
             problems.append(Problem(f"{file}: {problem}", "an image that cannot be used"))
     write_pixels(shard, first, pixels)
-    return problems
+    return measured, problems
 
 
 def _summary(data_dir: Path, problems: list[Problem]) -> str:

@@ -36,6 +36,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 LITE0 = {"model.name": "efficientnet", "model.variant": "lite0", "training.max_epochs": 2}
 EVERYTHING = {
+    "data.acquisition_strength": 1.0,
     "data.mixup": 0.4,
     "data.cutmix": 1.0,
     "data.cutout": 0.3,
@@ -80,7 +81,11 @@ def test_two_trainings_on_a_gpu_write_the_same_bytes(train, tmp_path, bytes_belo
     assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, EVERYTHING, EVERYTHING | {"model.metadata": "fused"}, {"model.metadata": "late"}],
+    ids=["plain", "everything", "everything with metadata", "metadata"],
+)
 def test_captured_steps_are_the_steps_that_were_captured(train, capsys, changes):
     captured = train("captured", **{"training.compile": "graph", "training.max_epochs": 3} | changes)
     assert "not captured" not in capsys.readouterr().out
@@ -195,7 +200,7 @@ def test_no_step_waits_for_the_gpu(tiny, quick):
     config = quick(**LITE0, **EVERYTHING, **{"training.precision": "bf16"})
     device = torch.device("cuda", 0)
     images = SplitImages(PixelStore(tiny.folder), "train", tiny.split, 2)
-    module = TrainingModule(config, 16, torch.tensor([30, 12])).to(device).train()
+    module = TrainingModule(config, 16, torch.tensor([[30, 12]])).to(device).train()
     optimizer = module.configure_optimizers()
     step = CapturedStep(TrainingStep(module.network, module.losses, optimizer, module.average, config.training, device))
     queue, batches = AsyncLossQueue(), Batches(images, 8, device, SamplingConfig(0, config.data))
@@ -218,7 +223,7 @@ def test_weights_are_written_as_they_were_trained(train, tmp_path):
 
 
 def test_augmentation_in_16_bits_makes_the_same_pictures():
-    config = replace(PLAIN.data, mixup=0.4, cutmix=1.0, cutout=0.3)
+    config = replace(PLAIN.data, acquisition_strength=1.0, mixup=0.4, cutmix=1.0, cutout=0.3)
     smooth = torch.linspace(0, 40, 224).sin()
     pixels = ((smooth[:, None] + smooth[None]) * 60 + 128).byte()
     images = torch.stack([pixels, pixels.T, 255 - pixels], dim=-1).expand(16, -1, -1, -1)

@@ -133,7 +133,7 @@ def test_the_number_of_workers_does_not_change_the_bytes(written_dataset, output
 def test_a_process_that_is_killed_while_it_decodes_is_told(written_dataset, output, monkeypatch):
     parent = os.getpid()
 
-    def decode(data, size):
+    def decode(*_):
         assert os.getpid() != parent
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, Strict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from stages.checks import Count, Float, Number, Share, Text, Whole, relation
-from stages.config import MOST_NETWORKS
+from stages.config import MOST_NETWORKS, Side
+from stages.dataset.encoding import MetadataEncoding
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Taxonomy, diagnoses_of
 from stages.files import read_json
 
@@ -24,6 +25,7 @@ class ModelDescription:
         classes: their names, in the order of the outputs.
         taxonomy: of the images that it was trained on: the diagnoses by their codes.
         image_size: pixels of a side of the square input.
+        detail: as `data.detail` of its images; None, and not in the file, where they have all of theirs.
         mean: of each colour, in [0, 1], subtracted from the input.
         std: of each colour, in [0, 1], that the input is divided by.
         epochs: for each network, the epoch, from 0, whose weights were kept.
@@ -33,13 +35,14 @@ class ModelDescription:
         batch_size: images of one device that went through the network at a time, in the end: fewer than
             `training.batch_size` where the GPU's memory was too small.
         accumulate_grad_batches: how many such batches made one step of the optimizer.
+        metadata: that it takes beside the image; None: none, and then the file does not have it.
     """
 
     architecture: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$")]
     networks: Count
     classes: list[Text]
     taxonomy: Taxonomy
-    image_size: Annotated[int, Strict(), Field(ge=16, le=2048)]
+    image_size: Side
     mean: Annotated[list[Share], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[Float, Field(ge=1e-3, le=1)]], Field(min_length=3, max_length=3)]
     epochs: Annotated[list[Whole], Field(min_length=1, max_length=MOST_NETWORKS)]
@@ -47,6 +50,8 @@ class ModelDescription:
     validation_folds: list[Whole]
     batch_size: Count
     accumulate_grad_batches: Count
+    detail: Side | None = None
+    metadata: MetadataEncoding | None = None
 
     @property
     def told_apart(self) -> Classes:

@@ -19,6 +19,7 @@ def gradcam_heatmaps(
     classes: Classes,
     device: torch.device,
     batch_size: int = 1,
+    metadata: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of the log-odds of malignancy at the network's last feature maps.
 
@@ -37,6 +38,7 @@ def gradcam_heatmaps(
         classes: of the outputs.
         device: where to compute, in float32.
         batch_size: of the predictions that this process has made with such a network, for `pad_batch` on a GPU.
+        metadata: as of `predict_probabilities`; a heatmap is of the image, given these.
 
     Returns:
         uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
@@ -45,9 +47,10 @@ def gradcam_heatmaps(
     # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
     network = deepcopy(network).to(device).eval().requires_grad_(False)
     count, on_gpu = len(images), device.type == "cuda"
+    known = None if metadata is None else torch.from_numpy(metadata)
     if on_gpu:
-        images = pad_batch(images, batch_size)
-    inputs = as_float(images.to(device))
+        images, known = pad_batch(images, batch_size), None if known is None else pad_batch(known, batch_size)
+    inputs, known = as_float(images.to(device)), None if known is None else known.to(device)
     malignant = torch.from_numpy(classes.is_malignant).to(device)
 
     def heatmaps_of(member: nn.Module) -> Tensor | None:
@@ -55,7 +58,7 @@ def gradcam_heatmaps(
         if layer is None:
             return None
 
-        maps, logits = _run_to(layer, member, inputs)
+        maps, logits = _run_to(layer, member, inputs, known)
         log_odds = logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
         [gradients] = torch.autograd.grad(log_odds.sum(), maps)
         evidence = (gradients.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1, keepdim=True).relu()
@@ -74,7 +77,7 @@ def _scaled(heatmaps: Tensor) -> Tensor:
     return heatmaps / heatmaps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _run_to(layer: nn.Module, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def _run_to(layer: nn.Module, network: nn.Module, images: Tensor, metadata: Tensor | None) -> tuple[Tensor, Tensor]:
     """The last output of a layer, from which gradients start, and the network's logits."""
     outputs: list[Tensor] = []
 
@@ -83,7 +86,7 @@ def _run_to(layer: nn.Module, network: nn.Module, images: Tensor) -> tuple[Tenso
         return output.clone()  # the next layer may compute in place
 
     with layer.register_forward_hook(keep):
-        logits = network(images)
+        logits = network(images, metadata)
     return outputs[-1], logits
 
 

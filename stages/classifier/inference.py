@@ -18,6 +18,7 @@ def predict_probabilities(
     images: Iterable[Tensor],
     device: torch.device,
     test_time_augmentation: bool,
+    metadata: np.ndarray | None = None,
 ) -> np.ndarray:
     """Probabilities as the network gives them, not calibrated.
 
@@ -28,6 +29,8 @@ def predict_probabilities(
         images: uint8 batches of shape (n, size, size, 3).
         device: where to compute.
         test_time_augmentation: average over the 8 flips and quarter turns of each image.
+        metadata: what `MetadataEncoding` makes of those of all images, for a network that takes them, float32, shape
+            (images, numbers); None: nothing is known.
 
     Returns:
         float64, shape (images, classes), rows that sum to 1.
@@ -36,17 +39,20 @@ def predict_probabilities(
         InputError: the network's output for an image is not finite.
     """
     network = network.to(device).eval()
-    probabilities, full = [], 0
+    probabilities, full, done = [], 0, 0
     for batch in images:
         size, full = len(batch), max(full, len(batch))
+        known = None if metadata is None else torch.from_numpy(metadata[done : done + size])
         if device.type == "cuda":
-            batch = pad_batch(batch, full)
+            batch, known = pad_batch(batch, full), None if known is None else pad_batch(known, full)
+        done, known = done + size, None if known is None else known.to(device)
         upright = as_float(batch.to(device))
         views = dihedral_views(upright) if test_time_augmentation else [upright]
         # Added up one after another, as a mean over stacked views would not be: the last bits are published.
         total = torch.zeros((), dtype=torch.float64, device=device)
         for view in views:
-            total = total + network(view.contiguous(memory_format=torch.channels_last)).double().softmax(dim=1)
+            logits = network(view.contiguous(memory_format=torch.channels_last), known)
+            total = total + logits.double().softmax(dim=1)
         probabilities.append(total[:size] / len(views))
     result = torch.cat(probabilities).cpu().numpy()
     if not np.isfinite(result).all():
@@ -62,7 +68,7 @@ def predict_probabilities(
 def extract_features(
     network: NormalizedNetwork | Ensemble, images: Iterable[Tensor], device: torch.device
 ) -> np.ndarray:
-    """What the last layer of the network sees of each image, of an ensemble those of all networks.
+    """What the last layer of the network sees of each image alone, of an ensemble those of all networks.
 
     Arguments as for `predict_probabilities`.
 
@@ -89,13 +95,17 @@ def extract_features(
 
 
 def predict_calibrated(
-    network: NormalizedNetwork | Ensemble, images: Iterable[Tensor], device: torch.device, calibration: Calibration
+    network: NormalizedNetwork | Ensemble,
+    images: Iterable[Tensor],
+    device: torch.device,
+    calibration: Calibration,
+    metadata: np.ndarray | None = None,
 ) -> np.ndarray:
     """Probabilities as they are published: averaged over views if the calibration says so, and scaled.
 
     Arguments and result as for `predict_probabilities`.
     """
-    probabilities = predict_probabilities(network, images, device, calibration.test_time_augmentation)
+    probabilities = predict_probabilities(network, images, device, calibration.test_time_augmentation, metadata)
     return apply_temperature(probabilities, calibration.temperature)
 
 

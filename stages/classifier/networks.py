@@ -19,7 +19,9 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from stages.classifier.fusion import METADATA, MetadataLayers
 from stages.config import ModelConfig
+from stages.dataset.encoding import MetadataEncoding
 from stages.errors import InputError, printable
 
 BASELINE = "baseline_cnn"
@@ -50,17 +52,29 @@ class BaselineCNN(nn.Module):
         """Where timm finds the layers, for `training.layer_decay`: of a convolution and of a normalisation each."""
         return {"blocks": r"^features\.(\d+)"}
 
+    # As timm's networks have it.
+    def get_classifier(self) -> nn.Linear:
+        return self.classifier
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        features = self.dropout(maps.mean(dim=(2, 3)))
+        return features if pre_logits else self.classifier(features)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.features(images).mean(dim=(2, 3))))
+        return self.forward_head(self.forward_features(images))
 
 
 class NormalizedNetwork(nn.Module):
     """A backbone that takes RGB in [0, 1]: images are normalised as its weights expect them.
 
-    The statistics are not part of the state, whose names stay those that timm loads.
+    The statistics are not part of the state, whose names stay those that timm loads. A backbone that takes metadata has
+    `MetadataLayers` beside its own.
     """
 
-    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, backbone: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone
         self.mean: Tensor
@@ -68,13 +82,19 @@ class NormalizedNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Map float images (n, 3, size, size) in [0, 1], and what is known of them, to logits (n, num_classes).
+
+        Args:
+            images: the images.
+            metadata: rows of `MetadataEncoding.encode`, for a network that takes them; None: nothing is known.
+        """
         # (images − mean) / std in one pass over the pixels, in their own precision.
         with torch.autocast(images.device.type, enabled=False):
             shift, scale = (-self.mean / self.std).to(images.dtype), (1 / self.std).to(images.dtype)
             normalized = torch.addcmul(shift, images, scale)
-        return self.backbone(normalized)
+        layers = getattr(self.backbone, METADATA, None)
+        return self.backbone(normalized) if layers is None else layers(self.backbone, normalized, metadata)
 
 
 class Ensemble(nn.Module):
@@ -87,22 +107,22 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members: Any = nn.ModuleList(members)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes): logs of the mean probabilities."""
-        each = torch.stack([member(images).log_softmax(dim=1) for member in self.members])
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Logits (n, num_classes), the logs of the mean probabilities; arguments as of `NormalizedNetwork`."""
+        each = torch.stack([member(images, metadata).log_softmax(dim=1) for member in self.members])
         return each.logsumexp(dim=0) - math.log(len(self.members))
 
 
 def pad_batch(images: Tensor, count: int) -> Tensor:
-    """The batch padded with black images to `count`; the batch itself if it has as many.
+    """The batch padded with black images, or rows of zeros, to `count`; the batch itself if it has as many.
 
     For a different number of images a GPU plans all convolutions again, which takes EfficientNet-Lite0 two seconds.
 
     Args:
-        images: shape (n, height, width, channels).
+        images: shape (n, height, width, channels), or their metadata, shape (n, numbers).
         count: batch size that this process has used before.
     """
-    return pad(images, (0, 0, 0, 0, 0, 0, 0, max(0, count - len(images))))
+    return pad(images, [0] * (2 * images.dim() - 1) + [max(0, count - len(images))])
 
 
 def architecture(config: ModelConfig) -> str:
@@ -148,12 +168,18 @@ def _published(name: str) -> PretrainedCfg:
 
 
 def build_network(
-    name: str, num_classes: int, image_size: int, dropout_rate: float = 0.0, drop_path_rate: float = 0.0
+    name: str,
+    num_classes: int,
+    image_size: int,
+    dropout_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    encoding: MetadataEncoding | None = None,
 ) -> NormalizedNetwork:
-    """The network `name` with random weights, for square images of `image_size` pixels.
+    """The network `name` with random weights, for square images of `image_size` pixels, and metadata if encoded.
 
     Raises:
-        InputError: it cannot be built for images of this size, or has no residual branches to skip.
+        InputError: it cannot be built for images of this size, has no residual branches to skip, or cannot take
+            metadata.
     """
     if name == BASELINE:
         _check_drop_path(name, drop_path_rate)
@@ -173,7 +199,18 @@ def build_network(
         backbone.reset_classifier(num_classes)
         if not any(isinstance(layer, DropPath) for layer in backbone.modules()):
             _check_drop_path(name, drop_path_rate)
+    if encoding is not None:
+        _add_metadata_layers(name, backbone, num_classes, encoding)
     return NormalizedNetwork(backbone, *pixel_statistics(name)).to(memory_format=torch.channels_last)
+
+
+def _add_metadata_layers(name: str, backbone: Any, num_classes: int, encoding: MetadataEncoding) -> None:
+    classifier, outputs = backbone.get_classifier(), num_classes
+    if encoding.fusion == "fused":
+        if not isinstance(classifier, nn.Linear):
+            raise InputError(f"model.metadata is fused, but {name} has no linear last layer: set it to late")
+        outputs = 2 * classifier.in_features
+    backbone.add_module(METADATA, MetadataLayers(encoding, outputs))
 
 
 def _check_drop_path(name: str, rate: float) -> None:
@@ -186,7 +223,7 @@ def _size_options(name: str, image_size: int) -> dict[str, Any]:
     return {"img_size": image_size} if _published(name).fixed_input_size else {}
 
 
-def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
+def create_network(config: ModelConfig, image_size: int, encoding: MetadataEncoding | None = None) -> NormalizedNetwork:
     """The network that `config` asks for, its weights loaded, its last layer new.
 
     Raises:
@@ -197,7 +234,8 @@ def create_network(config: ModelConfig, image_size: int) -> NormalizedNetwork:
         raise InputError(
             f"model.pretrained is true, but {BASELINE} has no published weights: set model.pretrained=false"
         )
-    network = build_network(name, int(config.num_classes), image_size, config.dropout_rate, config.drop_path_rate)
+    rates = config.dropout_rate, config.drop_path_rate
+    network = build_network(name, int(config.num_classes), image_size, *rates, encoding)
     _try_out(network, name, image_size)
     if config.weights is not None:
         _load_backbone(network.backbone, _weights_from_file(Path(config.weights)), f"model.weights {config.weights!r}")
@@ -305,6 +343,7 @@ def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str)
 
 
 def last_layers(backbone: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that give the logits."""
+    """The names of the layers that give the logits, those that take metadata last."""
     names = getattr(backbone, "default_cfg", {}).get("classifier", "classifier")
-    return (names,) if isinstance(names, str) else tuple(names)
+    names = [names] if isinstance(names, str) else names
+    return (*names, *([METADATA] if hasattr(backbone, METADATA) else []))

@@ -22,7 +22,8 @@ def save_model(network: NormalizedNetwork | Ensemble, description: ModelDescript
     with replacing(folder / WEIGHTS) as partial:
         # Not `save_file`: its error does not say that the disk is full.
         partial.write_bytes(save(state, metadata={"format": "pt"}))
-    write_json(folder / DESCRIPTION, asdict(description))
+    content = {key: value for key, value in asdict(description).items() if value is not None}
+    write_json(folder / DESCRIPTION, content)
 
 
 def _tensors(network: NormalizedNetwork | Ensemble) -> dict[str, Tensor]:
@@ -45,7 +46,12 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
             f"{folder / DESCRIPTION}: architecture is {description.architecture!r}; it must be a network of timm"
         )
     members = [
-        build_network(description.architecture, len(description.classes), description.image_size)
+        build_network(
+            description.architecture,
+            len(description.classes),
+            description.image_size,
+            encoding=description.metadata,
+        )
         for _ in range(description.networks)
     ]
     network = Ensemble(members) if len(members) > 1 else members[0]

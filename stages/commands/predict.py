@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command_line import new_parser, print_text, writing
+from stages.command_line import new_parser, pair, print_text, writing
 from stages.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.classifier.calibration import Calibration
     from stages.classifier.networks import Ensemble, NormalizedNetwork
     from stages.classifier.weights import ModelDescription
+    from stages.dataset.encoding import MetadataEncoding
     from stages.dataset.images import ImageFile, ImageProblem
 
 EXAMPLE = """\
@@ -85,6 +86,7 @@ def predict_images(
     batch_size: int,
     threads: int,
     overlays: dict["ImageFile", Path] | None = None,
+    metadata: dict["ImageFile", "np.ndarray"] | None = None,
 ) -> tuple["pd.DataFrame", list[str]]:
     """Decode and predict images, a few batches of them in memory at a time.
 
@@ -97,6 +99,7 @@ def predict_images(
         batch_size: images of one prediction step.
         threads: threads that decode, ahead of the network.
         overlays: folder for each image with its Grad-CAM heatmap over it; none by default.
+        metadata: of each image the row of `MetadataEncoding.encode`; None: nothing is known.
 
     Returns:
         One row for each image that can be read, in the order of `files`: file, `probability_` of each class,
@@ -122,7 +125,8 @@ def predict_images(
     # Only on a terminal: a log needs no bar.
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("predicting", total=len(files))
-        decoded = _decode_ahead(files, description.image_size, threads, ahead=max(batch_size, 2 * threads))
+        size = description.image_size, description.detail
+        decoded = _decode_ahead(files, size, threads, ahead=max(batch_size, 2 * threads))
         while batch := list(islice(decoded, batch_size)):
             progress.advance(task, len(batch))
             readable = [(file, image) for file, image in batch if isinstance(image, np.ndarray)]
@@ -130,8 +134,9 @@ def predict_images(
             if not readable:
                 continue
             images = torch.from_numpy(np.stack([image for _, image in readable]))
+            known = None if metadata is None else np.stack([metadata[file] for file, _ in readable])
             # Rounded as they will be written: the decision follows from the file's numbers.
-            probabilities = predict_calibrated(network, [images], device, calibration).round(DECIMALS)
+            probabilities = predict_calibrated(network, [images], device, calibration, known).round(DECIMALS)
             malignant = malignant_probability(probabilities, classes)
             table = pd.DataFrame(probabilities, columns=pd.Index([PREFIX + name for name in classes.names]))
             table.insert(0, "file", [_cell(file) for file, _ in readable])
@@ -143,7 +148,7 @@ def predict_images(
             if overlays is not None:
                 from stages.classifier.gradcam import gradcam_heatmaps
 
-                heatmaps = gradcam_heatmaps(network, images, classes, device)
+                heatmaps = gradcam_heatmaps(network, images, classes, device, metadata=known)
                 if heatmaps is None:
                     raise InputError(
                         f"--gradcam: {description.architecture} has no final feature maps, which Grad-CAM needs; "
@@ -157,14 +162,14 @@ def predict_images(
 
 
 def _decode_ahead(
-    files: list["ImageFile"], size: int, threads: int, ahead: int
+    files: list["ImageFile"], size: tuple[int, int | None], threads: int, ahead: int
 ) -> Iterator[tuple["ImageFile", "np.ndarray | ImageProblem"]]:
     """The files with their pixels, or what is wrong with them, in order; at most `ahead` of them wait in memory."""
     from stages.dataset.images import ImageProblem, ImageReader, decode_square
 
     def decode(file: "ImageFile") -> "np.ndarray | ImageProblem":
         try:
-            return decode_square(reader.read(file), size)
+            return decode_square(reader.read(file), *size)
         except ImageProblem as problem:
             return problem
 
@@ -189,6 +194,40 @@ def _draw_overlays(paths: list[Path], images: "np.ndarray", heatmaps: "np.ndarra
     for path, image, heatmap in zip(paths, images, heatmaps):
         with writing("--gradcam:", path), replacing(path) as partial:
             Image.fromarray(np.hstack([image, overlay(image, heatmap)])).save(partial, format="PNG")
+
+
+def match_metadata(
+    table: "pd.DataFrame", files: list["ImageFile"], encoding: "MetadataEncoding"
+) -> tuple[dict["ImageFile", "np.ndarray"], list[str]]:
+    """What a table says of the images, by their names without ending, as numbers for a network.
+
+    Args:
+        table: what `read_covariates` gives.
+        files: the images.
+        encoding: of the network.
+
+    Returns:
+        Of each image a row of `encoding`, and one line for each thing that the user should know.
+
+    Raises:
+        InputError: a row may be of several images.
+    """
+    from stages.dataset.encoding import COLUMNS, UNKNOWN
+
+    ids, by_id = [file.image_id for file in files], {}
+    for file in files:
+        by_id.setdefault(file.image_id, []).append(str(file))
+    if several := [" and ".join(by_id[name]) for name in table.index if len(by_id.get(name, [])) > 1]:
+        raise InputError(f"--metadata: one row is of several images, {several[0]}; predict them apart, or rename one")
+    told = table.reindex(ids).fillna(dict.fromkeys(COLUMNS[1:], UNKNOWN))
+    idle, missing = len(set(table.index) - by_id.keys()), len(by_id.keys() - set(table.index))
+    values = encoding.unheard_of(told)
+    notes = [
+        *([f"--metadata: {missing} of {len(files)} images have no row: nothing is known of them"] if missing else []),
+        *([f"--metadata: {idle} row{'s are' if idle > 1 else ' is'} of no image here"] if idle else []),
+        *([f"the model was trained on no {', '.join(values)}: taken as unknown"] if values else []),
+    ]
+    return dict(zip(files, encoding.encode(told))), notes
 
 
 def overlay_paths(files: list["ImageFile"], folder: Path) -> dict["ImageFile", Path]:
@@ -259,6 +298,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help=help_images)
     add("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
     add("--gradcam", type=Path, metavar="DIR", help="folder for pictures with Grad-CAM heatmaps of malignancy")
+    known = "table of age, sex and localization of the images, for a model that takes them (default: unknown)"
+    add("--metadata", type=Path, metavar="TABLE.csv", help=known)
+    named = "the table's name of each of our columns, as image_id=photo"
+    add("--columns", metavar="OURS=YOURS", help=named, type=pair, nargs="+", default=[])
     add("--models", type=Path, metavar="DIR", default=Path("models"), help="folder of the model (default: models)")
     add("--batch-size", type=_count, metavar="N", default=64, help="images per prediction step (default: 64)")
     add("--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one per core)")
@@ -279,16 +322,32 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(problem)
     if not args.models.is_dir():
         raise InputError(f"--models {args.models} is not a folder; name the one that holds model.json")
+    covariates = None
+    if args.metadata is not None:
+        from stages.dataset.metadata import read_covariates
+
+        covariates = read_covariates(args.metadata, dict(args.columns))
     # These take seconds to import: a mistake above is reported at once.
     from stages.classifier.calibration import load_calibration
     from stages.classifier.hardware import set_up_device
     from stages.classifier.weights import load_model
 
     device = set_up_device(args.threads)
-    model = load_model(args.models)
+    network, description = load_model(args.models)
+    metadata = None
+    if covariates is not None:
+        if description.metadata is None:
+            raise InputError(f"--metadata: the model in {args.models} takes the image alone; leave the option out")
+        metadata, notes = match_metadata(covariates, files, description.metadata)
+        for note in notes:
+            print(printable(note), file=sys.stderr)
+    elif description.metadata is not None:
+        print("the model also takes age, sex and localization: name their table with --metadata", file=sys.stderr)
     calibration = load_calibration(args.models)
     overlays = None if args.gradcam is None else overlay_paths(files, args.gradcam)
-    table, unreadable = predict_images(files, *model, calibration, device, args.batch_size, args.threads, overlays)
+    table, unreadable = predict_images(
+        files, network, description, calibration, device, args.batch_size, args.threads, overlays, metadata
+    )
     problems += unreadable
     if not table.empty:
         _write(table, args.output)

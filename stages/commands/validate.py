@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command_line import new_parser
+from stages.command_line import new_parser, pair
 from stages.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def validate_model(
         "data.columns": columns,
         "data.classes": classes,
         "data.image_size": description.image_size,
+        "data.detail": description.detail,
         "data.subsample_percentage": 1.0,
     }
     data = override(config, changes).data
@@ -95,15 +96,18 @@ def validate_model(
     write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
 
     store, settings = PixelStore(prepared), config.evaluation
-    images = SplitImages(store, "test", split_file, len(judged.names))
+    encoding = description.metadata
+    images = SplitImages(store, "test", split_file, len(judged.names), encoding=encoding)
     batches = (batch.images for batch in Batches(images, settings.batch_size, device))
-    raw = predict_probabilities(network, batches, device, calibration.test_time_augmentation)
+    raw = predict_probabilities(network, batches, device, calibration.test_time_augmentation, images.metadata)
     calibrated = apply_temperature(raw, calibration.temperature)
     if judged != description.told_apart:
         raw, calibrated = (as_malignancy(each, description.told_apart) for each in (raw, calibrated))
     labels = [judged.names[number] for number in images.labels]
     table = predictions_table(images.table, "test", labels, calibrated, judged)
     predictions = Predictions(table, judged, calibration.costs)
+    if encoding is not None and (values := encoding.unheard_of(images.table)):
+        say(f"the model was trained on no {', '.join(values)}: taken as unknown")
     absent = [name for name in judged.names if name not in labels]
     if absent and judged.are_diagnoses:
         say(f"no image is of {', '.join(absent)}: means over the diagnoses leave these out")
@@ -117,7 +121,8 @@ def validate_model(
         "baselines": None,
         "leakage": None,
     }
-    explained = explain(network, description.told_apart, store, predictions, calibration.threshold, device, settings)
+    judging = predictions, calibration.threshold, device, settings
+    explained = explain(network, description.told_apart, store, *judging, encoding)
     return predictions, details, store, explained
 
 
@@ -185,14 +190,6 @@ def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
     return leakage, warnings
 
 
-def _pair(text: str) -> tuple[str, str | None]:
-    """`a=b` as (a, b), `a=` as (a, None)."""
-    name, sign, value = text.rpartition("=")
-    if not sign:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a pair NAME=VALUE")
-    return name, value or None
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     description = "Assess the trained model on another dataset; temperature and thresholds stay as they are."
     parser = new_parser("validate", description)
@@ -200,7 +197,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("data_dir", type=Path, help="folder with the metadata table and the images")
     add("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
     add("--models", type=Path, default=Path("models"), help="folder of the model (default: %(default)s)")
-    pairs = {"type": _pair, "nargs": "+", "default": []}
+    pairs = {"type": pair, "nargs": "+", "default": []}
     named = "your table's name of each of our columns, as dx=label; nothing after =: not there"
     add("--columns", metavar="OURS=YOURS", help=named, **pairs)
     known = "file of its diagnoses, as data.taxonomy names one (default: those of the model)"

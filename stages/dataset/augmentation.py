@@ -28,6 +28,13 @@ LOG_CONTRAST = math.log(1.2)
 LOG_SATURATION = math.log(1.2)
 HUE = math.radians(5)
 
+# What differs between collections: their devices and what was done to their files.
+LOG_SQUEEZE = math.log(
+    4 / 3
+)  # of the width: of two collections one had cropped to a square what the other had squeezed
+LOG_WHITE = math.log(1.12)  # each colour's gain
+COARSEST = 2.0  # factor of JPEG's table of quantisation: quality 25
+
 # Luma weights (ITU-R BT.601) and the YIQ colour space, in which a rotation about the grey axis changes the hue.
 _RGB_TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)))
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
@@ -35,6 +42,8 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 # Columns of the parameters of an image.
 _AFFINE, _COLOUR, _BRIGHTNESS, _CONTRAST = slice(0, 6), slice(6, 15), 15, 16
 PARAMETERS_PER_IMAGE = 17  # of `augment`
+UNIFORMS_OF_ACQUISITION = 6
+PARAMETERS_OF_ACQUISITION = 3
 PARAMETERS_OF_CUTOUT = 2
 PARAMETERS_OF_MIXING = 4
 
@@ -44,10 +53,15 @@ def sample_params(random: np.random.Generator, count: int, config: DataConfig) -
 
     Returns:
         float32, shape (count, k), with k depending on what is switched on: what `params_from_uniforms` gives;
-        of cutout, where the square lies; of mixing, whether it is mixup or cutmix, the share of the image itself, and
-        where the rectangle of the other lies.
+        of acquisition, the gains of fine and of coarse detail and the factor of the quantisation; of cutout, where the
+        square lies; of mixing, whether it is mixup or cutmix, the share of the image itself, and where the rectangle of
+        the other lies.
     """
-    columns = [params_from_uniforms(random.random((count, UNIFORMS_PER_IMAGE), np.float32), config.augment_strength)]
+    params = params_from_uniforms(random.random((count, UNIFORMS_PER_IMAGE), np.float32), config.augment_strength)
+    columns = [params]
+    if config.acquisition_strength:
+        uniforms = random.random((count, UNIFORMS_OF_ACQUISITION), np.float32)
+        columns.append(_sample_acquisition(uniforms, config.acquisition_strength, params))
     if config.cutout:
         columns.append(random.random((count, PARAMETERS_OF_CUTOUT), np.float32))
     if config.mixup or config.cutmix:
@@ -76,6 +90,18 @@ def params_from_uniforms(uniforms: np.ndarray, strength: float = 1.0) -> np.ndar
     brightness, gain, matrix = _colour_matrix(*colour)
     columns = [_affine(*geometry), matrix.reshape(-1, 9) / 255, np.column_stack([brightness, gain])]
     return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _sample_acquisition(uniforms: np.ndarray, strength: float, params: np.ndarray) -> np.ndarray:
+    """What `_acquire` does to images, shape (n, 3); squeezes them and balances their white in `params`, in place."""
+    params[:, :2] *= np.exp(_between(uniforms[:, :1], strength * LOG_SQUEEZE))
+    params[:, _COLOUR] *= np.exp(_between(uniforms[:, 1:4], strength * LOG_WHITE)).repeat(3, axis=1)
+    sharpness, coarseness = _between(uniforms[:, 4], strength), strength * COARSEST * uniforms[:, 5] ** 2
+    # Blurring takes the fine detail first, as resampling at half the resolution does, then of the coarse; sharpening
+    # exaggerates the fine.
+    fine = np.maximum(1 + np.minimum(2 * sharpness, sharpness), 0)
+    coarse = np.clip(1.5 + sharpness, 0, 1)
+    return np.column_stack([fine, coarse, coarseness]).astype(np.float32)
 
 
 def _affine(flip, turn, scale, aspect, shift_x, shift_y, direction) -> np.ndarray:
@@ -132,6 +158,8 @@ def augment_batch(
         Images, shape (n, 3, size, size), in [0, 1], and their targets, float32.
     """
     pixels, rest = augment(images, params[:, :PARAMETERS_PER_IMAGE], dtype), params[:, PARAMETERS_PER_IMAGE:]
+    if config.acquisition_strength:
+        pixels, rest = _acquire(pixels, rest[:, :PARAMETERS_OF_ACQUISITION]), rest[:, PARAMETERS_OF_ACQUISITION:]
     if config.mixup or config.cutmix:
         pixels, targets = _mix(pixels, targets, rest[:, -PARAMETERS_OF_MIXING:])
     if config.cutout:
@@ -180,6 +208,49 @@ def _sampling_grid(matrices: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     rows = down[:, None] * centres[:, None]
     grid = torch.empty((len(matrices), size, size, 2), dtype=dtype, device=matrices.device)
     return torch.add(columns[:, None], rows[:, :, None], out=grid)
+
+
+def _acquire(pixels: Tensor, params: Tensor) -> Tensor:
+    """Blur or sharpen each image, and compress it, in place.
+
+    The detail is in two bands, differences of Gaussians (Burt & Adelson, IEEE Transactions on Communications, 1983):
+    what is lost at half the resolution, and what more is lost at a quarter of it.
+
+    Args:
+        pixels: shape (n, 3, size, size), in [0, 1].
+        params: gains of the fine and of the coarse band, and the factor of the quantisation, shape (n, 3).
+    """
+    fine, coarse, coarseness = params.to(pixels.dtype)[..., None, None, None].unbind(1)
+    half, quarter = (_blur(pixels, deviation) for deviation in (1, 2))
+    pixels.mul_(fine).addcmul_(half, coarse - fine).addcmul_(quarter, 1 - coarse)
+    return _compress(pixels, coarseness).clamp_(0, 1)
+
+
+def _blur(pixels: Tensor, deviation: float) -> Tensor:
+    """Images through a Gaussian filter, in pixels; at the border it has the part that lies inside."""
+    # As products with a matrix, which are deterministic on a GPU and take no longer than other filters.
+    place = torch.arange(pixels.shape[-1], device=pixels.device)
+    filters = (((place[:, None] - place) / deviation) ** 2 / -2).softmax(dim=1).to(pixels.dtype)
+    return filters @ pixels @ filters.T
+
+
+def _compress(pixels: Tensor, coarseness: Tensor) -> Tensor:
+    """Quantise the cosine transform of blocks of 8×8 as JPEG does (ITU-T T.81), each colour by itself, in place.
+
+    The steps, 10 + 6.5 (u + v) of 256 for the frequencies u and v, are about those of the standard's table for
+    brightness, at a coarseness of 1. Rows and columns that fill no block stay as they are.
+    """
+    size = pixels.shape[-1] // 8 * 8
+    blocks, place = pixels[..., :size, :size], torch.arange(size, device=pixels.device)
+    frequency, block = place % 8, place // 8
+    # Of a whole row of blocks at once: a product of two matrices, which a GPU does in no time.
+    cosines = torch.cos(frequency[:, None] * (frequency + 0.5) * (math.pi / 8)) / 2
+    cosines[::8] *= math.sqrt(0.5)
+    basis = (cosines * (block[:, None] == block)).to(pixels.dtype)
+    steps = (coarseness * ((10 + 6.5 * (frequency[:, None] + frequency)) / 255).to(pixels.dtype)).clamp_min(1e-3)
+    coefficients = basis @ (blocks - 0.5) @ basis.T
+    blocks.copy_(basis.T @ (coefficients / steps).round_().mul_(steps) @ basis).add_(0.5)
+    return pixels
 
 
 def _cut_out(pixels: Tensor, place: Tensor, side: float) -> Tensor:

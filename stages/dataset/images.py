@@ -240,7 +240,13 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return data
 
 
-def decode_square(data: bytes, size: int) -> np.ndarray:
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Width and height in pixels of an image that `decode_square` takes, and the bytes of its file."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return *image.size, len(data)
+
+
+def decode_square(data: bytes, size: int, detail: int | None = None) -> np.ndarray:
     """Decode an image, turn it upright, and resize it to a square, ignoring its aspect ratio.
 
     Not cropped: the border of a large lesion, which is where its diagnosis shows, lies outside the square.
@@ -252,6 +258,7 @@ def decode_square(data: bytes, size: int) -> np.ndarray:
     Args:
         data: the bytes of an image file.
         size: pixels of a side of the result.
+        detail: pixels of the shorter side to which a larger image is reduced first: what it shows beyond is lost.
 
     Returns:
         uint8, shape (size, size, 3), RGB.
@@ -283,4 +290,7 @@ def decode_square(data: bytes, size: int) -> np.ndarray:
         raise ImageProblem(f"is of an absurd size ({error})") from None
     except Exception as error:  # whatever Pillow has for damaged pixels and EXIF data
         raise ImageProblem(f"is truncated or damaged ({error})") from None
+    if detail is not None and (scale := detail / min(upright.size)) < 1:
+        width, height = upright.size
+        upright = upright.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
     return np.asarray(upright.resize((size, size), Image.Resampling.BICUBIC))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from stages.dataset.images import EXTENSIONS, TABLES, files_below
 from stages.dataset.taxonomy import Diagnosis, fold, meanings_of
-from stages.errors import InputError, Problem
+from stages.errors import InputError, Problem, printable
 
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
 OPTIONAL_COLUMNS = ["dataset", "skin_type"]
@@ -182,17 +182,8 @@ def read_metadata(
     rows["dx"] = rows["label"].map(diagnoses)
     is_left_out = rows["label"].isin([label for label, dx in classes.items() if dx is None])
     is_unknown = rows["dx"].isna() & ~is_left_out
-    is_wrong = pd.Series(data=False, index=rows.index)
-    for names, is_valid, expected in _RULES:
-        for column in names:
-            right = {cell for cell in _distinct(rows[column]) if is_valid(cell)}
-            wrong = ~rows[column].isin(right) & ~is_left_out
-            is_wrong |= wrong
-            kind = f"{column} must be {expected}"
-            problems += [
-                Problem(f"{file} row {row}: {column} is {cell!r}; it must be {expected}", kind)
-                for file, row, cell in rows.loc[wrong, ["file", "row", column]].itertuples(index=False)
-            ]
+    is_wrong, more = _wrong_cells(rows[~is_left_out])
+    problems += more
     unknown = rows[is_unknown]
     if only_known and len(unknown):
         which = f"whose diagnosis is none of {', '.join(taxonomy)}"
@@ -207,12 +198,72 @@ def read_metadata(
             problems.append(Problem(f"{file} row {row}: {problem}", "unknown diagnosis"))
     if is_left_out.any():
         notes.append(_left_out(name, rows.loc[is_left_out, "label"], "that data.classes maps to null"))
-    kept = rows[~(is_left_out | is_unknown | is_wrong)].reset_index(drop=True)
+    kept = rows[~(is_left_out | is_unknown | rows.index.isin(is_wrong))].reset_index(drop=True)
     problems += _contradictions(kept, by_patient)
-    # Beyond float('55.0'), an empty cell is a missing age.
-    kept = kept.assign(age=pd.to_numeric(kept["age"].mask(kept["age"] == "")).astype(float))
+    kept = kept.assign(age=_years(kept["age"]))
     optional = [name for name in OPTIONAL_COLUMNS if name == "dataset" or (kept[name] != UNKNOWN).any()]
     return kept[[*COLUMNS, *optional]], problems, notes
+
+
+def read_covariates(path: Path, columns: Mapping[str, str | None] | None = None) -> pd.DataFrame:
+    """Read age, sex and localization of images from one table, as `read_metadata` does; what else it has is ignored.
+
+    An image may also stand in a column `file`, as in what `predict` writes.
+
+    Args:
+        path: the table.
+        columns: the table's name of each of `OURS` that has another; None: it has none.
+
+    Returns:
+        Columns age (years, NaN where unknown), sex and localization, by the ids of the images.
+
+    Raises:
+        InputError: there is no such table, or rows have a mistake, each of them named.
+    """
+    names, columns = ["age", "sex", "localization"], dict(columns or {})
+    _check_mappings(columns, {}, {})
+    header = read_header(path)
+    if "file" in header and not _names_image(header, columns):
+        columns["image_id"] = "file"
+    table = _read_table(path, {"dx": None} | columns, (), alone=True)
+    if not set(names) & set(table.rows):
+        raise InputError(f"{path}: no column is known to hold age, sex or localization; {_shown(table.header)}")
+    rows = table.rows.reindex(columns=["file", "row", "image_id", *names], fill_value="")
+    for name in names[1:]:
+        rows[name] = rows[name].mask(rows[name] == "", UNKNOWN)
+    _, problems = _wrong_cells(rows.drop(columns="image_id"))
+    # The names that files have, not only such as are ids in a dataset.
+    rows["image_id"] = [re.split(r"[/\\:]", cell)[-1] for cell in rows["image_id"]]
+    rows = rows.drop_duplicates(["image_id", *names])
+    first = rows.drop_duplicates("image_id").set_index("image_id")["row"]
+    for row, image_id in rows.loc[rows["image_id"].duplicated(), ["row", "image_id"]].itertuples(index=False):
+        told = f"{path.name} row {row}: {image_id!r} has other values in row {first[image_id]}"
+        problems.append(Problem(told, "other values"))
+    if problems := [*table.problems, *problems]:
+        more = [f"and {len(problems) - MOST_SHOWN} more"] * (len(problems) > MOST_SHOWN)
+        raise InputError("\n  ".join([f"{path}:", *map(printable, problems[:MOST_SHOWN]), *more]))
+    return rows.assign(age=_years(rows["age"])).set_index("image_id")[names]
+
+
+def _wrong_cells(rows: pd.DataFrame) -> tuple[list[int], list[Problem]]:
+    """The rows with a cell that breaks one of `_RULES`, by their labels, and a line for each such cell."""
+    labels, problems = [], []
+    for names, is_valid, expected in _RULES:
+        for column in [name for name in names if name in rows]:
+            right = {cell for cell in _distinct(rows[column]) if is_valid(cell)}
+            wrong = rows.loc[~rows[column].isin(right), ["file", "row", column]]
+            labels += wrong.index.tolist()
+            kind = f"{column} must be {expected}"
+            problems += [
+                Problem(f"{file} row {row}: {column} is {cell!r}; it must be {expected}", kind)
+                for file, row, cell in wrong.itertuples(index=False)
+            ]
+    return labels, problems
+
+
+def _years(cells: pd.Series) -> pd.Series:
+    # Beyond float('55.0'), an empty cell is a missing age.
+    return pd.to_numeric(cells.mask(cells == "")).astype(float)
 
 
 def _check_mappings(

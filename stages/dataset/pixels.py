@@ -22,6 +22,7 @@ TAXONOMY = "taxonomy.json"
 SOURCES = "sources.json"  # where the images are of several datasets
 MANIFEST_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset", "shard", "row"]
 SKIN_TYPE = "skin_type"  # a further column, where that of an image is known
+MEASURES = ["width", "height", "bytes"]  # further columns where there are several datasets: of the images' files
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -72,7 +73,8 @@ class PixelStore:
     nobody can tell whether training on a large dataset stays within its own.
 
     Attributes:
-        manifest: one row per image, columns `MANIFEST_COLUMNS`, and `SKIN_TYPE` where one is known.
+        manifest: one row per image, columns `MANIFEST_COLUMNS`; `SKIN_TYPE` where one is known, and `MEASURES` where
+            there are several datasets.
         taxonomy: the diagnoses that dx may name, by their codes.
         image_size: pixels of a side.
         sources: by the names of several datasets, which are those in the column dataset, whether each is

@@ -5,14 +5,12 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from stages.dataset.encoding import COLUMNS
 from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import subgroup_table
 from stages.evaluation.uncertainty import DIFFERENCE, estimate
 from stages.evaluation.weighted import weighted_metrics
-
-# Never dx_type: a lesion is sent to histopathology because it looks malignant.
-COLUMNS = ["age", "sex", "localization"]
 
 
 def assess_baselines(
@@ -22,6 +20,7 @@ def assess_baselines(
     train_labels: np.ndarray,
     replicates: int,
     confidence: float,
+    image_alone: np.ndarray | None = None,
 ) -> dict:
     """The majority class, and a logistic regression on age band, sex and localization, both from the training images.
 
@@ -32,10 +31,11 @@ def assess_baselines(
         train_labels: the numbers of their classes.
         replicates: of the bootstrap.
         confidence: of the intervals.
+        image_alone: the classifier's calibrated probabilities where nothing but the image is known, if it takes more.
 
     Returns:
         `majority_class`: its name and metrics; `metadata`: its columns, its metrics, and what the image adds to it: the
-        classifier's metrics less these, with paired intervals.
+        classifier's metrics less these, with paired intervals; likewise `image_alone`, and what metadata add to it.
     """
     names = test.classes.names
     majority = int(np.bincount(train_labels).argmax())
@@ -46,19 +46,26 @@ def assess_baselines(
     def metrics(probabilities: np.ndarray):
         return lambda weights: weighted_metrics(probabilities, test.labels, weights, test.classes)
 
-    def image_adds(weights: np.ndarray) -> dict[str, np.ndarray]:
-        ours, theirs = metrics(test.probabilities)(weights), metrics(guessed)(weights)
-        return {name: ours[name] - theirs[name] for name in ours}
+    def added_to(probabilities: np.ndarray) -> dict:
+        def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
+            ours, theirs = metrics(test.probabilities)(weights), metrics(probabilities)(weights)
+            return {name: ours[name] - theirs[name] for name in ours}
+
+        return estimate(difference, *settings, bounds=DIFFERENCE)
 
     settings = (test.lesions, replicates, confidence, effective_lesions_of(test))
-    return {
+    result = {
         "majority_class": {"class": names[majority], "metrics": estimate(metrics(always), *settings)},
         "metadata": {
             "columns": COLUMNS,
             "metrics": estimate(metrics(guessed), *settings),
-            "image_adds": estimate(image_adds, *settings, bounds=DIFFERENCE),
+            "image_adds": added_to(guessed),
         },
     }
+    if image_alone is not None:
+        alone = estimate(metrics(image_alone), *settings)
+        result["image_alone"] = {"metrics": alone, "metadata_add": added_to(image_alone)}
+    return result
 
 
 def predict_from_metadata(

@@ -301,11 +301,21 @@ class Metadata(_Model, Generic[Estimates]):
     image_adds: Estimates = said("The classifier's metrics less these, with paired intervals.")
 
 
+class ImageAlone(_Model, Generic[Estimates]):
+    """The classifier where age, sex and localization are unknown, which it was trained for as well."""
+
+    metrics: Estimates = said("Its metrics.")
+    metadata_add: Estimates = said("The classifier's metrics less these, with paired intervals.")
+
+
 class Baselines(_Model, Generic[Estimates]):
-    """What is reached on the test images without looking at them."""
+    """What is reached on the test images without looking at them, or at nothing else."""
 
     majority_class: MajorityClass[Estimates]
     metadata: Metadata[Estimates]
+    image_alone: ImageAlone[Estimates] | None = Field(
+        default=None, description="Not there where the classifier takes the image alone."
+    )
 
 
 class Pair(_Model):
@@ -337,6 +347,7 @@ class ToldSources(_Model):
 
     sources: list[Text] = said("Those that are told apart, with enough lesions among these images.", min_length=2)
     chance: Share = said("Balanced accuracy of guessing.")
+    files: Share = said("From the size, the shape and the compression of the images' files.")
     properties: Share = said("From sharpness, contrast, mean colour and dark corners.")
     features: Share = said("From what the network's last layer sees.")
 

@@ -40,7 +40,7 @@ def _at_epoch_ends(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
 
 def _curve(path: Path) -> pd.DataFrame:
     """Columns step, of the training, and value."""
-    table = read_csv(path, ["step"], separator="\t")
+    table = read_csv(path, ["step"], separator="\t", dtype=str)
     try:
         values = table.iloc[:, -1].map(float)  # a value that is not a number is logged as nan, which stays text
         steps = table["step"].astype(int)

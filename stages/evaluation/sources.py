@@ -1,6 +1,9 @@
 """How well the source of an image can be told: a network that tells it may have learned the source, not the lesion."""
 
+from collections.abc import Mapping
+
 import numpy as np
+import pandas as pd
 from scipy.ndimage import laplace
 
 from stages.evaluation.baselines import logistic_regression
@@ -11,18 +14,17 @@ MOST_COMPONENTS = 32  # principal ones of the features: of hundreds a regression
 PROPERTIES = ("sharpness", "contrast", "red", "green", "blue", "dark corners")
 
 
-def tell_sources(pixels: np.ndarray, features: np.ndarray, sources: np.ndarray, lesions: np.ndarray) -> dict | None:
+def tell_sources(evidence: Mapping[str, np.ndarray], sources: np.ndarray, lesions: np.ndarray) -> dict | None:
     """How well a regression tells the sources of images on which the network was not trained.
 
     Args:
-        pixels: what `trivial_properties` gives, shape (n, properties).
-        features: what the network's last layer sees, shape (n, features).
+        evidence: what it is to tell them by, each shape (n, numbers); many numbers by their principal components.
         sources: their names, shape (n,).
         lesions: the lesion of each image, shape (n,).
 
     Returns:
-        `sources` that were told apart, those with `MIN_LESIONS` lesions; `chance`; and the balanced accuracies from
-        `properties` and from `features`. None where there are fewer than two.
+        `sources` that were told apart, those with `MIN_LESIONS` lesions; `chance`; and the balanced accuracy from each
+        kind of evidence, by its name. None where there are fewer than two.
     """
     names = [name for name in np.unique(sources) if len(np.unique(lesions[sources == name])) >= MIN_LESIONS]
     if len(names) < 2:
@@ -32,15 +34,27 @@ def tell_sources(pixels: np.ndarray, features: np.ndarray, sources: np.ndarray, 
     return {
         "sources": [str(name) for name in names],
         "chance": 1 / len(names),
-        "properties": _balanced_accuracy(pixels[used], labels, groups),
-        "features": _balanced_accuracy(_principal(features[used]), labels, groups),
+        **{name: _balanced_accuracy(_principal(values[used]), labels, groups) for name, values in evidence.items()},
     }
+
+
+def file_properties(manifest: pd.DataFrame) -> np.ndarray:
+    """What the images' files show before they are decoded: how large, how wide and how strongly compressed they are.
+
+    Args:
+        manifest: columns width and height in pixels, and bytes.
+
+    Returns:
+        float64, shape (n, 3): logarithms of the pixels, of the ratio of the sides, and of the bytes per pixel.
+    """
+    width, height, size = (np.log(manifest[name].to_numpy(float)) for name in ("width", "height", "bytes"))
+    return np.column_stack([width + height, width - height, size - width - height])
 
 
 def trivial_properties(pixels: np.ndarray) -> np.ndarray:
     """What of an image has nothing to do with its lesion, by `PROPERTIES`.
 
-    Of the pixels that the network sees: the image's own size and compression show in them as sharpness only.
+    Of the pixels that the network sees, in which the size and the compression of the file show as sharpness only.
 
     Args:
         pixels: uint8, shape (n, size, size, 3), RGB.
@@ -62,7 +76,9 @@ def _ends(length: int) -> tuple[slice, slice]:
 
 
 def _principal(features: np.ndarray) -> np.ndarray:
-    """The features on the axes along which they vary most."""
+    """Features on the axes along which they vary most; a few as they are."""
+    if features.shape[1] <= MOST_COMPONENTS:
+        return features
     centred = features.astype(float) - features.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     return centred @ axes[:, ::-1][:, :MOST_COMPONENTS]

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from stages.dataset.encoding import UNKNOWN
 from stages.evaluation.uncertainty import (
     DIFFERENCE,
     count_lesions,
@@ -19,7 +20,6 @@ from stages.evaluation.weighted import weighted_areas, weighted_rates
 # rule of three).
 MIN_LESIONS = 10
 AGE_BANDS = (0, 30, 45, 60, 75, 121)  # years
-UNKNOWN = "unknown"
 SKIN_TYPE = "skin_type"  # as Fitzpatrick's, where a dataset has it
 METRICS = ("sensitivity", "specificity", "auroc")
 

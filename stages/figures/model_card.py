@@ -154,7 +154,8 @@ def _metadata(details: dict, description: dict, config: Config, source: Source) 
 
 
 def _in_timm(description: dict) -> bool:
-    return description["architecture"] != "baseline_cnn" and description["networks"] == 1
+    own = description["architecture"] == "baseline_cnn" or description["metadata"]
+    return description["networks"] == 1 and not own
 
 
 def _parameters(config: Config) -> dict:

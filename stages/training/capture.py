@@ -75,8 +75,7 @@ class CapturedStep:
         return loss
 
     def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
-        params = None if batch.augment_params is None else batch.augment_params.clone()
-        self._static = Batch(batch.images.clone(), batch.labels.clone(), params)
+        self._static = Batch._make(None if tensor is None else tensor.clone() for tensor in batch)
         self._step.optimizer.zero_grad(set_to_none=True)
         # Threads that read images ahead and, with several GPUs, NCCL's watchdog go on meanwhile: hence thread_local.
         options = {"stream": self._stream, "capture_error_mode": "thread_local", "pool": torch.cuda.graph_pool_handle()}

@@ -35,7 +35,7 @@ MAX_UNFINISHED = 10
 STALE_AFTER_SECONDS = 24 * 60 * 60
 # These have no effect on the result.
 _WITHOUT_EFFECT = ("resume", "checkpoint_minutes", "profiler")
-_AUGMENTATION = ("augment", "augment_strength", "cutout", "mixup", "cutmix")
+_AUGMENTATION = ("augment", "augment_strength", "acquisition_strength", "cutout", "mixup", "cutmix")
 
 
 def checkpoint_folder(root: Path) -> Path:

@@ -119,10 +119,12 @@ def _train(
     training = config.training
     torch.manual_seed(training.seed)
     loggers = create_loggers(config, metrics) if fabric.is_global_zero else []
+    within_sources = training.class_balance_within == "source"
     sampling = SamplingConfig(
         seed=training.seed,
         augmentation=config.data if config.data.augment else None,
         balance=training.class_balance_strength if training.class_balance == "sampling" else 0.0,
+        within_sources=within_sources,
         repeated=training.overfit_batches > 0,
     )
     step_images = training.batch_size * training.accumulate_grad_batches
@@ -130,8 +132,8 @@ def _train(
     process = fabric.global_rank, fabric.world_size, config.runtime.num_workers
     train_batches = Batches(train, step_images, fabric.device, sampling, *process)
     val_batches = Batches(val, val_images_at_a_time, fabric.device, None, *process)
-    class_counts = torch.bincount(train.labels, minlength=len(train.classes.names))
-    module = TrainingModule(config, train.store.image_size, class_counts).to(fabric.device)
+    class_counts = train.class_counts(within_sources)
+    module = TrainingModule(config, train.store.image_size, class_counts, train.encoding).to(fabric.device)
     checkpoint = Checkpoints(folder, training.checkpoint_minutes)
     try:
         fit = TrainingLoop(module, train_batches, val_batches, config, fabric, checkpoint, loggers).run()

@@ -20,9 +20,10 @@ from stages.classifier.networks import architecture, pixel_statistics
 from stages.classifier.weights import save_model
 from stages.config import Config
 from stages.dataset.augmentation import augment_batch, sample_params
+from stages.dataset.encoding import learn_encoding
 from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
-from stages.dataset.taxonomy import Classes, classes_of
+from stages.dataset.taxonomy import classes_of
 from stages.errors import InputError
 from stages.files import (
     CHECKPOINTS,
@@ -89,6 +90,8 @@ def train_model(
     classes = classes_of(store.taxonomy, config.model.num_classes)
     config = replace(config, model=replace(config.model, num_classes=len(classes.names)))
     val_folds = choose_val_folds(config.model, split, store.manifest)
+    # All networks of an ensemble have one encoding, also those whose training images are fewer.
+    encoding = learn_encoding(config.model.metadata, SplitImages(store, "train", split, len(classes.names)).table)
     root = checkpoint_folder(checkpoints)
     if fabric.is_global_zero:
         require_writable(root)
@@ -99,14 +102,15 @@ def train_model(
     for number, val_fold in enumerate(val_folds):
         if members:
             end_logging(members[-1].loggers)
-        train, val = (SplitImages(store, name, split, config.model.num_classes, val_fold) for name in ("train", "val"))
+        kind = config.model.num_classes, val_fold, encoding
+        train, val = (SplitImages(store, name, split, *kind) for name in ("train", "val"))
         folder = member_metrics(metrics, number)
         members.append(train_member(config, number, train, val, fabric, root, folder, (prepared, split)))
     if not fabric.is_global_zero:
         return None
     last, fits = members[-1], [member.fit for member in members]
     network = combine([member.module.eval_network for member in members])
-    description = _describe(last.config, fits, store, classes, val_folds)
+    description = _describe(last.config, fits, last.val, val_folds)
     save_model(network, description, models)
     speed = statistics.median(fit.images_per_second for fit in fits)
     training = Training(description, time.perf_counter() - start, speed)
@@ -118,17 +122,16 @@ def train_model(
     return training
 
 
-def _describe(
-    config: Config, fits: list[Fit], store: PixelStore, classes: Classes, val_folds: list[int | None]
-) -> ModelDescription:
+def _describe(config: Config, fits: list[Fit], images: SplitImages, val_folds: list[int | None]) -> ModelDescription:
     name = architecture(config.model)
     mean, std = pixel_statistics(name)
     return ModelDescription(
         architecture=name,
         networks=len(fits),
-        classes=list(classes.names),
-        taxonomy=store.taxonomy,
-        image_size=store.image_size,
+        classes=list(images.classes.names),
+        taxonomy=images.store.taxonomy,
+        image_size=images.store.image_size,
+        detail=config.data.detail,
         mean=list(mean),
         std=list(std),
         epochs=[fit.epoch for fit in fits],
@@ -136,6 +139,7 @@ def _describe(
         validation_folds=[fold for fold in val_folds if fold is not None],
         batch_size=config.training.batch_size,
         accumulate_grad_batches=config.training.accumulate_grad_batches,
+        metadata=images.encoding,
     )
 
 

@@ -189,4 +189,4 @@ def _sample_table(images: SplitImages, probabilities: torch.Tensor, classes: lis
 def _val_probabilities(network: nn.Module, val: Batches) -> torch.Tensor:
     """Probabilities of every validation image, not calibrated, shape (images, classes)."""
     network.to(val.device).eval()
-    return torch.cat([network(as_float(batch.images)).softmax(dim=1).cpu() for batch in val])
+    return torch.cat([network(as_float(batch.images), batch.metadata).softmax(dim=1).cpu() for batch in val])

@@ -8,9 +8,11 @@ from torch.optim import Optimizer
 from stages.classifier.networks import NormalizedNetwork, create_network, last_layers, pad_batch
 from stages.config import Config
 from stages.dataset.augmentation import as_float, augment_batch
-from stages.dataset.loaders import Batch
+from stages.dataset.encoding import MetadataEncoding
+from stages.dataset.loaders import Batch, class_weights
 from stages.training.optimization import WeightAverage, check_optimizer, create_optimizer
 
+NEVER = -1e4  # added to a logit: a probability of 0, whose product with a target of 0 is 0 and not NaN
 PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
 
 
@@ -22,7 +24,9 @@ class TrainingModule(nn.Module):
     Args:
         config: which network, and how to fit it; its precision is none of `auto`.
         image_size: side of its images, in pixels.
-        class_counts: training images of each class, shape (classes,); for `training.class_balance`.
+        class_counts: training images of each class, shape (sources, classes), as of `SplitImages.class_counts`; a
+            source is only taught to tell apart the classes that it has.
+        encoding: of the metadata that the network takes; None: it takes none.
 
     Attributes:
         network: what is trained.
@@ -32,24 +36,24 @@ class TrainingModule(nn.Module):
         InputError: timm has no such network or optimizer, or the weights are not available.
     """
 
-    def __init__(self, config: Config, image_size: int, class_counts: Tensor) -> None:
+    def __init__(
+        self, config: Config, image_size: int, class_counts: Tensor, encoding: MetadataEncoding | None = None
+    ) -> None:
         super().__init__()
         training = config.training
         check_optimizer(training.optimizer)
         self.config, self.image_size = config, image_size
-        self.network = create_network(config.model, image_size)
+        self.network = create_network(config.model, image_size, encoding)
         self.average = WeightAverage(self.network, training.ema_decay) if training.ema_decay else None
-        counts, weights, adjustment = class_counts.clamp(min=1), None, None
-        if training.class_balance == "weights":
-            # At full strength every class counts as much as any other; the mean weight of the training images is 1.
-            weights = counts.float() ** -training.class_balance_strength
-            weights *= counts.sum() / (counts * weights).sum()
-        if training.class_balance == "logits":
-            adjustment = training.class_balance_strength * (counts / counts.sum()).log()
+        balance, strength = training.class_balance, training.class_balance_strength
+        weights = class_weights(class_counts, strength).float() if balance == "weights" else None
+        # What no source has is compared with what they have: else nothing would keep it from being predicted.
+        counts = class_counts.where(class_counts.any(dim=0), 1)
+        self.prior_strength = strength if balance == "logits" else 0.0
         self.class_weights: Tensor | None
-        self.logit_adjustment: Tensor | None
+        self.class_shares: Tensor
         self.register_buffer("class_weights", weights, persistent=False)
-        self.register_buffer("logit_adjustment", adjustment, persistent=False)
+        self.register_buffer("class_shares", counts / counts.sum(dim=1, keepdim=True), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -61,33 +65,43 @@ class TrainingModule(nn.Module):
         """What is validated and kept: the network, or the average of its weights."""
         return self.network if self.average is None else self.average.network
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map float images (n, 3, size, size) in [0, 1] to logits (n, num_classes)."""
-        return self.eval_network(images)
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Map float images (n, 3, size, size) in [0, 1], and their metadata, to logits (n, num_classes)."""
+        return self.eval_network(images, metadata)
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
         training, classes = self.config.training, int(self.config.model.num_classes)
         targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
+        if self.class_weights is not None:
+            targets = targets * self.class_weights[batch.sources]
+        shares, metadata = self.class_shares[batch.sources], batch.metadata
         if batch.augment_params is None:
             pixels = as_float(batch.images)
         else:
             # Where the network computes in 16 bits, its images need no more; and fewer bytes are moved.
             exact = batch.images.device.type == "cpu" or training.precision == 32
             dtype = torch.float32 if exact else torch.float16
-            pixels, targets = augment_batch(batch.images, targets, batch.augment_params, self.config.data, dtype)
-        logits = self._logits(network, pixels)
-        if self.logit_adjustment is not None:
-            # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: the network need not learn frequencies.
-            logits = logits + self.logit_adjustment
-        return cross_entropy(
-            logits, targets, weight=self.class_weights, label_smoothing=training.label_smoothing, reduction="none"
-        )
+            # What is mixed of two images has their mixed targets, metadata and shares of their sources.
+            rows = [targets, shares, *([] if metadata is None else [metadata])]
+            pixels, mixed = augment_batch(
+                batch.images, torch.cat(rows, dim=1), batch.augment_params, self.config.data, dtype
+            )
+            targets, shares, *more = mixed.split([row.shape[1] for row in rows], dim=1)
+            metadata = more[0] if more else None
+        is_compared = shares > 0
+        if training.label_smoothing:
+            spread = targets.sum(dim=1, keepdim=True) * is_compared / is_compared.sum(dim=1, keepdim=True)
+            targets = targets.lerp(spread, training.label_smoothing)
+        # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: the network need not learn frequencies. With
+        # those of each source at strength 1 nothing is left to gain from telling the source.
+        prior = (self.prior_strength * shares.log()).masked_fill(~is_compared, NEVER)
+        return cross_entropy(self._logits(network, pixels, metadata) + prior, targets, reduction="none")
 
-    def _logits(self, network: nn.Module, pixels: Tensor) -> Tensor:
+    def _logits(self, network: nn.Module, pixels: Tensor, metadata: Tensor | None) -> Tensor:
         precision = PRECISIONS[self.config.training.precision]
         with torch.autocast(pixels.device.type, precision, enabled=precision is not None):
-            return network(pixels).float()
+            return network(pixels, metadata).float()
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """The mean training loss of a batch, in nats."""
@@ -102,7 +116,8 @@ class TrainingModule(nn.Module):
             batch_size: images to pad the batch to, so that a GPU meets one shape only.
         """
         images = pad_batch(batch.images, batch_size)
-        return self._logits(self.eval_network, as_float(images))[: len(batch.labels)]
+        metadata = None if batch.metadata is None else pad_batch(batch.metadata, batch_size)
+        return self._logits(self.eval_network, as_float(images), metadata)[: len(batch.labels)]
 
     def configure_optimizers(self) -> Optimizer:
         """timm's optimizer of the name `training.optimizer`."""

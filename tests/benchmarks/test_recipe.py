@@ -34,7 +34,7 @@ def measured(monkeypatch):
     """The runs that were trained, in a benchmark whose trainings take no time."""
     runs = []
 
-    def measure(planned, data_dir, cache):
+    def measure(planned, *_):
         runs.append(planned)
         probabilities = {"plain": np.full((4, 2), 0.5), "tta": np.full((4, 2), 0.5), "labels": np.arange(4) % 2}
         return Measured(record_of(planned), probabilities | {"half": np.array([True, True, False, False])})
@@ -106,10 +106,10 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path, measured, monkeypat
 def test_runs_that_fail_are_named_at_the_end_and_tried_again(tmp_path, measured, monkeypatch):
     works = recipe.measure
 
-    def fails(planned, data_dir, cache):
+    def fails(planned, *others):
         if planned["seed"] == 0:
             raise InputError("the training loss is nan")
-        return works(planned, data_dir, cache)
+        return works(planned, *others)
 
     monkeypatch.setattr(recipe, "measure", fails)
     runs = plan(["base"], BASE, [1], [0, 1])
@@ -123,7 +123,7 @@ def test_runs_that_fail_are_named_at_the_end_and_tried_again(tmp_path, measured,
 def test_who_terminates_a_run_ends_them_all(tmp_path, monkeypatch):
     started = []
 
-    def terminated(planned, data_dir, cache):
+    def terminated(planned, *_):
         started.append(planned)
         raise TerminatedError("terminated; last.ckpt holds everything")
 

@@ -66,6 +66,13 @@ def test_a_loaded_model_gives_the_bits_of_the_saved_one(tmp_path, name, classes)
     assert not loaded.training
 
 
+def test_the_detail_of_its_images_is_in_the_description_where_it_was_reduced(tmp_path):
+    for detail in (None, 100):
+        save_model(network(), replace(description(), detail=detail), tmp_path)
+        assert ("detail" in json.loads((tmp_path / DESCRIPTION).read_text())) == (detail is not None)
+        assert load_model(tmp_path)[1].detail == detail
+
+
 def test_an_ensemble_gives_the_mean_of_its_networks_probabilities(tmp_path):
     members = [network(seed=seed) for seed in range(3)]
     save_model(Ensemble(members), description(networks=3), tmp_path)

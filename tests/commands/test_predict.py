@@ -354,12 +354,12 @@ def test_a_large_folder_is_not_decoded_into_memory_at_once(photos, model, monkey
         (photos / f"more{number}.png").write_bytes(picture(0, "PNG"))
     counts = {"decoded": 0, "used": 0, "most": 0}
 
-    def decode(data, size):
+    def decode(data, size, *_):
         counts["decoded"] += 1
         counts["most"] = max(counts["most"], counts["decoded"] - counts["used"])
         return np.zeros((size, size, 3), np.uint8)
 
-    def infer(network, batches, device, calibration):
+    def infer(network, batches, *_):
         counts["used"] += sum(map(len, batches))
         return np.full((len(batches[0]), 7), 1 / 7)
 
@@ -397,7 +397,7 @@ def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run
 
 
 def test_gradcam_of_a_network_without_feature_maps_is_refused_and_nothing_written(run, photos, monkeypatch):
-    monkeypatch.setattr(gradcam, "gradcam_heatmaps", lambda *_: None)
+    monkeypatch.setattr(gradcam, "gradcam_heatmaps", lambda *_, **__: None)
     run(photos, "--gradcam", "maps", "--output", "table.csv", problem="--gradcam: baseline_cnn has no final feature")
     assert names(".") == ["photos"]
 

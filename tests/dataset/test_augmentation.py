@@ -1,8 +1,10 @@
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.plain import PLAIN
 from stages.dataset import augmentation
@@ -56,7 +58,9 @@ def test_the_result_is_a_batch_of_float_images_in_0_to_1(random_uniforms):
 
 
 @pytest.mark.parametrize(
-    "mixing", [{}, {"mixup": 0.4, "cutmix": 1.0}, {"cutout": 0.3}], ids=["plain", "mixed", "cut out"]
+    "mixing",
+    [{}, {"mixup": 0.4, "cutmix": 1.0}, {"cutout": 0.3}, {"acquisition_strength": 1.0}],
+    ids=["plain", "mixed", "cut out", "acquired otherwise"],
 )
 def test_the_result_lies_in_memory_as_networks_take_it(images, mixing):
     config = replace(PLAIN.data, **mixing)
@@ -207,6 +211,58 @@ def test_switching_mixing_on_leaves_geometry_and_colour_as_they_were():
     _, plain = sampled(6)
     _, mixed = sampled(6, mixup=0.3, cutmix=1.0, cutout=0.2)
     assert torch.equal(mixed[:, : plain.shape[1]], plain)
+
+
+def acquired(picture, **found):
+    """A picture (size, size), 0 to 255, of one colour, with the gains and the coarseness."""
+    params = {"fine": 1.0, "coarse": 1.0, "coarseness": 0.0} | found
+    grey = torch.from_numpy(picture.astype(np.float32) / 255).expand(1, 3, -1, -1).clone()
+    result = augmentation._acquire(grey, torch.tensor([list(params.values())]))
+    assert torch.equal(result[0, 0], result[0, 2])
+    return result[0, 0].numpy() * 255
+
+
+@pytest.mark.parametrize("size", [64, 77])
+def test_detail_goes_away_band_by_band_or_is_exaggerated(size):
+    picture = np.random.default_rng(0).uniform(60, 200, (size, size))
+    detail = [np.abs(np.diff(acquired(picture, fine=fine, coarse=coarse))).mean() for fine, coarse in
+              ((0, 0), (0, 1), (1, 1), (1.5, 1))]  # fmt: skip
+    assert detail == sorted(detail)
+    assert detail[0] < 0.5 * detail[1] < 0.25 * detail[2] < 0.2 * detail[3]
+    np.testing.assert_allclose(acquired(picture), picture, atol=0.5)
+    assert acquired(picture, fine=0, coarse=0).mean() == pytest.approx(picture.mean(), abs=2)
+
+
+@pytest.mark.parametrize("coarseness", [2.0, 4.0])  # whose steps are whole numbers
+def test_compression_loses_what_jpeg_loses(coarseness):
+    across = np.linspace(0, 12, 64)
+    picture = np.round(128 + 50 * np.sin(across)[:, None] + 30 * np.cos(3 * across)[None]).astype(np.uint8)
+    picture[20:30, 20:30] += 40
+    steps = [int(coarseness * (10 + 6.5 * (row + column))) for row in range(8) for column in range(8)]
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", qtables=[steps])
+    of_jpeg, found = np.asarray(Image.open(file)).astype(float), acquired(picture, coarseness=coarseness)
+    lost = np.abs(of_jpeg - picture).mean()
+    assert lost > 0.5
+    assert np.abs(found - of_jpeg).mean() < 0.3 * lost
+
+
+def test_acquisition_varies_within_its_range_and_leaves_the_other_draws(images):
+    _, plain = sampled(500)
+    config, params = sampled(500, acquisition_strength=1.0)
+    own = params[:, augmentation.PARAMETERS_PER_IMAGE :]
+    assert (own.min(dim=0).values >= 0).all()
+    assert own[:, 0].min() < 0.5 < 1.5 < own[:, 0].max()
+    assert own[:, 2].max() > 1
+    width = (params[:, 0:2] / plain[:, 0:2])[:, 0]
+    white = (params[:, 6:15] / plain[:, 6:15]).view(-1, 3, 3)[:, :, 0]
+    torch.testing.assert_close(params[:, 2:6], plain[:, 2:6])
+    assert 3 / 4 <= width.min() < 0.8 < 1.25 < width.max() <= 4 / 3
+    assert 1 / 1.12 - 1e-6 <= white.min() < 0.92 < 1.09 < white.max() <= 1.12 + 1e-6
+    assert (white[:, 0] - white[:, 2]).abs().max() > 0.1, "each colour has its own"
+    pixels, _ = augment_batch(images, TARGETS, params[:4], config)
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
 
 
 def test_cutout_greys_a_square_of_its_size_wholly_inside_each_image(images):

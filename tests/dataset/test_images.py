@@ -49,6 +49,14 @@ def test_an_image_becomes_a_square_that_shows_its_centre(kind, source, size):
     assert pixels[1, 1].min() > 230
 
 
+def test_what_is_reduced_first_shows_no_more_than_was_left_and_smaller_ones_stay():
+    fine = Image.fromarray(np.tile(np.array([[0, 255], [255, 0]], np.uint8), (30, 40)))
+    reduced = decode_square(encoded(fine), 80, detail=20)
+    assert reduced.std() < 5 < 50 < decode_square(encoded(fine), 80).std()
+    assert np.array_equal(decode_square(encoded(fine), 80, detail=60), decode_square(encoded(fine), 80))
+    assert decode_square(encoded(with_a_dot()), 64, detail=30).shape == (64, 64, 3)
+
+
 def test_an_image_is_enlarged_where_it_is_smaller_than_asked_for():
     assert decode_square(encoded(with_a_dot()), 200).shape == (200, 200, 3)
 

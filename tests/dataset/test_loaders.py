@@ -1,14 +1,17 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.plain import HAM10000, PLAIN, told_apart
 from stages.dataset.augmentation import PARAMETERS_PER_IMAGE
-from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
-from stages.dataset.pixels import PixelStore
+from stages.dataset.encoding import learn_encoding
+from stages.dataset.loaders import Batch, Batches, SamplingConfig, SplitImages
+from stages.dataset.pixels import MANIFEST, SOURCES, PixelStore
 from stages.dataset.taxonomy import numbers_of
 from stages.errors import InputError
-from stages.files import read_csv, write_csv
+from stages.files import read_csv, write_csv, write_json
 
 CPU = torch.device("cpu")
 TRAIN = [number for number in range(70) if number % 5 > 1]
@@ -51,6 +54,11 @@ def test_over_the_epochs_every_training_image_comes_up(images):
     assert seen == set(TRAIN)
 
 
+def same(one, other):
+    """Whether two batches are."""
+    return all(a is b is None or torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_validation_has_every_image_once_in_the_split_s_order(images):
     batches = Batches(images("val"), 4, CPU)
     assert order(batches) == order(batches) == VAL
@@ -64,7 +72,7 @@ def test_the_order_and_the_parameters_depend_on_the_seed_and_the_epoch_alone(ima
     again = Batches(images(), 8, CPU, SamplingConfig(5, PLAIN.data))
     list(again)  # an epoch before must not matter
     for one, other in zip(first, again.of_epoch(3), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other))
+        assert same(one, other)
     for epoch, seed in ((2, 5), (3, 4), (5, 3)):
         different = epoch_of(images(), epoch, seed=seed)
         assert order(different) != order(first)
@@ -78,7 +86,7 @@ def test_epochs_made_ahead_are_those_that_are_made_when_they_are_wanted(images):
         # As the training loop does, which knows how many there are: it never reaches what follows the last batch.
         seen = [next(loop) for _ in range(len(batches) - start)]
         for one, other in zip(seen, epoch_of(images(), epoch)[start:], strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one, other))
+            assert same(one, other)
 
 
 def test_the_batch_size_does_not_change_the_order_nor_an_image_s_parameters(images):
@@ -145,11 +153,40 @@ def test_half_the_strength_balances_half_of_the_way(images):
     assert torch.cat(drawn).float().mean().item() == pytest.approx(odds / (1 + odds), abs=0.03)
 
 
+@pytest.fixture
+def of_two_sources(tiny, tmp_path):
+    """The training images, of which all with odd numbers and the last diagnosis are of one source."""
+    folder = shutil.copytree(tiny.folder, tmp_path / "prepared")
+    manifest = read_csv(folder / MANIFEST, [])
+    is_small = (np.arange(70) % 2 == 1) & (np.arange(70) % 7 > 4)
+    write_csv(folder / MANIFEST, manifest.assign(dataset=np.where(is_small, "small", "large")))
+    write_json(folder / SOURCES, {name: {"train_only": False} for name in ("large", "small")})
+    images = SplitImages(PixelStore(folder), "train", tiny.split, 7)
+    assert set(images.labels[images.sources == 1].tolist()) == {5, 6}
+    return images
+
+
+def test_classes_balanced_within_sources_leave_each_source_its_share(of_two_sources):
+    images = of_two_sources
+    assert images.class_counts(within_sources=True)[1, :5].sum() == 0
+    assert torch.equal(images.class_counts(within_sources=False)[1], torch.bincount(images.labels))
+    batches, drawn = Batches(images, 42, CPU, SamplingConfig(0, balance=1.0, within_sources=True)), []
+    for epoch in range(60):
+        drawn += list(batches.of_epoch(epoch))
+    sources, labels = (torch.cat([getattr(batch, name) for batch in drawn]) for name in ("sources", "labels"))
+    for batch in drawn[:3]:
+        assert [images.sources[TRAIN.index(number)] for number in numbers(batch)] == batch.sources.tolist()
+    assert sources.float().mean().item() == pytest.approx(images.sources.float().mean().item(), abs=0.03)
+    for source, classes in ((0, 7), (1, 2)):
+        share = torch.bincount(labels[sources == source], minlength=7)[-classes:] / (sources == source).sum()
+        torch.testing.assert_close(share, torch.full((classes,), 1 / classes), atol=0.04, rtol=0)
+
+
 def test_repeated_epochs_are_the_first_again(images):
     batches = Batches(images(), 8, CPU, SamplingConfig(0, PLAIN.data, repeated=True))
     first = list(batches)
     for one, other in zip(first, batches.of_epoch(7), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other))
+        assert same(one, other)
 
 
 def test_several_processes_share_the_images_of_every_step(images):
@@ -157,8 +194,7 @@ def test_several_processes_share_the_images_of_every_step(images):
     shares = [Batches(images(), 4, CPU, SamplingConfig(0, PLAIN.data), rank, 3) for rank in range(3)]
     assert [len(share) for share in shares] == [len(alone)] * 3
     for step, parts in zip(alone, zip(*shares), strict=True):
-        for whole, pieces in zip(step, zip(*parts)):
-            assert torch.equal(whole, torch.cat(pieces))
+        assert same(step, Batch._make(None if pieces[0] is None else torch.cat(pieces) for pieces in zip(*parts)))
 
 
 def test_several_processes_validate_every_image_once(images):
@@ -205,3 +241,41 @@ def test_a_split_without_images_is_refused_with_its_name(store, tiny, tmp_path):
     write_csv(path, read_csv(tiny.split, []).replace({"split": {"val": "train"}}))
     with pytest.raises(InputError, match=r"split\.csv has no image in the split val"):
         SplitImages(store, "val", path, 2)
+
+
+@pytest.fixture
+def with_metadata(store, tiny):
+    """A function that gives the images of a split, with metadata from which an image can be told."""
+
+    def make(split="train"):
+        images = SplitImages(store, split, tiny.split, 2, encoding=learn_encoding("late", store.manifest))
+        images.metadata[:, 0] = images.indices
+        return images
+
+    return make
+
+
+def test_metadata_come_with_their_images_and_leave_order_and_augmentation_as_they_are(images, with_metadata):
+    for epoch in (0, 1):
+        plain, told = epoch_of(images(), epoch), epoch_of(with_metadata(), epoch)
+        assert order(plain) == order(told)
+        assert all(torch.equal(one.augment_params, other.augment_params) for one, other in zip(plain, told))
+        of_images = [row for batch in told for row in batch.metadata[:, 0].tolist()]
+        assert {row - number for row, number in zip(of_images, order(told)) if row} == {0}
+    assert all(batch.metadata is None for batch in plain)
+
+
+def test_what_is_lost_depends_on_seed_and_epoch_alone_and_nothing_is_in_validation(with_metadata):
+    def metadata(*args, **kwargs):
+        return [batch.metadata for batch in epoch_of(with_metadata(), *args, **kwargs)]
+
+    assert all(map(torch.equal, metadata(1), metadata(1)))
+    assert not all(map(torch.equal, metadata(1), metadata(2)))
+    assert not all(map(torch.equal, metadata(1), metadata(1, seed=1)))
+    alone = Batches(with_metadata(), 12, CPU, SamplingConfig(0, PLAIN.data))
+    shares = [Batches(with_metadata(), 4, CPU, SamplingConfig(0, PLAIN.data), rank, 3) for rank in range(3)]
+    for whole, *parts in zip(alone, *shares):
+        assert torch.equal(whole.metadata, torch.cat([part.metadata for part in parts]))
+    val = with_metadata("val")
+    batches = list(Batches(val, 4, CPU))
+    assert [row for batch in batches for row in batch.metadata[:, 0].tolist()] == order(batches) == VAL

@@ -8,8 +8,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from benchmarks.plain import HAM10000, told_apart
+from stages.dataset.encoding import COLUMNS
 from stages.dataset.taxonomy import numbers_of
-from stages.evaluation.baselines import COLUMNS, assess_baselines, predict_from_metadata
+from stages.evaluation.baselines import assess_baselines, predict_from_metadata
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.subgroups import subgroup_table

@@ -26,6 +26,7 @@ DESCRIPTION = {
     "epochs": [4],
     "val_losses": [0.5],
     "validation_folds": [],
+    "metadata": None,
     "taxonomy": {code: asdict(diagnosis) for code, diagnosis in HAM10000.items()},
 }
 IDS = {"synthetic": ("SYN_{:07d}", "SYN_L{:06d}"), "ham10000": ("ISIC_{:07d}", "HAM_{:07d}"), "own": ("I{}", "L{}")}

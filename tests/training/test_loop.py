@@ -557,7 +557,7 @@ def test_a_plain_trainer_of_lightning_takes_the_same_steps(train, tiny, tmp_path
     starts = []
     fitted = train(lambda module, val: starts.append({k: v.clone() for k, v in module.state_dict().items()}), **changes)
     images = SplitImages(fitted.val.store, "train", tiny.split, 2)
-    module = SkinLesionClassifier(fitted.config, 16, torch.bincount(images.labels))
+    module = SkinLesionClassifier(fitted.config, 16, images.class_counts(within_sources=False))
     module.load_state_dict(starts[0])
     sampling = ensemble.SamplingConfig(fitted.config.training.seed, fitted.config.data)
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)

@@ -1,33 +1,36 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.plain import PLAIN
 from stages.config import override
-from stages.dataset.augmentation import as_float
-from stages.dataset.loaders import Batch
+from stages.dataset.augmentation import as_float, sample_params
+from stages.dataset.loaders import Batch, class_weights
 from stages.errors import InputError
 from stages.training.module import TrainingModule
 
-COUNTS = torch.tensor([30, 10])
+COUNTS = torch.tensor([[30, 10]])
 
 
-def classifier(classes=2, **training):
+def classifier(classes=2, counts=COUNTS, **training):
     changes = {"data.image_size": 16, "model.name": "baseline_cnn", "model.variant": None, "model.num_classes": classes}
     changes |= {"model.pretrained": False, "training.precision": 32}
     config = override(PLAIN, changes | {f"training.{key}": value for key, value in training.items()})
-    return TrainingModule(config, 16, COUNTS).eval()
+    return TrainingModule(config, 16, counts).eval()
 
 
 @pytest.fixture
 def batch():
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8, generator=random)
-    return Batch(images, torch.tensor([0, 0, 1, 0, 1, 0]), None)
+    return Batch(images, torch.tensor([0, 0, 1, 0, 1, 0]), None, torch.zeros(6, dtype=torch.int64))
 
 
 def test_the_number_of_classes_is_that_of_the_configuration():
-    assert classifier(7)(torch.rand(2, 3, 16, 16)).shape == (2, 7)
+    assert classifier(7, torch.ones(1, 7))(torch.rand(2, 3, 16, 16)).shape == (2, 7)
 
 
 def test_an_unknown_optimizer_is_refused_before_anything_is_trained():
@@ -53,7 +56,7 @@ def test_class_weights_make_classes_count_alike_and_leave_the_mean_loss_its_size
 
 
 def test_half_the_strength_weighs_by_the_root_of_the_frequency(batch):
-    weights = classifier(class_balance="weights", class_balance_strength=0.5).class_weights
+    weights = classifier(class_balance="weights", class_balance_strength=0.5).class_weights[0]
     assert (weights[1] / weights[0]).item() == pytest.approx((30 / 10) ** 0.5)
     assert (COUNTS * weights).sum().item() == pytest.approx(40)
 
@@ -66,6 +69,45 @@ def test_an_adjusted_loss_is_that_of_logits_with_the_frequencies_added(batch, st
     adjusted = logits.softmax(dim=1) * torch.tensor([0.75, 0.25]) ** strength
     expected = -(adjusted / adjusted.sum(dim=1, keepdim=True))[torch.arange(6), batch.labels].log()
     torch.testing.assert_close(module.losses(module.network, batch), expected)
+
+
+# Of three classes the second source lacks the second; no source has the fourth.
+WITHIN = torch.tensor([[60, 30, 10, 0], [10, 0, 40, 0]])
+SOURCES, LABELS = torch.tensor([0, 0, 0, 1, 1, 0]), torch.tensor([0, 1, 2, 0, 2, 1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(("balance", "strength"), [("none", 1.0), ("logits", 0.5), ("logits", 1.0)])
+def test_an_image_is_compared_with_the_diagnoses_of_its_source_alone(batch, balance, strength, smoothing):
+    settings = {"class_balance": balance, "class_balance_strength": strength, "label_smoothing": smoothing}
+    module = classifier(4, WITHIN, **settings)
+    logits = module(as_float(batch.images)).detach()
+    found = module.losses(module.network, batch._replace(labels=LABELS, sources=SOURCES))
+    found.sum().backward()
+    for source, classes in ((0, [0, 1, 2, 3]), (1, [0, 2, 3])):
+        shares = WITHIN[source, classes].clamp(min=1).float()
+        prior = (shares / shares.sum()).log() * (strength if balance == "logits" else 0)
+        rows = source == SOURCES
+        labels = torch.tensor([classes.index(label) for label in LABELS[rows]])
+        expected = cross_entropy(logits[rows][:, classes] + prior, labels, label_smoothing=smoothing, reduction="none")
+        torch.testing.assert_close(found[rows], expected)
+
+
+@pytest.mark.parametrize("balance", ["none", "weights", "logits"])
+def test_images_of_two_sources_can_be_mixed(batch, balance):
+    config = override(PLAIN, {"data.mixup": 0.4, "data.cutmix": 1.0}).data
+    params = torch.from_numpy(sample_params(np.random.default_rng(0), 6, config))
+    module = classifier(4, WITHIN, class_balance=balance, label_smoothing=0.1)
+    module.config = replace(module.config, data=config)
+    losses = module.losses(module.network, Batch(batch.images, LABELS, params, SOURCES))
+    assert losses.isfinite().all()
+    assert losses.max() < 100, "no diagnosis that one of the two has counts as impossible"
+
+
+def test_weights_within_sources_leave_each_source_what_it_weighs():
+    weights = class_weights(WITHIN, 1.0)
+    torch.testing.assert_close((WITHIN * weights).sum(dim=1), WITHIN.sum(dim=1).double())
+    torch.testing.assert_close((WITHIN * weights)[0, :3], torch.full((3,), 100 / 3).double())
 
 
 def test_what_is_validated_is_the_average_where_there_is_one():

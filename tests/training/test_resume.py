@@ -53,6 +53,7 @@ CASES = {
         "training.frozen_epochs": 1,
         "training.class_balance": "sampling",
         "data.mixup": 0.3,
+        "model.metadata": "fused",
     },
     "16 bits": {"training.precision": 16},
     "an ensemble": {"model.ensemble": 2, "training.max_epochs": 1},

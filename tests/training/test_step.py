@@ -34,7 +34,12 @@ def losses(network, batch):
 def batch_of(count, start=0):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (32, 8, 8, 3), dtype=torch.uint8, generator=generator)
-    return Batch(images[start : start + count], torch.arange(32)[start : start + count] % 2, None)
+    return Batch(
+        images[start : start + count],
+        torch.arange(32)[start : start + count] % 2,
+        None,
+        torch.zeros(count, dtype=torch.int64),
+    )
 
 
 def stepped(batch, **training):
