@@ -46,7 +46,7 @@ def gather_networks(folds: Sequence[Fold]) -> tuple[Ensemble, ModelDescription]:
         )
     first = descriptions[0]
     for fold, other in zip(folds, descriptions):
-        for key in ("architecture", "classes", "taxonomy", "image_size", "mean", "std"):
+        for key in ("architecture", "classes", "taxonomy", "image_size", "detail", "mean", "std", "metadata"):
             if getattr(other, key) != getattr(first, key):
                 raise InputError(f"the models of {fold.revision.name} and {folds[0].revision.name} differ in {key}")
     return Ensemble(members), replace(
