@@ -62,8 +62,7 @@ def find_run(names: Sequence[str]) -> list[Revision]:
             others = [name for name in differing_parameters(revisions) if name != FOLD]
             what = f"in {', '.join(others)}" if others else "in their code or data"
             raise InputError(
-                f"these are not runs of one cross-validation: they differ {what}; they may in {FOLD} alone, as "
-                f"{', '.join(revision.name for revision in runs[0])} do"
+                f"these are not runs of one cross-validation: they differ {what}; they may in {FOLD} alone"
             )
         return runs[0]
     runs = group_revisions([Revision(name) for name in list_experiments()[0]], (FOLD,))
@@ -228,7 +227,7 @@ def images_of(predictions: Predictions, store: PixelStore) -> pd.DataFrame:
     """
     tested, classes, manifest = predictions.table, predictions.classes, store.manifest
     is_tested = manifest["image_id"].isin(tested["image_id"])
-    images = manifest[is_tested].reset_index(drop=True)
+    images = pd.DataFrame(manifest[is_tested]).reset_index(drop=True)
     some_train_only = any(source["train_only"] for source in store.sources.values())
     left = [] if some_train_only else manifest.loc[~is_tested, "image_id"].tolist()
     unknown = sorted(set(tested["image_id"]) - set(manifest["image_id"]))
