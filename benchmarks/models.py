@@ -87,6 +87,13 @@ def choose(names: list[str]) -> list[str]:
     return [recipe for recipe in everything if not names or not {recipe, recipe.split("/")[0]}.isdisjoint(names)]
 
 
+def set_up(overrides: dict[str, Any], folder: Path) -> None:
+    """Write this repository's params.yaml, with other values by dotted names, into a folder."""
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    overrides = {"data.taxonomy": PLAIN.data.taxonomy, **overrides}
+    set_parameters(folder, {name: json.dumps(value) for name, value in overrides.items()})
+
+
 def run_pipeline(overrides: dict[str, Any], folder: Path) -> dict[str, float]:
     """Run the five stages in a folder, in which they find params.yaml alone, and this repository's code.
 
@@ -100,9 +107,7 @@ def run_pipeline(overrides: dict[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         InputError: a stage failed.
     """
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    overrides = {"data.taxonomy": PLAIN.data.taxonomy, **overrides}
-    set_parameters(folder, {name: json.dumps(value) for name, value in overrides.items()})
+    set_up(overrides, folder)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("DVC_ROOT", None)

@@ -66,6 +66,7 @@ TEXT_COLUMNS = (
     "skin_type",
     "split",
     "label",
+    "decided",
     "case",
 )
 DECIMALS = 8  # of numbers in tables: ranks of confident predictions differ in late decimals only

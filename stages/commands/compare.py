@@ -16,7 +16,8 @@ examples:
   python -m stages compare main HEAD --md        for a pull request
   python -m stages compare main HEAD --fail-if-worse auroc --fail-if-worse sensitivity_at_threshold
 
-A revision is a commit, branch, tag or experiment of DVC, or "workspace": the files as they are here.
+A revision is a commit, branch, tag or experiment of DVC, or "workspace": the files as they are here; or a folder that
+`python -m stages pool` wrote, which is compared with another one.
 
 Exit status: 0; 1 if a metric of --fail-if-worse is worse or was not measured with this code, or if there is no
 comparison (the message then starts with "error:"); 2 for a wrong option.
@@ -59,12 +60,12 @@ def main(argv: list[str] | None = None) -> None:
     from stages.config import load_config, override
     from stages.evaluation.comparison import WORSE
     from stages.experiments.comparison import compare_revisions, render_comparison, warn_of_stale_results
-    from stages.experiments.revision import Revision
+    from stages.experiments.revision import find_revision
     from stages.files import write_json
 
     given = {"evaluation.bootstrap_replicates": args.replicates, "evaluation.confidence": args.confidence}
     config = override(load_config(), {key: value for key, value in given.items() if value is not None})
-    result = compare_revisions(Revision(args.base), Revision(args.new), config, ids=not args.no_ids)
+    result = compare_revisions(find_revision(args.base), find_revision(args.new), config, ids=not args.no_ids)
     metrics = result["metrics"]
     for name in args.fail_if_worse:
         if name not in metrics:

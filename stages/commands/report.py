@@ -35,11 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.exists() and not args.output.is_file():  # as /dev/null, which would be replaced
         raise InputError(f"--output {args.output} is not a file; name the Markdown file to write")
     from stages.experiments.report import draw_pictures, render_report
-    from stages.experiments.revision import Revision, has_remote
+    from stages.experiments.revision import find_revision, has_remote
     from stages.figures.style import save
     from stages.files import replacing
 
-    revisions = Revision(args.base), Revision(args.new)
+    revisions = find_revision(args.base), find_revision(args.new)
     folder = args.output.with_name(f"{args.output.stem}_pictures")
     figures = draw_pictures(*revisions)
     places = {name: f"{quote(folder.name)}/{name}.png" for name in figures}

@@ -12,7 +12,7 @@ from stages.dataset.taxonomy import Classes
 from stages.evaluation.calibration import reliability_bins, weighted_calibration, weighted_observed
 from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
 from stages.evaluation.metrics import compute_metrics, effective_lesions_of, headline
-from stages.evaluation.predictions import Predictions, malignant_probability
+from stages.evaluation.predictions import THRESHOLDS, Predictions, malignant_probability
 from stages.evaluation.subgroups import assess_subgroups, not_assessable, subgroup_table
 from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
 from stages.evaluation.weighted import weighted_decisions, weighted_rates, weighted_sensitivity_at
@@ -63,7 +63,8 @@ def assess(
         predictions: the calibrated predictions of n images.
         uncalibrated: their probabilities before temperature scaling, shape (n, classes).
         images: their rows of the manifest.
-        calibration: as it was fixed on the validation images; nothing is fitted here.
+        calibration: as it was fixed on the validation images; nothing is fitted here. Of pooled folds, whose thresholds
+            the predictions have, what stands for all.
         config: replicates, confidence and prevalences.
 
     Raises:
@@ -106,8 +107,8 @@ def assess(
         **of_diagnoses,
         "confusion_matrix": measured["confusion_matrix"],
         "operating_points": {
-            "target_sensitivity": _operating_point(predictions, calibration.threshold, config.prevalences, estimated),
-            "youden": _operating_point(predictions, calibration.youden_threshold, config.prevalences, estimated),
+            key: _operating_point(predictions, name, getattr(calibration, name), config.prevalences, estimated)
+            for key, name in zip(("target_sensitivity", "youden"), THRESHOLDS)
         },
         **_at_levels(score, is_malignant, estimated),
         "calibration": {
@@ -119,26 +120,31 @@ def assess(
             },
         },
         "subgroups": assess_subgroups(
-            score, is_malignant, lesions, subgroup_table(images), calibration.threshold, *settings
+            score,
+            predictions.called_malignant(calibration.threshold),
+            is_malignant,
+            lesions,
+            subgroup_table(images),
+            *settings,
         ),
         "not_assessable": not_assessable(images),
     }
 
 
 def _operating_point(
-    predictions: Predictions, threshold: float, prevalences: tuple[float, ...], estimated: Estimator
+    predictions: Predictions, name: str, threshold: float, prevalences: tuple[float, ...], estimated: Estimator
 ) -> dict:
-    score, is_malignant = predictions.malignant_probability, predictions.is_malignant
+    called, is_malignant = predictions.called_malignant(threshold, name), predictions.is_malignant
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        rates = weighted_rates(score, is_malignant, np.array([threshold]), weights)
+        rates = weighted_rates(called, is_malignant, np.array([True]), weights)
         expected = predictive_values(rates["sensitivity"], rates["specificity"], np.array(prevalences))
         here = {name: rates[name][:, 0] for name in ("sensitivity", "specificity", "ppv", "npv")}
         return here | dict(zip(("ppv elsewhere", "npv elsewhere"), expected))
 
-    _, positive, negative = count_lesions(predictions.lesions, score >= threshold)
-    called, by_name = {"ppv": max(1, positive), "npv": max(1, negative)}, effective_lesions_of(predictions)
-    numbers = estimated(statistic, lambda name: called.get(name) or by_name(name))
+    _, positive, negative = count_lesions(predictions.lesions, called)
+    of_called, by_name = {"ppv": max(1, positive), "npv": max(1, negative)}, effective_lesions_of(predictions)
+    numbers = estimated(statistic, lambda name: of_called.get(name) or by_name(name))
     # Where no replicate has a false positive, or negative, how rare they might be is known from these two only.
     rates = np.array([numbers[name]["interval"] or [np.nan] * 2 for name in ("sensitivity", "specificity")])
     bounds = [

@@ -334,7 +334,7 @@ def _compare_subgroups(
 
     def statistic_of(model: Predictions, threshold: float) -> Statistic:
         score = model.malignant_probability
-        right = (score >= threshold) == is_malignant
+        right = model.called_malignant(threshold) == is_malignant
 
         def measure(metric: str, members: np.ndarray, weights: np.ndarray) -> np.ndarray:
             if metric == "auroc":
@@ -359,8 +359,7 @@ def _compare_subgroups(
 
 def _changed_decisions(base: Predictions, new: Predictions, thresholds: tuple[float, float]) -> dict:
     right = [
-        (model.malignant_probability >= threshold) == model.is_malignant
-        for model, threshold in zip((base, new), thresholds)
+        model.called_malignant(threshold) == model.is_malignant for model, threshold in zip((base, new), thresholds)
     ]
     ids = base.table["image_id"].to_numpy()
     return {

@@ -379,10 +379,23 @@ class Sources(SourceMix):
     told: ToldSources | None = said("Null where fewer than two sources have enough of these images.")
 
 
+class Fold(_Model):
+    """One run of a cross-validation."""
+
+    test_fold: Whole = said("The fold that it tested.")
+    revision: Text = said("Its commit or experiment.")
+    calibration: Calibration = said("With which its test images were judged.")
+
+
 class _Details(_Model, Generic[Metrics, Headline, Estimates]):
     confidence: Share = said("Confidence level of every interval, as 0.95.")
     bootstrap_replicates: Count = said("How often lesions were drawn for the intervals.")
-    calibration: Calibration = said("What models/calibration.json holds, frozen since.")
+    calibration: Calibration = said(
+        "What models/calibration.json holds, frozen since; of pooled folds the median of each number."
+    )
+    folds: list[Fold] | None = Field(
+        default=None, description="Not there but in what `python -m stages pool` writes: test then means all folds."
+    )
     leakage: Leakage | None = said("What the splits share; null for another dataset.")
     sources: Sources | None = Field(default=None, description="Not there where the images are of one dataset.")
     val: Validation[Metrics] | None = said("What the epoch, the temperature and the thresholds were chosen on.")

@@ -83,10 +83,10 @@ def headline(predictions: Predictions, threshold: float, by_cost: bool = False) 
         by_cost: whether to add those of the decision for the class of the lowest expected cost.
     """
     probabilities, labels = predictions.probabilities, predictions.labels
-    score, is_malignant = predictions.malignant_probability, predictions.is_malignant
+    called, is_malignant = predictions.called_malignant(threshold), predictions.is_malignant
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        decided = weighted_rates(score, is_malignant, np.array([threshold]), weights)
+        decided = weighted_rates(called, is_malignant, np.array([True]), weights)
         cheapest = weighted_decisions(predictions.predicted, labels, weights, predictions.classes) if by_cost else {}
         return {
             **weighted_metrics(probabilities, labels, weights, predictions.classes),

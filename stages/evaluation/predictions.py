@@ -15,6 +15,7 @@ from stages.files import DECIMALS, DETAILS, read_csv
 
 COLUMNS = ["image_id", "lesion_id", "split", "label"]
 PREFIX = "probability_"
+THRESHOLDS, DECIDED = ("threshold", "youden_threshold"), "decided"
 MOST_PROBABLE_CLASS, CHEAPEST_CLASS = "the most probable class", "the class of the lowest expected cost"
 
 
@@ -23,7 +24,9 @@ class Predictions:
     """Predictions of images of one or more splits, which `of` selects by split.
 
     Attributes:
-        table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class.
+        table: columns image_id, lesion_id, split, label (a class) and one `probability_` column per class; of pooled
+            folds also `THRESHOLDS`, those of the fold that judged the image, and `DECIDED`, the class that it decided
+            for by its costs.
         classes: what they are of, in the order of the columns.
         costs: of the decisions, as in a `Calibration`.
     """
@@ -45,7 +48,8 @@ class Predictions:
     @property
     def is_most_probable(self) -> bool:
         """Whether it is the most probable class that is decided for, as every mistake costs the same."""
-        return np.array_equal(self.cost_matrix, cost_matrix(None, len(self.classes.names)))
+        usual = cost_matrix(None, len(self.classes.names))
+        return DECIDED not in self.table and np.array_equal(self.cost_matrix, usual)
 
     @property
     def decision(self) -> str:
@@ -55,6 +59,8 @@ class Predictions:
     @property
     def predicted(self) -> np.ndarray:
         """The number of the class that is decided for, of each image, shape (n,)."""
+        if DECIDED in self.table:
+            return self.table[DECIDED].map(self.classes.names.index).to_numpy(np.int64)
         return decide(self.probabilities, self.cost_matrix)
 
     @property
@@ -82,6 +88,16 @@ class Predictions:
         """bool, shape (n,)."""
         return self.table["label"].isin(self.classes.malignant).to_numpy()
 
+    def called_malignant(self, threshold: float, name: str = "threshold") -> np.ndarray:
+        """Whether the probability of malignancy reaches the threshold, bool, shape (n,).
+
+        Args:
+            threshold: of all images, unless the table has one of each in its column `name`.
+            name: one of `THRESHOLDS`.
+        """
+        of_each = self.table[name].to_numpy() if name in self.table else threshold
+        return self.malignant_probability >= of_each
+
     @property
     def benign_or_malignant(self) -> "Predictions":
         """The same predictions with the classes benign and malignant; of two classes already, they stay as they are.
@@ -94,7 +110,8 @@ class Predictions:
         columns = as_malignancy(self.probabilities, self.classes).T
         probabilities = {PREFIX + name: column for name, column in zip(names, columns)}
         labels = [names[malignant] for malignant in self.is_malignant.astype(int)]
-        return Predictions(self.table[COLUMNS].assign(label=labels, **probabilities), BENIGN_OR_MALIGNANT)
+        kept = self.table.filter([*COLUMNS, *THRESHOLDS])
+        return Predictions(kept.assign(label=labels, **probabilities), BENIGN_OR_MALIGNANT)
 
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""

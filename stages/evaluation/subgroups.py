@@ -61,21 +61,21 @@ def most_frequent_first(column: pd.Series) -> list[str]:
 
 def assess_subgroups(
     score: np.ndarray,
+    called: np.ndarray,
     is_malignant: np.ndarray,
     lesions: np.ndarray,
     groups: pd.DataFrame,
-    threshold: float,
     replicates: int,
     confidence: float,
 ) -> dict:
-    """Sensitivity and specificity at the threshold, and AUROC, in each group, and the widest gap between two groups.
+    """Sensitivity and specificity of the decision, and AUROC, in each group, and the widest gap between two groups.
 
     Args:
         score: probability of malignancy, shape (n,).
+        called: whether it reaches the decision threshold, bool, shape (n,).
         is_malignant: bool, shape (n,).
         lesions: the lesion of each image, shape (n,).
         groups: what `subgroup_table` gives, n rows.
-        threshold: the decision threshold.
         replicates: of the bootstrap.
         confidence: of the intervals.
 
@@ -91,7 +91,7 @@ def assess_subgroups(
         members = [(groups[attribute] == name).to_numpy() for name in names]
 
         def statistic(weights: np.ndarray, members: list[np.ndarray] = members) -> dict[str, np.ndarray]:
-            columns = [_rates(score[mine], is_malignant[mine], threshold, weights[:, mine]) for mine in members]
+            columns = [_rates(score[mine], called[mine], is_malignant[mine], weights[:, mine]) for mine in members]
             return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
 
         values, drawn = statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)
@@ -118,8 +118,10 @@ def assess_subgroups(
     return result
 
 
-def _rates(score: np.ndarray, is_malignant: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
-    rates = weighted_rates(score, is_malignant, np.array([threshold]), weights)
+def _rates(
+    score: np.ndarray, called: np.ndarray, is_malignant: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    rates = weighted_rates(called, is_malignant, np.array([True]), weights)
     auroc, _ = weighted_areas(score, is_malignant, weights)
     return {"sensitivity": rates["sensitivity"][:, 0], "specificity": rates["specificity"][:, 0], "auroc": auroc}
 

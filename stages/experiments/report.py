@@ -10,7 +10,7 @@ from stages.errors import InputError, one_line
 from stages.evaluation.weighted import DECIDED
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
 from stages.experiments.programs import run_git
-from stages.experiments.revision import Revision, differing_parameters, environment_differences
+from stages.experiments.revision import PooledRun, Revision, differing_parameters, environment_differences
 from stages.figures.revisions import draw_confusion, draw_curves
 from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, shortened, signed
 
@@ -62,7 +62,7 @@ def render_report(base: Revision, new: Revision, remote: bool, pictures: dict[st
     except InputError as error:
         warning = warn_of_stale_results(names, [base.stale_stages, new.stale_stages])
         comparison = (f"**{warning}**\n\n" if warning else "") + _not_compared(base, new, names, error)
-    commits = "; ".join(f"{name} is commit {_commit(side)}" for name, side in zip(names, (base, new)))
+    commits = "; ".join(f"{name} is {_commit(side)}" for name, side in zip(names, (base, new)))
     parameters = [
         [code(key), *(_value(side.parameters[key]) if key in side.parameters else MISSING for side in (base, new))]
         for key in sorted(differing_parameters([base, new]))
@@ -91,10 +91,12 @@ def _shortened(block: str) -> str:
 
 
 def _commit(revision: Revision) -> str:
+    if isinstance(revision, PooledRun):
+        return "pooled from " + ", ".join(code(fold["revision"][:7]) for fold in revision.results.get("folds", []))
     if revision.commit:
-        return revision.commit[:7]
+        return f"commit {revision.commit[:7]}"
     changed = run_git("status", "--porcelain", "--untracked-files=no", "--", ".")
-    return run_git("rev-parse", "--short=7", "HEAD") + (" and what is not committed" if changed else "")
+    return f"commit {run_git('rev-parse', '--short=7', 'HEAD')}" + (" and what is not committed" if changed else "")
 
 
 def _not_compared(base: Revision, new: Revision, names: list[str], error: InputError) -> str:

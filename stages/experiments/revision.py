@@ -22,9 +22,10 @@ from typing_extensions import TypedDict
 
 from stages.checks import Flag, Float, Whole, checked
 from stages.classifier.calibration import Costs
-from stages.config import PARAMS, parse_yaml
+from stages.config import PARAMS, Config, load_config, parse_yaml
 from stages.dataset.pixels import MANIFEST, MANIFEST_COLUMNS
 from stages.errors import InputError, one_line, regenerate
+from stages.evaluation.details import read_details
 from stages.evaluation.metrics import headline_numbers
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.experiments.programs import run_dvc, run_git
@@ -39,6 +40,7 @@ from stages.files import (
     PREPARED,
     PUBLISHED,
     SPLIT_METRICS,
+    TABLES,
     md5_of,
     read_csv,
     read_json,
@@ -172,13 +174,26 @@ class Revision:
         return InputError(f"{self.name} has no {path.as_posix()}; name a revision in which a `dvc repro` is committed")
 
     @cached_property
-    def predictions(self) -> Predictions:
-        """Those of the test images."""
+    def evaluated(self) -> Predictions:
+        """The predictions of the validation and test images."""
         taxonomy, costs = self.details.get("taxonomy"), self.details.get("calibration", {}).get("costs")
         predictions = self._load(PUBLISHED[PREDICTIONS], lambda file: read_predictions(file, taxonomy, costs))
         if predictions is None:
             raise self.lacks(PUBLISHED[PREDICTIONS])
-        return predictions.of("test")
+        return predictions
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Those of the test images."""
+        return self.evaluated.of("test")
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """All of metrics/details.json, which must be as this commit's code writes it."""
+        results = self._load(PUBLISHED[DETAILS], read_details)
+        if results is None:
+            raise self.lacks(PUBLISHED[DETAILS])
+        return results
 
     @cached_property
     def threshold(self) -> float | None:
@@ -214,6 +229,14 @@ class Revision:
         if not (content := self._yaml(PARAMS, dict[str, Any])):
             raise self.lacks(PARAMS)  # of no parameter it could be said whether it changed
         return _flat(content)
+
+    @cached_property
+    def config(self) -> Config:
+        """params.yaml as this commit's code reads it."""
+        config = self._load(PARAMS, load_config)
+        if config is None:
+            raise self.lacks(PARAMS)
+        return config
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -307,6 +330,34 @@ class Revision:
         except ValueError as error:
             problem = f"{self.name}:{path.as_posix()}: {error}"
             raise (InputError(problem) if path == PARAMS else regenerate(problem)) from None  # only people write it
+
+
+class PooledRun(Revision):
+    """What `python -m stages pool` wrote, read as if it were a revision whose test images are those of all folds.
+
+    Args:
+        folder: where it wrote it.
+    """
+
+    stale_stages: dict[str, list[str]] = {}  # which stages a folder is of, it does not say  # noqa: RUF012
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(WORKSPACE, folder)
+        self.name = str(folder)
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file, where `pool` has written it; the images are those of the workspace."""
+        if path == PREPARED / MANIFEST:
+            return path.read_bytes() if path.is_file() else None
+        inside = Path("plots", TABLES.name, path.name) if path.parent == PLOTS else Path(path.name)
+        return super().read(inside)
+
+
+def find_revision(name: str) -> Revision:
+    """The revision of this name, or what `python -m stages pool` wrote to the folder of this name."""
+    # Not by `Path`, which fails where a name is too long for a file.
+    is_pooled = all(os.path.isfile(f"{name}/{file.name}") for file in (PREDICTIONS, DETAILS, PARAMS))  # noqa: PTH113
+    return PooledRun(Path(name)) if is_pooled else Revision(name)
 
 
 def _open(name: str) -> tuple[str, Any]:

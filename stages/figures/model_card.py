@@ -67,17 +67,18 @@ def write_model_card(
 
     Args:
         path: the file to write.
-        details: the content of metrics/details.json.
+        details: the content of metrics/details.json; of a release that of all folds, with its own calibration.
         description: the content of model.json.
         weights: the file of the weights.
         config: the parameters of the run.
         manifest: what `PixelStore` holds: one row per image.
-        split: columns image_id and split.
+        split: columns image_id and split; of a release other names than `SPLITS`.
     """
     images = manifest.merge(split[["image_id", "split"]], on="image_id", validate="one_to_one")
     diagnoses = description["taxonomy"]
     malignant = [dx for dx, diagnosis in diagnoses.items() if diagnosis["malignant"]]
     images["malignant"] = images["dx"].isin(malignant)
+    splits = sorted(set(images["split"])) if "folds" in details else SPLITS
     source = source_of(images)
     content = weights.read_bytes()
     text = render_template(
@@ -94,9 +95,9 @@ def write_model_card(
         synthetic=source is SYNTHETIC,
         ham10000=source is HAM10000,
         images=images,
-        characteristics=list(_characteristics(images, diagnoses)),
+        characteristics=list(_characteristics(images, diagnoses, splits)),
         reference_standards=_reference_standards(images),
-        splits=SPLITS,
+        splits=splits,
         weights=weights.name,
         md5=hashlib.md5(content, usedforsecurity=False).hexdigest(),
         sha256=hashlib.sha256(content).hexdigest(),
@@ -127,6 +128,8 @@ def _metadata(details: dict, description: dict, config: Config, source: Source) 
         if it["value"] is not None
     ]
     fold = f"test fold {config.split.test_fold} of {config.split.folds}"
+    if "folds" in details:
+        fold = f"{config.split.folds}-fold cross-validation"
     if config.split.by == "source":
         fold = f"the source {config.split.test_source}, which was held out"
     return {
@@ -170,9 +173,11 @@ def _yaml(content: dict) -> str:
     return stream.getvalue().rstrip()
 
 
-def _characteristics(images: pd.DataFrame, diagnoses: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+def _characteristics(
+    images: pd.DataFrame, diagnoses: Iterable[str], splits: Iterable[str]
+) -> Iterator[tuple[str, list[str]]]:
     """What the images of each split are: a name and a cell for each split, row by row."""
-    parts = [images[images["split"] == name] for name in SPLITS]
+    parts = [images[images["split"] == name] for name in splits]
     yield "images", [str(len(part)) for part in parts]
     yield "lesions", [str(part["lesion_id"].nunique()) for part in parts]
     yield "malignant", [_share(part["malignant"]) for part in parts]

@@ -188,7 +188,7 @@ def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
     Of many classes the first has shares alone; the report has a table of the counts.
     """
     classes, threshold = predictions.classes, details["calibration"]["threshold"]
-    called = (predictions.malignant_probability >= threshold).astype(int)
+    called = predictions.called_malignant(threshold).astype(int)
     if not classes.are_diagnoses:
         figure, (first, second) = new_figure(3.3, columns=2, sharey=True)
     else:

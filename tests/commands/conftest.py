@@ -1,4 +1,4 @@
-"""Two small repositories: one whose commits hold a run each, and one with a pipeline of one stage that has run."""
+"""Small repositories: with commits that hold a run each, with a pipeline of one stage, with a cross-validation."""
 
 import shutil
 import sys
@@ -9,6 +9,7 @@ from dvc.repo import Repo
 
 from stages.classifier.hardware import describe_environment
 from stages.files import ENVIRONMENT, write_json
+from tests.cross_validation import write_repository
 from tests.history import IMAGES, add_remote, change_parameter, commit, start_repository, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -93,5 +94,24 @@ def made(tmp_path_factory):
 def pipeline(made, tmp_path, monkeypatch):
     """A copy of that repository as the working directory."""
     shutil.copytree(made, tmp_path / "repository", symlinks=True)
+    monkeypatch.chdir(tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+@pytest.fixture(scope="session")
+def cross_validated(tmp_path_factory):
+    """A repository with the experiments of a cross-validation of seven diagnoses; not to be changed."""
+    folder = tmp_path_factory.mktemp("cross-validated") / "repository"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_repository()
+    return folder
+
+
+@pytest.fixture
+def cross_validation(cross_validated, tmp_path, monkeypatch):
+    """A copy of that repository as the working directory."""
+    shutil.copytree(cross_validated, tmp_path / "repository", symlinks=True)
     monkeypatch.chdir(tmp_path / "repository")
     return tmp_path / "repository"

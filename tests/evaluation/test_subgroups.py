@@ -21,7 +21,7 @@ def images():
 
 
 def assess(score, truth, lesions, groups, replicates=200):
-    return assess_subgroups(score, truth, lesions, groups, THRESHOLD, replicates, 0.95)
+    return assess_subgroups(score, score >= THRESHOLD, truth, lesions, groups, replicates, 0.95)
 
 
 def test_each_image_has_a_group_of_each_kind():

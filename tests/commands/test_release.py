@@ -1,0 +1,105 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stages.classifier.calibration import load_calibration
+from stages.classifier.networks import build_network
+from stages.classifier.weights import load_model, save_model
+from stages.commands import predict, release
+from stages.errors import InputError
+from stages.files import MODEL_WEIGHTS, read_csv
+from tests.cross_validation import FOLDS, SIZE, commit_experiment, outputs, write_fold
+from tests.history import git
+
+NAMES = [f"fold-{number}" for number in range(FOLDS)]
+
+
+@pytest.fixture(scope="module")
+def released(cross_validated, tmp_path_factory):
+    """The folder of a release; not to be changed."""
+    folder = tmp_path_factory.mktemp("released") / "repository"
+    shutil.copytree(cross_validated, folder, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        release.main([*NAMES, "--output", "release"])
+    return folder / "release"
+
+
+def test_the_model_is_the_mean_of_the_networks_of_all_folds(released):
+    network, description = load_model(released)
+    assert (description.networks, description.epochs) == (FOLDS, [0, 1, 2])
+    assert description.validation_folds == [1, 2, 0]
+    images = torch.rand(5, 3, SIZE, SIZE)
+    each = []
+    for number in range(FOLDS):
+        torch.manual_seed(number)
+        each.append(build_network("baseline_cnn", 7, SIZE).eval()(images).softmax(dim=1))
+    assert torch.allclose(network(images).exp(), torch.stack(each).mean(dim=0), atol=1e-6)
+
+
+def test_its_calibration_is_not_that_of_a_fold_but_of_a_less_confident_average(released, cross_validated):
+    calibration = load_calibration(released)
+    alone = [fold["calibration"] for fold in _folds(cross_validated)]
+    assert calibration.temperature < min(each["temperature"] for each in alone)
+    assert calibration.target_sensitivity == alone[0]["target_sensitivity"]
+    assert len({str(each["costs"]) for each in alone}) > 1
+    assert calibration.costs is not None, "found anew, as those of the folds differ"
+    card = (released / "README.md").read_text(encoding="utf-8")
+    assert "**No image was held out of this model.**" in card
+    assert f"malignant at or above a probability of {calibration.threshold:.3f}" in card
+    assert "3-fold cross-validation" in card
+    assert "python -m stages predict lesion.jpg --models FOLDER" in card
+    assert all(fold["revision"] in card for fold in _folds(cross_validated))
+
+
+def _folds(repository):
+    from stages.experiments.revision import Revision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository)
+        revisions = [Revision(name) for name in NAMES]
+        return [{"revision": each.commit, "calibration": each.results["calibration"]} for each in revisions]
+
+
+def test_predict_takes_it(released, tmp_path, capsys):
+    Image.fromarray(np.full((20, 20, 3), 120, np.uint8)).save(tmp_path / "a.png")
+    predict.main([str(tmp_path / "a.png"), "--models", str(released), "--output", str(tmp_path / "p.csv")])
+    table = read_csv(tmp_path / "p.csv", ["file", "decision"])
+    assert table.filter(like="probability_").filter(regex="^p").sum(axis=1).tolist() == pytest.approx([1])
+
+
+def _without_weights():
+    base = git("rev-parse", "HEAD").strip()
+    write_fold(1, outputs()[1])
+    MODEL_WEIGHTS.unlink()
+    git("update-ref", "-d", git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/fold-1").strip())
+    commit_experiment("fold-1", base)
+
+
+def _another_network():
+    base = git("rev-parse", "HEAD").strip()
+    write_fold(1, outputs()[1])
+    description = load_model(Path("models"))[1]
+    from dataclasses import replace
+
+    save_model(build_network("baseline_cnn", 7, 32), replace(description, image_size=32))
+    git("update-ref", "-d", git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/fold-1").strip())
+    commit_experiment("fold-1", base)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without_weights, r"fold-1 has no models/model\.safetensors"),
+        (_another_network, "the models of fold-1 and fold-0 differ in image_size"),
+    ],
+)
+def test_mistakes_get_a_clear_answer_and_nothing_is_written(cross_validation, change, message):
+    change()
+    with pytest.raises(InputError, match=message):
+        release.main([*NAMES, "--output", "out"])
+    assert not Path("out").exists()
