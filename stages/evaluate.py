@@ -4,6 +4,7 @@ Reads `models/`, `data/prepared/`, `data/split.csv` and `data/split.json`, write
 `data/gradcam/`, `models/calibration.json`, `metrics/evaluation.json` and `data/details.json`.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +46,7 @@ from stages.files import (
 )
 from stages.gpus import lease_gpus
 from stages.launch import run_stage
+from stages.progress import progress_bar
 
 
 class Evaluation(NamedTuple):
@@ -108,15 +110,18 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
     if description.taxonomy != store.taxonomy:
         raise regenerate(f"{models} and {prepared} are not of one taxonomy")
     train, val, test = (SplitImages(store, name, split, len(classes.names)) for name in ("train", "val", "test"))
-    raw = [
-        predict_probabilities(
-            network,
-            (batch.images for batch in Batches(images, settings.batch_size, device)),
-            device,
-            settings.test_time_augmentation,
-        )
-        for images in (val, test)
-    ]
+    with progress_bar() as progress:
+        bar = progress.add_task("predicting", total=len(val) + len(test))
+
+        def batches(images: SplitImages) -> Iterator[torch.Tensor]:
+            for batch in Batches(images, settings.batch_size, device):
+                yield batch.images
+                progress.advance(bar, len(batch.images))
+
+        raw = [
+            predict_probabilities(network, batches(images), device, settings.test_time_augmentation)
+            for images in (val, test)
+        ]
     calibration = fit_calibration(raw[0], val.labels.numpy(), classes, settings)
     tables = [
         predictions_table(
