@@ -19,6 +19,7 @@ from scipy.fft import dct
 
 from stages.dataset.folds import SPLITS
 from stages.dataset.pixels import PixelStore
+from stages.forks import forked_processes
 
 SIDE = 24
 HASH = f"phash, {SIDE}×{SIDE} bits"
@@ -111,23 +112,30 @@ def _packed_hashes(store: PixelStore) -> np.ndarray:
 
 
 def _of_hashes(store: PixelStore, function: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-    """What a function makes of the hashes of some images, of all images.
+    """What a function makes of the hashes of some images, of all images."""
+    starts = range(0, len(store.manifest), _HASHED_AT_ONCE)
+    workers = max(1, min(os.cpu_count() or 1, len(starts)))
+    with forked_processes(workers, _know, store, function) as pool:
+        return list(pool.map(_hash_some, starts))
 
-    Many at once: image by image, NumPy's calls are so short that 16 threads wait for each other at Python's lock, and
-    take twice as long.
-    """
 
-    def hash_some(start: int) -> np.ndarray:
-        pixels = store.read(np.arange(start, min(start + _HASHED_AT_ONCE, len(store.manifest))))
-        # The lowest half of what 2 · SIDE pixels per side can hold: even small prepared images have that many.
-        side = 2 * SIDE
-        grey = (Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS) for image in pixels)
-        columns = np.asarray(dct(np.stack([np.asarray(image, dtype=float) for image in grey]), axis=1))[:, :SIDE]
-        lowest = np.asarray(dct(columns, axis=2))[:, :, :SIDE]
-        return function(lowest > np.median(lowest, axis=(1, 2), keepdims=True))
+_known: tuple[PixelStore, Callable[[np.ndarray], np.ndarray]]  # of a process, or of its threads
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(hash_some, range(0, len(store.manifest), _HASHED_AT_ONCE)))
+
+def _know(*known: Any) -> None:
+    global _known
+    _known = known
+
+
+def _hash_some(start: int) -> np.ndarray:
+    store, function = _known
+    pixels = store.read(np.arange(start, min(start + _HASHED_AT_ONCE, len(store.manifest))))
+    # The lowest half of what 2 · SIDE pixels per side can hold: even small prepared images have that many.
+    side = 2 * SIDE
+    grey = (Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS) for image in pixels)
+    columns = np.asarray(dct(np.stack([np.asarray(image, dtype=float) for image in grey]), axis=1))[:, :SIDE]
+    lowest = np.asarray(dct(columns, axis=2))[:, :, :SIDE]
+    return function(lowest > np.median(lowest, axis=(1, 2), keepdims=True))
 
 
 def _close_pairs(first: np.ndarray, second: np.ndarray, threshold: int) -> np.ndarray:
