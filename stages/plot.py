@@ -34,7 +34,7 @@ from stages.figures.model_card import write_model_card
 from stages.figures.performance import draw_confusion_matrix, draw_precision_recall, draw_roc
 from stages.figures.report import write_report
 from stages.figures.samples import draw_mistakes, draw_samples
-from stages.figures.style import save
+from stages.figures.style import save_all
 from stages.figures.subgroups import draw_subgroups, flat_subgroups
 from stages.figures.training import draw_augmentation, draw_training_curves
 from stages.files import (
@@ -125,8 +125,7 @@ def write_plots(folder: Path, tables: dict[str, pd.DataFrame], pictures: dict[st
             write_csv(partial / f"{name}.csv", table)
     with replacing(folder / PICTURES.name) as partial:
         partial.mkdir()
-        for name, figure in pictures.items():
-            save(figure, partial / f"{name}.png")
+        save_all(pictures, partial)
 
 
 def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, store: PixelStore) -> None:

@@ -81,8 +81,8 @@ def percent(fraction: float) -> str:
 
 
 def rounded_percent(fraction: float) -> str:
-    """A fraction in whole percent: 0.3837 is "38 %"."""
-    return percent(round(fraction, 2))
+    """A fraction in whole percent, below one with a decimal: 0.3837 is "38 %", 0.0012 "0.1 %"."""
+    return percent(round(fraction, 2 if fraction >= 0.01 else 3))
 
 
 def in_order(metrics: dict) -> list[tuple[str, Metric, dict]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from stages.config import SplitConfig, load_config
-from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
+from stages.dataset.duplicates import LARGEST_DISTANCE, describe_search, near_duplicates
 from stages.dataset.folds import KNOWN_DUPLICATES, NO_FOLD, SPLITS, assign_folds, lesion_groups, split_of
 from stages.dataset.pixels import PixelStore
 from stages.dataset.shortcuts import audit_sources, describe_sources
@@ -90,7 +90,7 @@ def find_leaks(split: pd.DataFrame, pairs: pd.DataFrame) -> dict:
         "lesions_in_more_than_one_split": sum(splits > 1 for splits in lesions.values()),
         "known_duplicates_apart": [pair for pair in known if len({split_of_image[image] for image in pair}) > 1],
         "near_duplicates": {
-            "hash": HASH,
+            "hash": describe_search(split.loc[:, "split"]),
             "largest_distance": LARGEST_DISTANCE,
             "pairs": [
                 {

@@ -112,18 +112,16 @@ def predict_images(
     import numpy as np
     import pandas as pd
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
     from stages.classifier.calibration import cost_matrix, decide
     from stages.classifier.inference import predict_calibrated
     from stages.evaluation.predictions import PREFIX, malignant_probability
     from stages.files import DECIMALS
+    from stages.progress import progress_bar
 
     classes = description.told_apart
     tables, problems = [], []
-    # Only on a terminal: a log needs no bar.
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("predicting", total=len(files))
         size = description.image_size, description.detail
         decoded = _decode_ahead(files, size, threads, ahead=max(batch_size, 2 * threads))
