@@ -192,8 +192,8 @@ def explain(
     The network's outputs are of `classes`, which need not be what it was judged for; `encoding` is of its metadata.
 
     Returns:
-        The cases, and their heatmaps, uint8 of shape (cases, size, size); neither has a row where the network has no
-        feature maps.
+        The cases, and their heatmaps, uint8 of shape (cases, cells, cells); neither has a row where the network has no
+        feature maps that are fine enough.
     """
     cases = choose_cases(test, threshold, settings.gradcam_cases)
     rows = store.indices_of(pd.Series(cases["image_id"]))

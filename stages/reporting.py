@@ -75,6 +75,16 @@ def estimate(estimated: dict) -> str:
     return MISSING if estimated["value"] is None else f"{number(estimated['value'])} ({interval(estimated)})"
 
 
+def counted(count: int, noun: str) -> str:
+    """As "1 image", "2 images", with a space at which no line breaks."""
+    return f"{count}\N{NO-BREAK SPACE}{noun}{'' if count == 1 else 's'}"
+
+
+def capitalized(text: str) -> str:
+    """`text` with a capital at its start, and all else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent with the digits it needs: 0.02 is "2 %", with a space at which no line breaks."""
     return f"{100 * fraction:.4g}\N{NO-BREAK SPACE}%"

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -60,7 +61,8 @@ def report(request, tmp_path_factory):
         Image.new("RGB", (900, 1000), "#0072b2").save(folder / PICTURES / f"{name}.png")
     details = details_of(request.param)
     details["leakage"]["near_duplicates"]["pairs"][0]["image_ids"] = ["a_very_long_id_of_an_image_" * 3, "I002"]
-    write_report(folder / REPORT, details, folder / PICTURES)
+    images = pd.DataFrame({"image_id": ["SYN_1"], "lesion_id": ["L1"]})
+    write_report(folder / REPORT, details, folder / PICTURES, images, {"Model": "net"})
     return request.param, details, folder / REPORT
 
 
@@ -75,9 +77,29 @@ def visit(request, browser, report):
 def test_the_page_loads_without_a_complaint_and_asks_for_nothing_else(visit, report):
     assert visit.complaints == []
     assert [url for url in visit.requests if not url.startswith("data:")] == [report[2].resolve().as_uri()]
-    # Everything on it is seen, none of it only in the source.
-    hidden = visit.page.locator("h1, h2, h3, figure, table").filter(visible=False)
-    assert hidden.count() == 0
+    # Everything on it is seen but tables that are folded, which open at a click.
+    assert visit.page.locator("h1, h2, h3, figure, summary").filter(visible=False).count() == 0
+    folded = visit.page.locator("details:not([open])").first
+    assert not folded.locator("table").is_visible()
+    folded.locator("summary").click()
+    assert folded.locator("table").count() == 0  # it is not one that is folded any more
+    assert visit.page.locator("table").filter(visible=True).count() == 3
+
+
+def test_the_verdict_fills_the_first_screen(visit):
+    screen = visit.page.viewport_size["height"]
+    assert visit.page.get_by_role("heading", name="Verdict").bounding_box()["y"] < screen / 2
+    assert visit.page.locator(".tiles").bounding_box()["y"] < screen
+    assert visit.page.locator(".synthetic").is_visible()
+
+
+def test_what_is_folded_is_printed(visit):
+    visit.page.emulate_media(media="print")
+    assert (
+        visit.page.locator("table").evaluate_all("all => all.filter(one => one.getClientRects().length == 0).length")
+        == 0
+    )
+    visit.page.emulate_media(media="screen")
 
 
 def test_every_picture_is_decoded_shown_and_described(visit):
@@ -95,7 +117,16 @@ def test_the_headline_can_be_read_at_once(visit, report):
     classes, details, _ = report
     assert visit.page.get_by_role("heading", level=1).inner_text() == "Evaluation on the test fold"
     headings = visit.page.get_by_role("heading", level=2).all_inner_texts()
-    expected = ["Headline", "Decisions", "Calibration", "Baselines", "Subgroups", "Leakage", "Images and training"]
+    expected = [
+        "Verdict",
+        "Headline",
+        "Decisions",
+        "Calibration",
+        "Baselines",
+        "Subgroups",
+        "Leakage",
+        "Images and training",
+    ]
     assert [heading for heading in headings if heading != "Diagnoses"] == expected
     assert ("Diagnoses" in headings) == (classes == 7)
     # The text as it is shown: what the style hides is not in it.

@@ -151,8 +151,8 @@ def predict_images(
                 heatmaps = gradcam_heatmaps(network, images, classes, device, metadata=known)
                 if heatmaps is None:
                     raise InputError(
-                        f"--gradcam: {description.architecture} has no final feature maps, which Grad-CAM needs; "
-                        "leave the option out"
+                        f"--gradcam: {description.architecture} has no feature maps that are fine enough for "
+                        "Grad-CAM; leave the option out"
                     )
                 paths = [overlays[file] for file, _ in readable]
                 _draw_overlays(paths, images.numpy(), heatmaps)
