@@ -39,6 +39,7 @@ from stages.files import (
     write_json,
 )
 from stages.launch import run
+from stages.reporting import estimate
 
 RESULT = Path("benchmarks/results/models.json")
 ROOT = Path(__file__).parents[1]
@@ -196,7 +197,7 @@ def table(recipes: dict[str, dict]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "| --- | --- " + "| ---: " * (len(titles) - 2) + "|"]
     for recipe, row in found.items():
         name, classes = recipe.split("/")
-        metrics = [number(row["metrics"][seven if classes == "7" else two]) for _, seven, two, _ in METRICS]
+        metrics = [estimate(row["metrics"][seven if classes == "7" else two]) for _, seven, two, _ in METRICS]
         costs = [
             f"{row['val_accuracy']:.3f}",
             f"{', '.join(map(str, row['best_epochs']))} of {row['overrides']['training.max_epochs']}",
@@ -206,17 +207,9 @@ def table(recipes: dict[str, dict]) -> str:
         ]
         lines.append("| " + " | ".join([TITLES[name], classes, *metrics, *costs]) + " |")
         if "malignancy" in row:
-            metrics = [number(row["malignancy"][key]) if key else "" for *_, key in METRICS]
+            metrics = [estimate(row["malignancy"][key]) if key else "" for *_, key in METRICS]
             lines.append("| " + " | ".join([TITLES[name], "7, as 2", *metrics, *[""] * len(COSTS)]) + " |")
     return "\n".join([*lines, "", _below(found)])
-
-
-def number(measured: dict) -> str:
-    """A number with its interval, as `0.816 (0.790–0.840)`."""
-    if measured["value"] is None:
-        return "–"
-    low, high = measured["interval"]
-    return f"{measured['value']:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _below(recipes: dict[str, dict]) -> str:
@@ -309,7 +302,7 @@ def main() -> None:
         recipes[recipe] = measure(recipe, args.data_dir, settings, commit)
         write_json(args.output, {"recipes": recipes})
         seconds = {stage: round(taken, 1) for stage, taken in recipes[recipe]["seconds"].items()}
-        print(f"{recipe}: accuracy {number(recipes[recipe]['metrics']['accuracy'])}, seconds {seconds}", flush=True)
+        print(f"{recipe}: accuracy {estimate(recipes[recipe]['metrics']['accuracy'])}, seconds {seconds}", flush=True)
 
 
 if __name__ == "__main__":

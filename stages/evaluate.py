@@ -48,6 +48,7 @@ from stages.files import (
 )
 from stages.gpus import lease_gpus
 from stages.launch import run_stage
+from stages.reporting import estimate
 
 
 class Evaluation(NamedTuple):
@@ -225,11 +226,7 @@ def values(metrics: dict[str, dict]) -> dict[str, float | None]:
 def print_metrics(metrics: dict[str, dict]) -> None:
     """One line per metric with its interval."""
     for name, number in metrics.items():
-        if number["value"] is None:
-            print(f"{name}: none")
-        else:
-            low, high = number["interval"]
-            print(f"{name}: {number['value']:.4f} [{low:.4f}, {high:.4f}]")
+        print(f"{name}: {estimate(number)}")
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ def test_the_page_loads_without_a_complaint_and_asks_for_nothing_else(visit, rep
     assert [url for url in visit.requests if not url.startswith("data:")] == [report[2].resolve().as_uri()]
     # Everything on it is seen but tables that are folded, which open at a click.
     assert visit.page.locator("h1, h2, h3, figure, summary").filter(visible=False).count() == 0
-    folded = visit.page.locator("details:not([open])").first
-    assert not folded.locator("table").is_visible()
-    folded.locator("summary").click()
-    assert folded.locator("table").count() == 0  # it is not one that is folded any more
-    assert visit.page.locator("table").filter(visible=True).count() == 3
+    shown = visit.page.locator("table").filter(visible=True)
+    before, summary = shown.count(), visit.page.locator("details:not([open]) summary").first
+    assert 0 < before < visit.page.locator("table").count()
+    summary.click()
+    assert shown.count() == before + 1
 
 
 def test_the_verdict_fills_the_first_screen(visit):
@@ -95,11 +95,10 @@ def test_the_verdict_fills_the_first_screen(visit):
 
 def test_what_is_folded_is_printed(visit):
     visit.page.emulate_media(media="print")
-    assert (
-        visit.page.locator("table").evaluate_all("all => all.filter(one => one.getClientRects().length == 0).length")
-        == 0
-    )
+    seen = visit.page.locator("table").evaluate_all("tables => tables.map(table => table.checkVisibility())")
     visit.page.emulate_media(media="screen")
+    assert len(seen) > 10
+    assert all(seen)
 
 
 def test_every_picture_is_decoded_shown_and_described(visit):

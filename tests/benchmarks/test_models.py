@@ -10,7 +10,6 @@ from benchmarks.models import (
     RESULT,
     ROOT,
     choose,
-    number,
     read_recipes,
     run_pipeline,
     section,
@@ -76,9 +75,9 @@ def test_the_table_has_a_line_for_each_reading_and_says_where_it_was_measured():
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {15}
     assert [row[:3] for row in rows[2:]] == [
-        ["EfficientNet-Lite0", "7", "0.800 (0.700–0.900)"],
-        ["EfficientNet-Lite0", "7, as 2", "0.500 (0.400–0.600)"],
-        ["EfficientNet-Lite0", "2", "0.800 (0.700–0.900)"],
+        ["EfficientNet-Lite0", "7", "0.800 (0.700 to 0.900)"],
+        ["EfficientNet-Lite0", "7, as 2", "0.500 (0.400 to 0.600)"],
+        ["EfficientNet-Lite0", "2", "0.800 (0.700 to 0.900)"],
     ]
     assert rows[2][-5:] == ["0.812", "7 of 20", "45", "10,358", "100"]
     below = " ".join(lines[len(rows) :])
@@ -92,11 +91,6 @@ def test_recipes_of_different_commits_are_told_apart():
     assert "commit abcdef0 with changes that were not committed: lite1/2." in text
     with pytest.raises(InputError, match="no recipe has been measured"):
         table({})
-
-
-def test_a_number_that_does_not_exist_is_a_dash():
-    assert number({"value": None, "interval": None}) == "–"
-    assert number({"value": 0.8164, "interval": [0.79, 0.8405]}) == "0.816 (0.790–0.841)"
 
 
 def test_the_table_takes_its_place_in_a_file(tmp_path):

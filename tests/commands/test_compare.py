@@ -169,7 +169,7 @@ def test_each_model_is_evaluated_at_its_own_threshold(repository, capsys):
     assert metrics["sensitivity_at_threshold"]["verdict"] == "worse"
     assert metrics["auroc"]["difference"]["value"] == 0
     assert capsys.readouterr().out.splitlines()[0] == (
-        "strong → workspace: worse; AUROC +0.000 [0.000, 0.000], no evidence of a difference; "
+        "strong → workspace: worse; AUROC +0.000 (0.000 to 0.000), no evidence of a difference; "
         "worse: Sensitivity at the threshold"
     )
 
