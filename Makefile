@@ -41,6 +41,7 @@ audit: $(VENV)/installed-dev  ## look the pinned packages up among known vulnera
 
 docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
 	mkdocs build --strict --quiet
+	@echo "python -m http.server --bind 127.0.0.1 --directory site  # shows it, search included, without a network"
 
 schema: $(VENV)/installed  ## write docs/details.schema.json from the types in stages/evaluation/details.py
 	python -c 'from stages.evaluation.details import write_schema; write_schema()'

@@ -5,11 +5,14 @@ import pytest
 
 from benchmarks.models import (
     MARKERS,
+    PLOT,
     RECIPE,
     RECIPES,
     RESULT,
     ROOT,
     choose,
+    draw,
+    main_table,
     read_recipes,
     run_pipeline,
     section,
@@ -19,6 +22,7 @@ from benchmarks.models import (
 from benchmarks.sweep import set_parameters
 from stages.config import load_config
 from stages.errors import InputError
+from stages.files import read_json
 
 
 def estimate(value):
@@ -49,16 +53,35 @@ def measured(classes, commit="0123456789", dirty=False):
     return row
 
 
-def test_the_readme_shows_what_was_measured():
-    readme = ROOT / "README.md"
-    content = readme.read_text(encoding="utf-8")
-    if not any(marker in content for marker in MARKERS):
-        pytest.skip("README.md has no place for the table")
-    assert section(content, readme) == table(read_recipes(ROOT / RESULT))
+def test_the_readmes_show_what_was_measured(tmp_path):
+    recipes = read_recipes(ROOT / RESULT)
+    for page, make in (("README.md", main_table), ("benchmarks/README.md", table)):
+        content = (ROOT / page).read_text(encoding="utf-8")
+        assert section(content, ROOT / page) == make(recipes), "python -m benchmarks.models --write"
+    draw(recipes, tmp_path / "results.svg")
+    assert (tmp_path / "results.svg").read_bytes() == (ROOT / PLOT).read_bytes(), "python -m benchmarks.models --write"
 
 
-def test_the_readme_says_how_to_run_the_recipe_that_was_measured(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_number_of_the_readme_is_one_that_was_measured():
+    recipes = read_recipes(ROOT / RESULT)
+    [test] = {(row["test"]["images"], row["test"]["lesions"]) for row in recipes.values()}
+    loop = read_json(ROOT / "benchmarks/results/throughput-gpu-loop.json")
+    speed = loop["rows"]["efficientnet/b0/224/128/bf16"]["pipeline"]
+    known = {f"{number:,}" for number in (*test, round(int(speed), -2))}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = text.replace(section(text, ROOT / "README.md"), "").split("## Licence")[0]
+    assert set(re.findall(r"\b(?:\d+,\d{3}|9\d\d|0\.\d+)\b", prose.replace("HAM10000", ""))) <= known
+
+
+def test_the_readme_s_table_fits_github():
+    lines = main_table({"lite0/7": measured(7), "lite0/2": measured(2)}).splitlines()
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[2] == ["EfficientNet-Lite0", *["0.800<br><sub>0.700 to 0.900</sub>"] * 4]
+    assert len(rows) == 3
+
+
+def test_the_documentation_says_how_to_run_the_recipe_that_was_measured(tmp_path):
+    readme = (ROOT / "docs/ham10000.md").read_text(encoding="utf-8")
     command = next(line for line in readme.replace("\\\n", "").splitlines() if "data.data_dir=data/ham10000" in line)
     said = dict(pair.split("=") for pair in re.findall(r"-S (\S+)", command))
     shutil.copy(ROOT / "params.yaml", tmp_path)
