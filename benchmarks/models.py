@@ -222,7 +222,7 @@ def table(recipes: dict[str, dict]) -> str:
 MAIN = (
     ("accuracy", "accuracy"),
     ("balanced accuracy", "balanced_accuracy"),
-    ("AUROC, mean of the diagnoses", "macro_auroc"),
+    ("macro AUROC", "macro_auroc"),
     ("AUROC of malignancy", "malignant_auroc"),
 )
 
@@ -232,7 +232,10 @@ def main_table(recipes: dict[str, dict]) -> str:
     lines = ["| network | " + " | ".join(title for title, _ in MAIN) + " |", "| --- " + "| ---: " * len(MAIN) + "|"]
     for name, row in _of_seven(recipes).items():
         cells = [
-            f"{number(row['metrics'][key]['value'])}<br><sub>{interval(row['metrics'][key])}</sub>" for _, key in MAIN
+            f"{number(row['metrics'][key]['value'])}<br><sub>{interval(row['metrics'][key])}</sub>".replace(
+                " ", "&nbsp;"
+            )
+            for _, key in MAIN
         ]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join([*lines, "", f"![Balanced accuracy and AUROC of malignancy with intervals]({PLOT})"])

@@ -3,8 +3,8 @@
     dvc repro
     python -m docs.draw_report
 
-Needs a Chromium, as the tests of the report page do. The picture holds what its verdict says, so that a test notices when
-it is not that of metrics/details.json any more.
+Needs a Chromium, as the tests of the report page do. The picture holds a hash of what its verdict says, so that a test
+notices when it is not that of metrics/details.json any more.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import sync_playwright
 
 from stages.evaluation.details import read_details
 from stages.figures.verdict import judge
@@ -31,6 +30,8 @@ def says(details: Path) -> str:
 
 
 def main() -> None:
+    from playwright.sync_api import sync_playwright
+
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])

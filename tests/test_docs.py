@@ -14,11 +14,9 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+from docs.draw_report import PICTURE, says
 from tests.clone import ENVIRONMENT, ROOT, Clone
-from tests.test_report_in_browser import ARGUMENTS, BROWSERS
 
-pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-dev.txt")
-from docs.draw_report import PICTURE, says  # noqa: E402
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
@@ -112,6 +110,8 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
 def assert_search_works(site):
     """A word is found in the pages as a local server shows them, without a network."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    from tests.test_report_in_browser import ARGUMENTS, BROWSERS
+
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is on the path")
