@@ -17,7 +17,6 @@ from PIL import Image
 from docs.draw_report import PICTURE, says
 from tests.clone import ENVIRONMENT, ROOT, Clone
 
-
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
 
