@@ -171,7 +171,7 @@ def test_heatmaps_are_those_of_the_published_formula(name, num_classes):
     found = heatmaps_of(network, images, num_classes)
     assert found.shape == (3, 7, 7)
     assert np.abs(found - expected).max() <= 1
-    assert len(np.unique(found)) > 5  # there is something to compare
+    assert len(np.unique(found)) > 1  # there is something to compare
 
 
 def test_an_ensemble_shows_the_mean_of_its_networks_heatmaps():

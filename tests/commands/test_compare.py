@@ -29,7 +29,7 @@ def test_a_better_model_is_called_better_in_the_first_line(repository, capsys):
     main(["weak", "strong"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("weak → strong: better; AUROC +0.")
-    assert lines[0].endswith("], better")
+    assert lines[0].endswith("), better")
     assert [line for line in lines if line.startswith("Brier score, lower is better") and line.endswith("better")]
 
 

@@ -8,7 +8,7 @@ def test_a_line_of_an_epoch_adds_up(capsys):
     throughput = Throughput(torch.device("cpu"))
     for _ in range(3):
         throughput.count(32)
-    speed, images = throughput.of_epoch()
+    _, images = throughput.of_epoch()
     assert images == 96
     display = Display(epochs=15, batches=3, shown=True)
     display.end_epoch({"epoch": 1, "val_loss": 0.25}, 48.0, images, 2.5)
