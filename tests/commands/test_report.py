@@ -239,7 +239,7 @@ def test_two_and_seven_classes_are_shown_as_models_of_malignancy(repository):
     report = rendered("HEAD~1", "HEAD")[""]
     assert "not compared; AUROC 0.700 → 0.800**" in report
     assert "| metric, both of malignancy |" in report
-    assert "| Brier score | 0.200 (0.000 to 1.000) | 0.100 (0.000 to 1.000) | -0.100 |" in report
+    assert "| Brier score | 0.200 (0.000 to 1.000) | 0.100 (0.000 to 1.000) | −0.100 |" in report
     assert "| `renamed` | 1.000 (0.000 to 1.000) | – | – |" in report
     figures = draw_pictures(Revision("HEAD~1"), Revision("HEAD"))
     legend = [text.get_text() for text in figures["reliability"].legends[0].get_texts()]
