@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from docs import draw_report
 from stages.figures.report import write_report
-from stages.files import PICTURES, REPORT
+from stages.files import DETAILS, PICTURES, REPORT, write_json
 from tests.figures.findings import DRAWN, details_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-dev.txt")
@@ -99,6 +100,21 @@ def test_what_is_folded_is_printed(visit):
     visit.page.emulate_media(media="screen")
     assert len(seen) > 10
     assert all(seen)
+
+
+def test_the_picture_of_the_readme_ends_with_the_verdict(report, monkeypatch):
+    _, details, page = report
+    folder = page.parents[1]
+    (folder / "docs").mkdir()
+    monkeypatch.chdir(folder)
+    write_json(DETAILS, details)
+    draw_report.main()
+    with Image.open(draw_report.PICTURE) as picture:
+        assert picture.width == 1660
+        assert 1000 < picture.height < 2500
+        assert picture.text["verdict"] == draw_report.says(DETAILS)
+        last_rows = picture.convert("L").crop((0, picture.height - 20, picture.width, picture.height))
+    assert last_rows.getextrema()[0] > 200, "no line of text is cut off"
 
 
 def test_every_picture_is_decoded_shown_and_described(visit):
