@@ -97,9 +97,14 @@ def describe_run(description: dict, config: Config, images: pd.DataFrame) -> dic
     """
     split, training = config.split, config.training
     start = "from pretrained weights" if config.model.pretrained or config.model.weights else "from scratch"
+    beside = (
+        ""
+        if config.model.metadata == "none"
+        else f", age, sex and localization beside the image ({config.model.metadata})"
+    )
     tests = f"all images of {split.test_source} test" if split.by == "source" else f"fold {split.test_fold} tests"
     return {
-        "Model": describe_model(description),
+        "Model": describe_model(description) + beside,
         "Training": (
             f"{start}, {counted(training.max_epochs, 'epoch')} at most, batches of {training.batch_size}, "
             f"learning rate {training.learning_rate:g}, seed {training.seed}"
