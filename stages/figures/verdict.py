@@ -15,7 +15,7 @@ class Finding(NamedTuple):
 
     Attributes:
         state: good: it holds; open: too few lesions to say, or a limit to be known; bad: it does not hold.
-        title: what was looked for.
+        title: the claim that was looked into.
         text: what was found.
     """
 
@@ -50,7 +50,7 @@ def malignant_auroc(metrics: dict) -> str:
 
 
 def _discrimination(test: dict) -> Finding:
-    title, auroc = "Malignant from benign", test["metrics"][malignant_auroc(test["metrics"])]
+    title, auroc = "Malignant is told from benign", test["metrics"][malignant_auroc(test["metrics"])]
     if auroc["value"] is None:
         return Finding("open", title, "The images are all benign or all malignant: nothing can be said.")
     low, high = auroc["interval"]
@@ -69,7 +69,7 @@ def _added_by_the_image(details: dict) -> Iterator[Finding]:
     if details["baselines"] is None:
         return
     adds = details["baselines"]["metadata"]["image_adds"]
-    title, added = "What the image adds", adds[malignant_auroc(adds)]
+    title, added = "The image tells more than the metadata", adds[malignant_auroc(adds)]
     known = ", ".join(details["baselines"]["metadata"]["columns"])
     if added["value"] is None:
         yield Finding("open", title, f"It cannot be compared with {known} alone.")
@@ -85,7 +85,7 @@ def _added_by_the_image(details: dict) -> Iterator[Finding]:
 
 
 def _promised_sensitivity(test: dict, target: float) -> Finding:
-    title, point = "Promised sensitivity", test["operating_points"]["target_sensitivity"]
+    title, point = "The promised sensitivity is reached", test["operating_points"]["target_sensitivity"]
     found, promised = (
         point["sensitivity"],
         f"{number(target)} was promised by the threshold {number(point['threshold'])}",
@@ -100,7 +100,7 @@ def _promised_sensitivity(test: dict, target: float) -> Finding:
 
 
 def _calibration(test: dict) -> Finding:
-    title, error = "Calibrated probabilities", test["calibration"]["after"]["ece"]
+    title, error = "Probabilities are calibrated", test["calibration"]["after"]["ece"]
     # Its interval starts at 0 where chance alone makes an error so large.
     if error["value"] is None:
         return Finding("open", title, "There is nothing to judge them by.")
@@ -110,7 +110,7 @@ def _calibration(test: dict) -> Finding:
 
 
 def _leaks(leakage: dict | None) -> Iterator[Finding]:
-    title = "Leaks"
+    title = "No leaks"
     if leakage is None:
         yield Finding("open", title, "Not looked for: where these images come from has to be known otherwise.")
         return
@@ -124,13 +124,13 @@ def _leaks(leakage: dict | None) -> Iterator[Finding]:
         leaks = "; ".join(f"{what}: {count}" for what, count in found.items() if count)
         yield Finding("bad", title, f"What tests may have been trained on. {capitalized(leaks)}.")
     else:
-        yield Finding("good", title, "None: no lesion, known duplicate or image that looks alike in two splits.")
+        yield Finding("good", title, "No lesion, known duplicate or image that looks alike is in two splits.")
 
 
 def _shortcuts(sources: dict | None) -> Iterator[Finding]:
     if sources is None:
         return
-    title, lacking = "Shortcuts between sources", sources["lacks"]
+    title, lacking = "No shortcuts between sources", sources["lacks"]
     told = sources.get("told")
     if not lacking:
         yield Finding("good", title, "None found: every source has lesions of the diagnoses that the others have.")

@@ -124,7 +124,7 @@ def test_the_page_starts_with_what_was_judged_and_what_it_is_worth(report):
     text = report(details).text
     verdict = text.split(" Headline ")[0]
     assert "Model some_net" in verdict
-    assert "Does not hold: Malignant from benign" in verdict
+    assert "Does not hold: Malignant is told from benign" in verdict
     assert "AUROC 0.512 0.390 to 0.630" in verdict
     for finding in judge(details):
         assert f"{finding.title} {finding.text}" in verdict, finding

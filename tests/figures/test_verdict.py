@@ -29,7 +29,7 @@ def finding(details, title):
 def test_a_model_that_may_guess_looks_like_one(classes, name, auroc, state, words):
     details = details_of(classes)
     details["test"]["metrics"][name] = auroc
-    found = finding(details, "Malignant from benign")
+    found = finding(details, "Malignant is told from benign")
     assert found.state == state
     assert words in found.text
 
@@ -47,7 +47,7 @@ def test_a_model_that_may_guess_looks_like_one(classes, name, auroc, state, word
 def test_what_the_image_adds_is_said(added, state, words):
     details = details_of(2)
     details["baselines"]["metadata"]["image_adds"]["auroc"] = added
-    found = finding(details, "What the image adds")
+    found = finding(details, "The image tells more than the metadata")
     assert (found.state, words in found.text) == (state, True), found
 
 
@@ -64,28 +64,28 @@ def test_a_promise_is_broken_where_the_interval_excludes_it(found, state):
     details = details_of(2)
     details["calibration"]["target_sensitivity"] = 0.9
     details["test"]["operating_points"]["target_sensitivity"]["sensitivity"] = found
-    assert finding(details, "Promised sensitivity").state == state
+    assert finding(details, "The promised sensitivity is reached").state == state
 
 
 @pytest.mark.parametrize(("low", "state"), [(0.0, "good"), (0.02, "bad")])
 def test_calibration_is_judged_by_what_chance_does(low, state):
     details = details_of(2)
     details["test"]["calibration"]["after"]["ece"] = estimated(0.1, low, 0.2)
-    assert finding(details, "Calibrated probabilities").state == state
+    assert finding(details, "Probabilities are calibrated").state == state
 
 
 def test_leaks_and_shortcuts_are_named():
     details = details_of(2)
-    assert finding(details, "Leaks").state == "bad"
-    assert "look alike: 1" in finding(details, "Leaks").text
+    assert finding(details, "No leaks").state == "bad"
+    assert "look alike: 1" in finding(details, "No leaks").text
     details["leakage"]["near_duplicates"]["pairs"] = []
-    assert finding(details, "Leaks").state == "good"
+    assert finding(details, "No leaks").state == "good"
     details["leakage"] = None
-    assert finding(details, "Leaks").state == "open"
+    assert finding(details, "No leaks").state == "open"
     details["sources"] = {"lesions": {}, "cramers_v": 0.5, "lacks": {"isic": ["nv", "bkl"]}, "told": None}
-    assert "isic has next to none of nv, bkl" in finding(details, "Shortcuts between sources").text
+    assert "isic has next to none of nv, bkl" in finding(details, "No shortcuts between sources").text
     details["sources"]["lacks"] = {}
-    assert finding(details, "Shortcuts between sources").state == "good"
+    assert finding(details, "No shortcuts between sources").state == "good"
 
 
 def test_groups_that_are_too_small_are_counted_and_gaps_named():
