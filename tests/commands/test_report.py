@@ -35,7 +35,7 @@ def test_the_verdict_comes_first_and_all_sections_and_pictures_follow(repository
     Path("out").mkdir()
     main(["weak", "strong", "--output", "out/the report (1).md"])
     first = capsys.readouterr().out.splitlines()[0]
-    assert re.fullmatch(r"\*\*`weak` → `strong`: better; AUROC \+0\.\d+ \[0\.\d+, 0\.\d+\], better\*\*", first)
+    assert re.fullmatch(r"\*\*`weak` → `strong`: better; AUROC \+0\.\d+ \(0\.\d+ to 0\.\d+\), better\*\*", first)
     report = parts(Path("out/the report (1).md").read_text(encoding="utf-8"))
     assert list(report)[1:] == ["Parameters", "Curves", "Data", "Cost"]
     compare.main(["weak", "strong", "--md"])
