@@ -378,7 +378,7 @@ def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run
 
 def test_gradcam_of_a_network_without_feature_maps_is_refused_and_nothing_written(run, photos, monkeypatch):
     monkeypatch.setattr(gradcam, "gradcam_heatmaps", lambda *_, **__: None)
-    run(photos, "--gradcam", "maps", "--output", "table.csv", problem="--gradcam: baseline_cnn has no feature maps that")
+    run(photos, "--gradcam", "maps", "--output", "table.csv", problem="--gradcam: baseline_cnn has no feature maps")
     assert names(".") == ["photos"]
 
 
