@@ -50,6 +50,7 @@ from stages.files import (
 from stages.gpus import lease_gpus
 from stages.launch import run_stage
 from stages.progress import progress_bar
+from stages.reporting import estimate
 
 
 class Evaluation(NamedTuple):
@@ -201,8 +202,8 @@ def explain(
     The network's outputs are of `classes`, which need not be what it was judged for; `encoding` is of its metadata.
 
     Returns:
-        The cases, and their heatmaps, uint8 of shape (cases, size, size); neither has a row where the network has no
-        feature maps.
+        The cases, and their heatmaps, uint8 of shape (cases, cells, cells); neither has a row where the network has no
+        feature maps that are fine enough.
     """
     cases = choose_cases(test, threshold, settings.gradcam_cases)
     rows = store.indices_of(pd.Series(cases["image_id"]))
@@ -234,11 +235,7 @@ def values(metrics: dict[str, dict]) -> dict[str, float | None]:
 def print_metrics(metrics: dict[str, dict]) -> None:
     """One line per metric with its interval."""
     for name, number in metrics.items():
-        if number["value"] is None:
-            print(f"{name}: none")
-        else:
-            low, high = number["interval"]
-            print(f"{name}: {number['value']:.4f} [{low:.4f}, {high:.4f}]")
+        print(f"{name}: {estimate(number)}")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ PUBLISHED = {
 CHECKPOINTS = Path("checkpoints")
 PROFILES = Path("profiles")
 WANDB = Path("wandb")
+LOGS = Path("logs")  # of the loggers tensorboard, mlflow and csv
 
 # They stay text: the lesion "007" is not 7, and a dataset may be called "2018".
 TEXT_COLUMNS = (

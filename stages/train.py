@@ -41,7 +41,7 @@ def main() -> None:
     print(
         f"{trained.architecture}: best epoch {_listed(epoch + 1 for epoch in trained.epochs)}, "
         f"{config.training.monitor} {_listed(f'{loss:.4f}' for loss in trained.val_losses)}, "
-        f"{training.images_per_second:.0f} images/s, {training.seconds:.1f} s"
+        f"{training.seconds:.1f} s in all, its steps at {training.images_per_second:.0f} images/s"
     )
 
 

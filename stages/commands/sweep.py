@@ -33,22 +33,50 @@ option.
 """
 
 
-def results_table(names: list[str]) -> str:
-    """Experiments side by side: the parameters in which they differ from the commit or each other, and the metrics."""
-    import pandas as pd
+LONGEST = 20  # letters of a name or value in a table
+SHOWN = {
+    "auroc": "AUROC",
+    "malignant_auroc": "AUROC",
+    "sensitivity_at_threshold": "sens.",
+    "specificity_at_threshold": "spec.",
+    "balanced_accuracy": "bal. acc.",
+    "ece": "ECE",
+}
 
+
+def results_table(names: list[str]) -> str:
+    """Experiments side by side, in a hundred columns: the parameters in which they differ, and the main metrics.
+
+    The best is that with the lowest validation loss: the test fold is not there to choose by.
+    """
     from stages.experiments.revision import Revision, differing_parameters
-    from stages.reporting import MISSING
+    from stages.reporting import TERMINAL, number, shortened, text_table
 
     experiments = [Revision(name) for name in names]
     changed = differing_parameters([Revision("HEAD"), *experiments])
-    rows = [
-        {"experiment": experiment.name}
-        | {key.split(".", 1)[-1]: str(experiment.parameters.get(key)) for key in changed}
-        | experiment.metrics
-        for experiment in experiments
-    ]
-    return pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format, na_rep=MISSING)
+    metrics = [name for name in SHOWN if any(name in experiment.metrics for experiment in experiments)]
+    losses = [experiment.val_loss for experiment in experiments]
+    best = min((loss for loss in losses if loss is not None), default=None)
+
+    def rows(keys: list[str]) -> list[list[str]]:
+        head = ["experiment", *(key.split(".", 1)[-1] for key in keys), "val. loss", *(SHOWN[name] for name in metrics)]
+        cells = [
+            [
+                *(shortened(str(cell), LONGEST) for cell in (each.name, *(each.parameters.get(key) for key in keys))),
+                number(loss) + "*" * (loss is not None and loss == best),
+                *(number(each.metrics.get(name)) for name in metrics),
+            ]
+            for each, loss in zip(experiments, losses)
+        ]
+        return [head, *cells]
+
+    shown = list(changed)
+    while shown and max(map(len, text_table(rows(shown)).splitlines())) > TERMINAL:
+        shown.pop()
+    left = [key for key in changed if key not in shown]
+    notes = ["*: the lowest validation loss, which is what to choose by; the other numbers are of the test fold"]
+    notes += [f"they also differ in {', '.join(left)}"] * bool(left)
+    return "\n".join([text_table(rows(shown)), *notes])
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -173,7 +201,11 @@ def main(argv: list[str] | None = None) -> None:
         try:
             failed = _search(queue, args) if args.optuna else _run_queue(queue, tasks, args)
         except KeyboardInterrupt:
-            print("stopping what runs; it stays queued, and `python -m stages sweep` continues it", flush=True)
+            print(
+                "stopping what runs; finished experiments are kept, the others stay queued with their checkpoints: "
+                "`python -m stages sweep` goes on with them",
+                flush=True,
+            )
             queue.stop()
             raise
         finally:

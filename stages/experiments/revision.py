@@ -41,6 +41,7 @@ from stages.files import (
     PUBLISHED,
     SPLIT_METRICS,
     TABLES,
+    TRAINING_METRICS,
     md5_of,
     read_csv,
     read_json,
@@ -102,6 +103,10 @@ class _Splits(TypedDict, total=False):
 
 class _Lock(TypedDict, total=False):
     stages: dict[str, dict[str, Any]]
+
+
+class _TrainingSummary(TypedDict, total=False):
+    val: dict[str, Float]
 
 
 class Revision:
@@ -265,6 +270,12 @@ class Revision:
     def metrics(self) -> dict[str, float | None]:
         """metrics/evaluation.json; as all that follow, it is empty if there is no such file."""
         return self._json(EVALUATION, dict[str, Float | None])
+
+    @cached_property
+    def val_loss(self) -> float | None:
+        """The validation loss that `training.monitor` names, of the kept epoch (of an ensemble's first network)."""
+        val = self._json(PUBLISHED[TRAINING_METRICS] / "metrics.json", _TrainingSummary).get("val", {})
+        return val.get(str(self.parameters.get("training.monitor")).removeprefix("val_"))
 
     @cached_property
     def details(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def test_a_better_model_is_called_better_in_the_first_line(repository, capsys):
     main(["weak", "strong"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("weak → strong: better; AUROC +0.")
-    assert lines[0].endswith("], better")
+    assert lines[0].endswith("), better")
     assert [line for line in lines if line.startswith("Brier score, lower is better") and line.endswith("better")]
 
 
@@ -169,7 +169,7 @@ def test_each_model_is_evaluated_at_its_own_threshold(repository, capsys):
     assert metrics["sensitivity_at_threshold"]["verdict"] == "worse"
     assert metrics["auroc"]["difference"]["value"] == 0
     assert capsys.readouterr().out.splitlines()[0] == (
-        "strong → workspace: worse; AUROC +0.000 [0.000, 0.000], no evidence of a difference; "
+        "strong → workspace: worse; AUROC +0.000 (0.000 to 0.000), no evidence of a difference; "
         "worse: Sensitivity at the threshold"
     )
 

@@ -133,10 +133,10 @@ def test_every_combination_runs_and_a_failure_stops_none_of_them(project, capfd)
     assert states == {"grid-1": FAILED, "grid-2": FAILED, "grid-3": SUCCESS, "grid-4": SUCCESS}
     printed = capfd.readouterr().out
     table = [line.split() for line in printed.splitlines()]
-    assert ["experiment", "test_fold", "learning_rate", "auroc"] in table
+    assert ["experiment", "test_fold", "learning_rate", "val.", "loss", "AUROC"] in table
     assert sorted(row for row in table if row[:1] in (["grid-3"], ["grid-4"])) == [
-        ["grid-3", "0", "0.1", "0.800"],
-        ["grid-4", "1", "0.1", "0.810"],
+        ["grid-3", "0", "0.1", "–", "0.800"],
+        ["grid-4", "1", "0.1", "–", "0.810"],
     ]
     # An error is told when its experiment ends.
     error = "error: training.learning_rate is too high;\n  lower it"
