@@ -84,7 +84,9 @@ def calibrate(probabilities: np.ndarray, calibration: Calibration) -> np.ndarray
     return apply_temperature(probabilities, calibration.temperature, calibration.bias)
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float, bias: Sequence[float] | None = None) -> np.ndarray:
+def apply_temperature(
+    probabilities: np.ndarray, temperature: float, bias: Sequence[float] | np.ndarray | None = None
+) -> np.ndarray:
     """Temperature scaling (Guo et al., On Calibration of Modern Neural Networks, ICML 2017) of probabilities.
 
     Logarithms of probabilities are logits up to a constant per image, which the softmax cancels; so means
@@ -107,7 +109,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float, bias: Seque
         raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
     logits = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)) / temperature
     if bias is not None:
-        logits += bias
+        logits += np.asarray(bias)
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
     return scaled / scaled.sum(axis=1, keepdims=True)
 

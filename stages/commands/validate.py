@@ -109,9 +109,8 @@ def validate_model(
     encoding = description.metadata
     images = SplitImages(store, "test", split_file, len(judged.names), encoding=encoding)
     labels = [judged.names[number] for number in images.labels]
-    if fraction is not None:
-        lesions, is_malignant = images.table["lesion_id"].to_numpy(str), judged.is_malignant[images.labels]
-        part = draw_part(lesions, is_malignant, fraction)
+    lesions, is_malignant = images.table["lesion_id"].to_numpy(str), judged.is_malignant[images.labels]
+    part = None if fraction is None else draw_part(lesions, is_malignant, fraction)
     batches = (batch.images for batch in Batches(images, settings.batch_size, device))
     raw = predict_probabilities(network, batches, device, used.test_time_augmentation, images.metadata)
     if encoding is not None and (values := encoding.unheard_of(images.table)):
@@ -141,7 +140,7 @@ def validate_model(
         "baselines": None,
         "leakage": None,
     }
-    if fraction is not None:
+    if part is not None:
         new = recalibrate(raw[part], predictions.where(part), description.told_apart, used, data_dir.resolve().name)
         rest = {"before": (predictions.where(~part), used), "after": (predictions_with(new).where(~part), new)}
         total, malignant, _ = count_lesions(lesions[~part], is_malignant[~part])
@@ -159,7 +158,7 @@ def validate_model(
 
 
 def _own_predictions(models: Path, calibration: "Calibration", judged: "Classes") -> tuple["Predictions | None", str]:
-    """What the model in `models` predicts of its own test images, as Git keeps it beside that folder.
+    """What the model in `models` predicts of its own test images, if it is in that folder, or in metrics/ beside it.
 
     Returns:
         The predictions, of the classes that are judged, or None and why they are not known.
@@ -169,7 +168,10 @@ def _own_predictions(models: Path, calibration: "Calibration", judged: "Classes"
     from stages.evaluation.predictions import read_predictions
     from stages.files import DETAILS, PREDICTIONS, PUBLISHED
 
-    details, predictions = (models.parent / PUBLISHED[path] for path in (DETAILS, PREDICTIONS))
+    files = [models / path.name for path in (DETAILS, PREDICTIONS)]
+    if not files[0].exists():
+        files = [models.parent / PUBLISHED[path] for path in (DETAILS, PREDICTIONS)]
+    details, predictions = files
     try:
         evaluated = read_details(details)
         own = read_predictions(predictions, evaluated.get("taxonomy")).of("test")

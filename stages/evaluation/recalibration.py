@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from stages.classifier.calibration import Calibration, FittedOn, apply_temperature, as_written
 from stages.dataset.taxonomy import Classes
@@ -106,8 +105,8 @@ def fit_temperature_and_bias(
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         inverse, shift = np.exp(parameters[0]), parameters[1:]
         logits = inverse * logs + free @ shift
-        everything = logsumexp(logits, axis=1, keepdims=True)
-        own = logsumexp(np.where(possible, logits, -np.inf), axis=1, keepdims=True)
+        everything = np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        own = np.logaddexp.reduce(np.where(possible, logits, -np.inf), axis=1, keepdims=True)
         error = np.exp(logits - everything) - np.where(possible, np.exp(logits - own), 0)
         value = (everything - own).sum() + inverse - parameters[0] + (shift**2).sum() / 2
         gradient = [inverse * (error * logs).sum() + inverse - 1, *(free.T @ error.sum(axis=0) + shift)]
