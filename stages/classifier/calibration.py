@@ -64,9 +64,9 @@ class Calibration:
     """What threshold reaches on the validation images."""
     youden_threshold: Share
     """The threshold with the largest sum of sensitivity and specificity on the validation images."""
-    costs: Costs | None = None
-    """What it costs to decide for a class (column) where another is true (row), as `decide` takes it. None, as in files
-    of earlier commits: the most probable class."""
+    costs: Costs | None = _IF_THERE
+    """What it costs to decide for a class (column) where another is true (row), as `decide` takes it. Not there, as in
+    files of earlier commits: the most probable class."""
     bias: tuple[Float, ...] | None = _IF_THERE
     """Of each class, added to the divided logarithm of its probability; not there where none is."""
     fitted_on: FittedOn | None = _IF_THERE

@@ -212,11 +212,11 @@ def describe_verdict(details: dict, output: Path) -> list[str]:
     if (new := details.get("recalibration")) is None:
         return lines
     part = new["calibration"]["fitted_on"]
-    told = [f"{part['lesions']} lesions, {part['malignant_lesions']} of them malignant", f"{new['lesions']} others"]
-    for name, words in (("before", "before"), ("after", f"with {output / 'calibration.json'}")):
+    lines += ["", f"Recalibrated on {part['lesions']} lesions, {part['malignant_lesions']} of them malignant."]
+    others = f"{new['lesions']} others, {new['malignant_lesions']} of them malignant"
+    for name, words in (("before", "as above"), ("after", f"in {output / 'calibration.json'}")):
         judgement = new[name]["verdict"]
-        of = f"{told[1]}, {new['malignant_lesions']} of them malignant, {words}"
-        lines += ["", f"Recalibrated on {told[0]}; on the {of}:"]
+        lines += ["", f"On the {others}, with the calibration {words}:"]
         lines += [*listed([promise["sentence"] for promise in judgement["promises"]]), judgement["summary"]]
     return lines
 
