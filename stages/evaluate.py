@@ -5,7 +5,7 @@ Reads `models/`, `data/prepared/`, `data/split.csv` and `data/split.json`, write
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.classifier.calibration import Calibration, apply_temperature, save_calibration
+from stages.classifier.calibration import Calibration, apply_temperature, described, save_calibration
 from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import extract_features, predict_probabilities
@@ -153,7 +153,7 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
         **describe_classes(classes, store.taxonomy),
         "confidence": settings.confidence,
         "bootstrap_replicates": settings.bootstrap_replicates,
-        "calibration": asdict(calibration),
+        "calibration": described(calibration),
         "val": {
             "images": len(validated.table),
             "lesions": len(np.unique(validated.lesions)),

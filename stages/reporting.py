@@ -47,6 +47,11 @@ METRICS = {
     "brier": Metric("Brier score", "mean squared error of the probabilities; lower is better"),
     "nll": Metric("Log loss", "negative log-likelihood in nats; lower is better"),
 }
+PROMISES = {  # of a model, held against another dataset
+    **{name: METRICS[name].title for name in ("sensitivity_at_threshold", "auroc", "malignant_auroc", "macro_auroc")},
+    "mean_probability": "Mean probability of malignancy",
+    "calibration_slope": "Calibration slope",
+}
 LOWER_IS_BETTER = ("ece", "brier", "nll")
 ATTRIBUTES = {
     "age": "age in years",

@@ -143,7 +143,7 @@ def test_validate_judges_what_the_model_knows_and_counts_the_rest(finished, tmp_
     details = read_details(tmp_path / "out/details.json")
     assert details["test"]["images"] == 12
     absent = [code for code in codes if code not in (malignant_of(finished)[0], benign)]
-    assert f"no image is of {', '.join(absent)}: means over the diagnoses leave these out" in said
+    assert f"No image is of {', '.join(absent)}: means over the diagnoses leave these out" in said
     known = [details["test"]["classes"][code]["sensitivity"] for code in codes if code not in absent]
     assert details["test"]["metrics"]["balanced_accuracy"]["value"] == pytest.approx(np.mean(known), abs=1e-6)
     page = " ".join((tmp_path / "out/plots/report.html").read_text(encoding="utf-8").split())

@@ -4,23 +4,24 @@ Fitted on the validation images by `evaluate`, and frozen there.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from decimal import ROUND_FLOOR, Context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from stages.checks import Flag, Number, Positive, Share, Text
+from stages.checks import Count, Flag, Float, Number, Positive, Share, Text, checked
 from stages.classifier.description import DESCRIPTION, read_description
-from stages.errors import regenerate
-from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, read_json, sha256_of, write_json
+from stages.errors import InputError, regenerate
+from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, parse_json, read_json, sha256_of, write_json
 
 CALIBRATION = "calibration.json"
 _CHECKED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _TIE = 1e-12  # relative difference of expected costs that is a rounding error
+_IF_THERE: Any = Field(default=None, exclude_if=lambda value: value is None)
 
 
 def _check_square(rows: tuple) -> tuple:
@@ -30,6 +31,23 @@ def _check_square(rows: tuple) -> tuple:
 
 
 Costs = Annotated[tuple[tuple[Number, ...], ...], AfterValidator(_check_square)]
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class FittedOn:
+    """The part of a dataset that a calibration was fitted on."""
+
+    dataset: Text
+    """Name of its folder."""
+    images: Count
+    """Images of the part."""
+    lesions: Count
+    """Lesions of the part."""
+    malignant_lesions: Count
+    """Malignant lesions of the part."""
+
+    def __str__(self) -> str:
+        return f"{self.lesions} lesions of {self.dataset}, {self.malignant_lesions} of them malignant"
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -46,8 +64,13 @@ class Calibration:
     """What threshold reaches on the validation images."""
     youden_threshold: Share
     """The threshold with the largest sum of sensitivity and specificity on the validation images."""
-    costs: Costs | None = None
-    """What it costs to decide for a class (column) where another is true (row); null: 1 for every mistake."""
+    costs: Costs | None = _IF_THERE
+    """What it costs to decide for a class (column) where another is true (row), as `decide` takes it. Not there, as in
+    files of earlier commits: the most probable class."""
+    bias: tuple[Float, ...] | None = _IF_THERE
+    """Of each class, added to the divided logarithm of its probability; not there where none is."""
+    fitted_on: FittedOn | None = _IF_THERE
+    """Not there where it was fitted on the model's own validation images; else these lesions stand for them."""
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -56,7 +79,14 @@ class _CalibrationFile(Calibration):
     """The weights to whose outputs it was fitted; files of earlier commits, which `compare` reads, do not say it."""
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+def calibrate(probabilities: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Calibrated probabilities of those that the network gives, both of shape (n, classes)."""
+    return apply_temperature(probabilities, calibration.temperature, calibration.bias)
+
+
+def apply_temperature(
+    probabilities: np.ndarray, temperature: float, bias: Sequence[float] | np.ndarray | None = None
+) -> np.ndarray:
     """Temperature scaling (Guo et al., On Calibration of Modern Neural Networks, ICML 2017) of probabilities.
 
     Logarithms of probabilities are logits up to a constant per image, which the softmax cancels; so means
@@ -65,6 +95,8 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     Args:
         probabilities: shape (n, classes), rows that sum to 1.
         temperature: above 0; above 1 it lowers the confidence, below 1 it raises it.
+        bias: of each class, added to the scaled logarithms: temperature scaling with bias correction (Alexandari et
+            al., ICML 2020). None: nothing.
 
     Returns:
         Shape (n, classes), rows that sum to 1.
@@ -76,6 +108,8 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     if not ((probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
         raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
     logits = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)) / temperature
+    if bias is not None:
+        logits += np.asarray(bias)
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
     return scaled / scaled.sum(axis=1, keepdims=True)
 
@@ -104,10 +138,15 @@ def cost_matrix(costs: Sequence[Sequence[float]] | None, classes: int) -> np.nda
     return 1 - np.eye(classes) if costs is None else np.array(costs, np.float64)
 
 
-def save_calibration(calibration: Calibration, folder: Path = MODELS) -> None:
-    """Write `calibration.json` beside the weights that it was fitted for."""
-    content = _CalibrationFile(**asdict(calibration), weights_sha256=sha256_of(folder / MODEL_WEIGHTS.name))
-    write_json(folder / CALIBRATION, asdict(content))
+def described(calibration: Calibration) -> dict:
+    """What a calibration holds, as JSON has it, without what is not there."""
+    return TypeAdapter(type(calibration)).dump_python(calibration, mode="json")
+
+
+def save_calibration(calibration: Calibration, folder: Path = MODELS, path: Path | None = None) -> None:
+    """Write `calibration.json` beside the weights in `folder` that it was fitted for, or to `path`."""
+    content = _CalibrationFile(**described(calibration), weights_sha256=sha256_of(folder / MODEL_WEIGHTS.name))
+    write_json(path or folder / CALIBRATION, described(content))
 
 
 def as_written(number: float) -> float:
@@ -126,8 +165,36 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     content: _CalibrationFile = read_json(path, _CalibrationFile)
     if content.weights_sha256 is not None and weights.exists() and content.weights_sha256 != sha256_of(weights):
         raise regenerate(f"{path} was not fitted for the weights in {weights}")
-    if content.costs is not None and (folder / DESCRIPTION).exists():
-        classes = read_description(folder / DESCRIPTION).classes
-        if len(content.costs) != len(classes):
-            raise regenerate(f"{path}: costs are of {len(content.costs)} classes; the model has {len(classes)}")
+    _check_classes(content, path, folder)
+    return _without_hash(content)
+
+
+def read_calibration(path: Path, folder: Path) -> Calibration:
+    """Read another calibration for the weights in `folder`, as `validate --recalibrate` makes it.
+
+    Raises:
+        InputError: the file is missing, damaged, is not a calibration, or was fitted for other weights or classes.
+    """
+    weights = folder / MODEL_WEIGHTS.name
+    try:
+        content: _CalibrationFile = checked(parse_json(path.read_bytes()), _CalibrationFile)
+        if content.weights_sha256 != sha256_of(weights):
+            raise ValueError(f"it was not fitted for the weights in {weights}")
+    except (OSError, ValueError) as error:
+        advice = "name a file that `validate --recalibrate` made for this model"
+        raise InputError(f"--calibration {path}: {error}; {advice}") from None
+    _check_classes(content, path, folder)
+    return _without_hash(content)
+
+
+def _check_classes(content: Calibration, path: Path, folder: Path) -> None:
+    numbers = {"costs are": content.costs, "bias is": content.bias}
+    if any(numbers.values()) and (folder / DESCRIPTION).exists():
+        count = len(read_description(folder / DESCRIPTION).classes)
+        for name, of in numbers.items():
+            if of is not None and len(of) != count:
+                raise regenerate(f"{path}: {name} of {len(of)} classes; the model has {count}")
+
+
+def _without_hash(content: _CalibrationFile) -> Calibration:
     return Calibration(**{field.name: getattr(content, field.name) for field in fields(Calibration)})

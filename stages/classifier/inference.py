@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.classifier.calibration import Calibration, apply_temperature
+from stages.classifier.calibration import Calibration, calibrate
 from stages.classifier.networks import Ensemble, NormalizedNetwork, last_layers, pad_batch
 from stages.dataset.augmentation import as_float
 from stages.errors import InputError
@@ -101,12 +101,12 @@ def predict_calibrated(
     calibration: Calibration,
     metadata: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Probabilities as they are published: averaged over views if the calibration says so, and scaled.
+    """Probabilities as they are published: averaged over views if the calibration says so, and calibrated.
 
     Arguments and result as for `predict_probabilities`.
     """
-    probabilities = predict_probabilities(network, images, device, calibration.test_time_augmentation, metadata)
-    return apply_temperature(probabilities, calibration.temperature)
+    augmented = calibration.test_time_augmentation
+    return calibrate(predict_probabilities(network, images, device, augmented, metadata), calibration)
 
 
 def dihedral_views(images: Tensor) -> list[Tensor]:

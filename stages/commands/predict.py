@@ -313,6 +313,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     named = "the table's name of each of our columns, as image_id=photo"
     add("--columns", metavar="OURS=YOURS", help=named, type=pair, nargs="+", default=[])
     add("--models", type=Path, metavar="DIR", default=Path("models"), help="folder of the model (default: models)")
+    given = "calibration to use, as `validate --recalibrate` wrote it (default: the model's own)"
+    add("--calibration", type=Path, metavar="FILE.json", help=given)
     add("--batch-size", type=_count, metavar="N", default=64, help="images per prediction step (default: 64)")
     add("--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one per core)")
     return parser.parse_args(argv)
@@ -340,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
 
         covariates = read_covariates(args.metadata, dict(args.columns))
     # These take seconds to import: a mistake above is reported at once.
-    from stages.classifier.calibration import load_calibration
+    from stages.classifier.calibration import load_calibration, read_calibration
     from stages.classifier.hardware import set_up_device
     from stages.classifier.weights import load_model
 
@@ -355,7 +357,11 @@ def main(argv: list[str] | None = None) -> None:
             print(printable(note), file=sys.stderr)
     elif description.metadata is not None:
         print("the model also takes age, sex and localization: name their table with --metadata", file=sys.stderr)
-    calibration = load_calibration(args.models)
+    if args.calibration is None:
+        calibration = load_calibration(args.models)
+    else:
+        calibration = read_calibration(args.calibration, args.models)
+        print(f"{args.calibration}: fitted on {calibration.fitted_on or 'validation images'}", file=sys.stderr)
     overlays = None if args.gradcam is None else overlay_paths(files, args.gradcam)
     table, unreadable = predict_images(
         files, network, description, calibration, device, args.batch_size, args.threads, overlays, metadata

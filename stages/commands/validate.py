@@ -4,8 +4,10 @@
 
 The dataset is a folder with a metadata table and images, loose or zipped, as `prepare` reads it; `--columns` and
 `--classes` stand for data.columns and data.classes, which describe the training data. Images of diagnoses that the
-model does not know are left out, and counted. Nothing is fitted: temperature
-and thresholds are those in models/calibration.json. Run from the root of the repository.
+model does not know are left out, and counted. Nothing is fitted: temperature and thresholds are those in
+models/calibration.json. The last lines say which of the model's promises hold there. `--recalibrate 0.3` also fits them
+to three in ten of the lesions, judges both on the others, and writes hospital-results/calibration.json, which `predict`
+and `validate` take with `--calibration`. Run from the root of the repository.
 """
 
 import argparse
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from stages.classifier.calibration import Calibration
     from stages.classifier.description import ModelDescription
     from stages.config import Config
     from stages.dataset.pixels import PixelStore
@@ -41,6 +44,8 @@ def validate_model(
     classes: dict[str, str | None],
     taxonomy: Path | None = None,
     say: "Callable[[str], None]" = print,
+    calibration: Path | None = None,
+    fraction: float | None = None,
 ) -> tuple["Predictions", dict, "PixelStore", tuple["pd.DataFrame", "np.ndarray"]]:
     """Assess the model in `models` on the dataset in `data_dir`.
 
@@ -53,6 +58,8 @@ def validate_model(
         classes: what `data.classes` would say of it.
         taxonomy: the file of its diagnoses; None: those of the model.
         say: is given what the user should know of the dataset, line by line.
+        calibration: a file that an earlier recalibration wrote; None: the model's own.
+        fraction: of the lesions, to recalibrate on; None: not.
 
     Returns:
         The predictions, what docs/details.schema.json describes, the prepared images, and what `explain` says of them.
@@ -60,9 +67,9 @@ def validate_model(
     Raises:
         InputError: the dataset or the model has a mistake.
     """
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
-    from stages.classifier.calibration import apply_temperature, load_calibration
+    from stages.classifier.calibration import calibrate, described, load_calibration, read_calibration
     from stages.classifier.hardware import set_up_device
     from stages.classifier.inference import predict_probabilities
     from stages.classifier.weights import load_model
@@ -73,15 +80,18 @@ def validate_model(
     from stages.evaluate import explain
     from stages.evaluation.assessment import assess
     from stages.evaluation.predictions import Predictions, as_malignancy, describe_classes, predictions_table
+    from stages.evaluation.recalibration import assess_rest, draw_part, recalibrate
+    from stages.evaluation.uncertainty import count_lesions
+    from stages.evaluation.verdict import judge, remarks
     from stages.files import write_csv
     from stages.prepare import prepare_dataset
 
     device = set_up_device(config.runtime.cpu_threads)
     network, description = load_model(models)
-    calibration = load_calibration(models)
+    of_model = load_calibration(models)
+    used = of_model if calibration is None else read_calibration(calibration, models)
     diagnoses, judged = _judged(description, None if taxonomy is None else read_taxonomy(taxonomy))
-    if judged != description.told_apart:
-        calibration = replace(calibration, costs=None)  # they are of diagnoses
+    as_told = judged == description.told_apart  # else the costs, which are of diagnoses, are not for them
     changes = {
         "data.data_dir": str(data_dir),
         "data.columns": columns,
@@ -98,32 +108,78 @@ def validate_model(
     store, settings = PixelStore(prepared), config.evaluation
     encoding = description.metadata
     images = SplitImages(store, "test", split_file, len(judged.names), encoding=encoding)
-    batches = (batch.images for batch in Batches(images, settings.batch_size, device))
-    raw = predict_probabilities(network, batches, device, calibration.test_time_augmentation, images.metadata)
-    calibrated = apply_temperature(raw, calibration.temperature)
-    if judged != description.told_apart:
-        raw, calibrated = (as_malignancy(each, description.told_apart) for each in (raw, calibrated))
     labels = [judged.names[number] for number in images.labels]
-    table = predictions_table(images.table, "test", labels, calibrated, judged)
-    predictions = Predictions(table, judged, calibration.costs)
+    lesions, is_malignant = images.table["lesion_id"].to_numpy(str), judged.is_malignant[images.labels]
+    part = None if fraction is None else draw_part(lesions, is_malignant, fraction)
+    batches = (batch.images for batch in Batches(images, settings.batch_size, device))
+    raw = predict_probabilities(network, batches, device, used.test_time_augmentation, images.metadata)
     if encoding is not None and (values := encoding.unheard_of(images.table)):
         say(f"the model was trained on no {', '.join(values)}: taken as unknown")
-    absent = [name for name in judged.names if name not in labels]
-    if absent and judged.are_diagnoses:
-        say(f"no image is of {', '.join(absent)}: means over the diagnoses leave these out")
+
+    def in_judged(probabilities: "np.ndarray") -> "np.ndarray":
+        return probabilities if as_told else as_malignancy(probabilities, description.told_apart)
+
+    def predictions_with(calibration: "Calibration") -> Predictions:
+        probabilities = in_judged(calibrate(raw, calibration))
+        table = predictions_table(images.table, "test", labels, probabilities, judged)
+        return Predictions(table, judged, calibration.costs if as_told else None)
+
+    predictions, (own, missing) = predictions_with(used), _own_predictions(models, of_model, judged)
+    shown = used if as_told else replace(used, costs=None)
+    assessment = assess(predictions, in_judged(raw), images.table, shown, settings)
+    repeated = settings.bootstrap_replicates, settings.confidence
+    verdict = judge(predictions, own, used, *repeated, missing)
     details = {
         **describe_classes(judged, diagnoses),
         "confidence": settings.confidence,
         "bootstrap_replicates": settings.bootstrap_replicates,
-        "calibration": asdict(calibration),
+        "calibration": described(shown),
         "val": None,
-        "test": assess(predictions, raw, images.table, calibration, settings),
+        "test": assessment,
+        "verdict": verdict | {"remarks": list(remarks(predictions, own, assessment))},
         "baselines": None,
         "leakage": None,
     }
-    judging = predictions, calibration.threshold, device, settings
+    if part is not None:
+        new = recalibrate(raw[part], predictions.where(part), description.told_apart, used, data_dir.resolve().name)
+        rest = {"before": (predictions.where(~part), used), "after": (predictions_with(new).where(~part), new)}
+        total, malignant, _ = count_lesions(lesions[~part], is_malignant[~part])
+        details["recalibration"] = {
+            "fraction": fraction,
+            "calibration": described(new),
+            "images": int((~part).sum()),
+            "lesions": total,
+            "malignant_lesions": malignant,
+            **{name: assess_rest(*of, own, *repeated, missing) for name, of in rest.items()},
+        }
+    judging = predictions, used.threshold, device, settings
     explained = explain(network, description.told_apart, store, *judging, encoding)
     return predictions, details, store, explained
+
+
+def _own_predictions(models: Path, calibration: "Calibration", judged: "Classes") -> tuple["Predictions | None", str]:
+    """What the model in `models` predicts of its own test images, if it is in that folder, or in metrics/ beside it.
+
+    Returns:
+        The predictions, of the classes that are judged, or None and why they are not known.
+    """
+    from stages.classifier.calibration import Calibration
+    from stages.evaluation.details import read_details
+    from stages.evaluation.predictions import read_predictions
+    from stages.files import DETAILS, PREDICTIONS, PUBLISHED
+
+    files = [models / path.name for path in (DETAILS, PREDICTIONS)]
+    if not files[0].exists():
+        files = [models.parent / PUBLISHED[path] for path in (DETAILS, PREDICTIONS)]
+    details, predictions = files
+    try:
+        evaluated = read_details(details)
+        own = read_predictions(predictions, evaluated.get("taxonomy")).of("test")
+    except InputError as error:
+        return None, str(error)
+    if Calibration(**evaluated["calibration"]) != calibration:
+        return None, f"{details} is of another model"
+    return (own if own.classes == judged else own.benign_or_malignant), ""
 
 
 def _judged(
@@ -141,6 +197,28 @@ def _judged(
     if description.told_apart.are_diagnoses and diagnoses_of(theirs).are_diagnoses:
         return translated(description.taxonomy, theirs), description.told_apart
     return theirs, BENIGN_OR_MALIGNANT
+
+
+def describe_verdict(details: dict, output: Path) -> list[str]:
+    """The verdict, and what recalibration makes of it, as lines of text; the last says which promises hold."""
+    verdict, test = details["verdict"], details["test"]
+
+    def listed(sentences: list[str]) -> list[str]:
+        return ["", *(f"- {sentence}" for sentence in sentences), ""]
+
+    of = f"{test['images']} images of {test['lesions']} lesions, {test['malignant_lesions']} of them malignant"
+    sentences = [promise["sentence"] for promise in verdict["promises"]]
+    lines = [f"The model's promises on {of}:", *listed(sentences + verdict["remarks"]), verdict["summary"]]
+    if (new := details.get("recalibration")) is None:
+        return lines
+    part = new["calibration"]["fitted_on"]
+    lines += ["", f"Recalibrated on {part['lesions']} lesions, {part['malignant_lesions']} of them malignant."]
+    others = f"{new['lesions']} others, {new['malignant_lesions']} of them malignant"
+    for name, words in (("before", "as above"), ("after", f"in {output / 'calibration.json'}")):
+        judgement = new[name]["verdict"]
+        lines += ["", f"On the {others}, with the calibration {words}:"]
+        lines += [*listed([promise["sentence"] for promise in judgement["promises"]]), judgement["summary"]]
+    return lines
 
 
 def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
@@ -190,13 +268,27 @@ def find_overlap(store: "PixelStore") -> tuple[dict | None, list[str]]:
     return leakage, warnings
 
 
+def _fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = 0
+    if not 0 < fraction < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0 and below 1")
+    return fraction
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    description = "Assess the trained model on another dataset; temperature and thresholds stay as they are."
+    description = "Assess the trained model on another dataset, and say which of its promises hold there."
     parser = new_parser("validate", description)
     add = parser.add_argument
     add("data_dir", type=Path, help="folder with the metadata table and the images")
     add("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
     add("--models", type=Path, default=Path("models"), help="folder of the model (default: %(default)s)")
+    given = "calibration to use, as --recalibrate wrote it (default: the model's own)"
+    add("--calibration", type=Path, metavar="FILE.json", help=given)
+    fitted = "also fit a calibration to this part of the lesions, as 0.3, and judge it on the others"
+    add("--recalibrate", type=_fraction, metavar="FRACTION", help=fitted)
     pairs = {"type": pair, "nargs": "+", "default": []}
     named = "your table's name of each of our columns, as dx=label; nothing after =: not there"
     add("--columns", metavar="OURS=YOURS", help=named, **pairs)
@@ -221,6 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     from dataclasses import asdict
 
+    from stages.classifier.calibration import CALIBRATION, Calibration, save_calibration
     from stages.classifier.description import DESCRIPTION, read_description
     from stages.config import load_config
     from stages.evaluate import print_metrics, values
@@ -236,7 +329,15 @@ def main(argv: list[str] | None = None) -> None:
         scratch = folder / "prepared"
         mappings = dict(args.columns), dict(args.classes)
         predictions, details, store, explained = validate_model(
-            config, args.data_dir, scratch, args.models, *mappings, args.taxonomy, notes.append
+            config,
+            args.data_dir,
+            scratch,
+            args.models,
+            *mappings,
+            args.taxonomy,
+            notes.append,
+            args.calibration,
+            args.recalibrate,
         )
         warnings = [f"which images {args.models} was trained on is not known here: some may be among these"]
         if args.models.resolve() == MODELS.resolve():  # the split here is that of the model here
@@ -247,7 +348,12 @@ def main(argv: list[str] | None = None) -> None:
         tables = draw_tables(predictions, details)
         pictures = draw_pictures(predictions, details, tables, store, *explained)
         write_plots(folder / "plots", tables, pictures)
-        title = f"External validation on {args.data_dir.name}"
+        if "recalibration" in details:
+            new = Calibration(**details["recalibration"]["calibration"])
+            save_calibration(new, args.models, folder / CALIBRATION)
+        title = f"External validation on {args.data_dir.resolve().name}"
+        verdict = describe_verdict(details, args.output)
+        (folder / "verdict.txt").write_text("\n".join([title, "", *verdict, ""]), encoding="utf-8", newline="\n")
         about = {
             "Model": describe_model(asdict(read_description(args.models / DESCRIPTION))),
             "Data": describe_images(str(args.data_dir), store.manifest),
@@ -259,4 +365,4 @@ def main(argv: list[str] | None = None) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print_metrics(headline_numbers(details["test"]))
-    print(f"wrote {args.output}")
+    print(f"wrote {args.output}", "", *verdict, sep="\n")

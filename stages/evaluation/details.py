@@ -387,6 +387,54 @@ class Fold(_Model):
     calibration: Calibration = said("With which its test images were judged.")
 
 
+class Promise(_Model):
+    """A promise of the model, held against another dataset."""
+
+    name: Literal[
+        "sensitivity_at_threshold", "auroc", "malignant_auroc", "macro_auroc", "mean_probability", "calibration_slope"
+    ] = said("What is promised; calibration_slope is that of malignancy on the logit of its probability.")
+    status: Literal["holds", "broken", "cannot be told"] = said("Cannot be told: from so few lesions.")
+    promised: Float | None = said(
+        "The target, the number of the model's own test images, or what makes calibrated probabilities; null where its "
+        "own test images are not known."
+    )
+    found: Estimate = said("The number there.")
+    difference: Estimate = said("Found less promised; the interval allows for chance in both.")
+    sentence: Text = said("All this in words.")
+
+
+class Judgement(_Model):
+    """What is said of the model's promises."""
+
+    promises: list[Promise] = said("Each promise.")
+    summary: Text = said("One sentence of all.")
+
+
+class Verdict(Judgement):
+    """Which of the model's promises hold on this dataset."""
+
+    remarks: list[Text] = said("What else is to be known of the dataset, one sentence each.")
+
+
+class Judged(_Model):
+    """The lesions that were not recalibrated on, with one calibration."""
+
+    metrics: dict[Text, Estimate] = said("What test.metrics would hold of them.")
+    verdict: Judgement = said("The promises there.")
+
+
+class Recalibration(_Model):
+    """A calibration that was fitted on a part of this dataset, and judged on the rest."""
+
+    fraction: Share = said("Share of the malignant and of the benign lesions that it was fitted on.")
+    calibration: Calibration = said("What was fitted.")
+    images: Whole = said("Images of the rest.")
+    lesions: Whole = said("Lesions of the rest.")
+    malignant_lesions: Whole = said("Malignant lesions of the rest.")
+    before: Judged = said("The rest with the calibration that test was judged with.")
+    after: Judged = said("The same rest with the new one.")
+
+
 class _Details(_Model, Generic[Metrics, Headline, Estimates]):
     confidence: Share = said("Confidence level of every interval, as 0.95.")
     bootstrap_replicates: Count = said("How often lesions were drawn for the intervals.")
@@ -398,6 +446,8 @@ class _Details(_Model, Generic[Metrics, Headline, Estimates]):
     )
     leakage: Leakage | None = said("What the splits share; null for another dataset.")
     sources: Sources | None = Field(default=None, description="Not there where the images are of one dataset.")
+    verdict: Verdict | None = Field(default=None, description="Of another dataset only.")
+    recalibration: Recalibration | None = Field(default=None, description="Of another dataset, if asked for.")
     val: Validation[Metrics] | None = said("What the epoch, the temperature and the thresholds were chosen on.")
     test: Headline
     baselines: Baselines[Estimates] | None = said("Reached without looking at the images; null for another dataset.")

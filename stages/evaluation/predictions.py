@@ -115,7 +115,11 @@ class Predictions:
 
     def of(self, split: str) -> "Predictions":
         """The predictions of one split."""
-        return replace(self, table=pd.DataFrame(self.table[self.table["split"] == split]).reset_index(drop=True))
+        return self.where((self.table["split"] == split).to_numpy())
+
+    def where(self, members: np.ndarray) -> "Predictions":
+        """Those of some images: bool, shape (n,)."""
+        return replace(self, table=pd.DataFrame(self.table[members]).reset_index(drop=True))
 
 
 def malignant_probability(probabilities: np.ndarray, classes: Classes) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
-from stages.reporting import ATTRIBUTES, capitalized, estimate, number
+from stages.reporting import ATTRIBUTES, PROMISES, capitalized, estimate, number
 
 CHANCE = 0.5  # the AUROC of a coin
 MOST_SHOWN = 3  # names in a sentence
@@ -33,15 +33,24 @@ def judge(details: dict) -> list[Finding]:
         details: the content of metrics/details.json.
     """
     test = details["test"]
-    return [
+    claims = [
         _discrimination(test),
         *_added_by_the_image(details),
         _promised_sensitivity(test, details["calibration"]["target_sensitivity"]),
         _calibration(test),
+    ]
+    return [
+        # Of another dataset, what `validate` says of it, beside the model's own test images.
+        *(map(_promise, details["verdict"]["promises"]) if "verdict" in details else claims),
         *_leaks(details["leakage"]),
         *_shortcuts(details.get("sources")),
         *_groups(test),
     ]
+
+
+def _promise(promise: dict) -> Finding:
+    state = {"holds": "good", "broken": "bad", "cannot be told": "open"}[promise["status"]]
+    return Finding(state, PROMISES[promise["name"]], promise["sentence"])
 
 
 def malignant_auroc(metrics: dict) -> str:

@@ -1,28 +1,33 @@
 import json
 import shutil
 from dataclasses import replace
+from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.plain import HAM10000
-from stages.classifier.calibration import Calibration, save_calibration
-from stages.commands import validate
+from stages import evaluate
+from stages.classifier.calibration import Calibration, FittedOn, read_calibration, save_calibration
+from stages.commands import predict, validate
+from stages.config import load_config
 from stages.errors import InputError
+from stages.evaluation.details import read_details
 from stages.evaluation.predictions import read_predictions
-from stages.files import MODELS, PREPARED, SPLIT, read_csv
-from tests.conftest import QUICK
+from stages.evaluation.recalibration import draw_part
+from stages.files import DETAILS, MODELS, PREDICTIONS, PREPARED, PUBLISHED, SPLIT, read_csv, write_json
+from stages.reporting import rounded_percent
+from tests.conftest import QUICK, TinyDataset
 from tests.figures.findings import DRAWN
 from tests.test_plot import COLUMNS
 
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.4)
 
 
-@pytest.fixture
-def external(workspace, dataset):
-    """The working directory with a calibrated model, and beside it a dataset of other lesions in all diagnoses."""
-    save_calibration(CALIBRATION)
+def fill(dataset):
+    """Make it one of other lesions in all diagnoses, with images of the colours that the model knows."""
     random = np.random.default_rng(3)
     for number, row in enumerate(dataset.rows):
         row |= {"image_id": f"X{number:03d}", "lesion_id": f"XL{number // 2:03d}"}
@@ -32,6 +37,24 @@ def external(workspace, dataset):
         Image.fromarray(pixels).save(dataset.folder / f"{row['image_id']}.png")
     dataset.write_table()
     return dataset
+
+
+@pytest.fixture
+def external(workspace, dataset):
+    """The working directory with a calibrated model, and beside it a dataset of other lesions in all diagnoses."""
+    save_calibration(CALIBRATION)
+    return fill(dataset)
+
+
+@pytest.fixture
+def hospital(workspace, params):
+    """The working directory with an evaluated model as Git has it, and a dataset of 70 other lesions."""
+    params({key: json.dumps(value) for key, value in (QUICK | {"evaluation.bootstrap_replicates": 100}).items()})
+    evaluate.main()
+    for path in (DETAILS, PREDICTIONS):
+        PUBLISHED[path].parent.mkdir(exist_ok=True)
+        shutil.copy(path, PUBLISHED[path])
+    return fill(TinyDataset(workspace / "hospital", 140))
 
 
 def validated(dataset, *options: str):
@@ -59,14 +82,22 @@ def test_it_writes_what_evaluate_writes_with_nothing_fitted(external, workspace,
         "training_curves",
         "augmentation",
     }
-    assert "External validation" in (plots / "report.html").read_text(encoding="utf-8")
+    page = unescape((plots / "report.html").read_text(encoding="utf-8"))
+    assert "External validation" in page
+    verdict, said = details["verdict"], capsys.readouterr()
+    sentences = [promise["sentence"] for promise in verdict["promises"]] + verdict["remarks"] + [verdict["summary"]]
+    assert max(map(page.index, sentences)) < page.index(">Headline</h2>")
+    assert said.out.splitlines()[-1] == verdict["summary"]
+    assert all(sentence in said.out for sentence in sentences)
+    assert (workspace / "external/verdict.txt").read_text(encoding="utf-8").endswith(f"\n{verdict['summary']}\n")
     assert sorted(path.name for path in (workspace / "external").iterdir()) == [
         "details.json",
         "evaluation.json",
         "plots",
         "predictions.csv",
+        "verdict.txt",
     ]
-    assert "warning" not in capsys.readouterr().err
+    assert "warning" not in said.err
 
 
 def test_the_decision_is_the_one_that_is_stored_with_the_model(external, workspace, capsys):
@@ -142,6 +173,89 @@ def test_columns_and_labels_of_another_table_are_named_by_options(external, para
     predictions = validated(external, "--columns", "dx=label", "--classes", "Naevus = nv=nv", "scar=")
     assert len(predictions.table) == 12 - sum(row["dx"] == "akiec" for row in external.rows)
     assert "'scar'" in capsys.readouterr().out
+
+
+def test_the_verdict_holds_the_model_against_its_own_test_images(hospital, workspace):
+    validated(hospital)
+    details, own = (read_details(folder / DETAILS.name) for folder in (workspace / "external", workspace / "metrics"))
+    promises = {promise["name"]: promise for promise in details["verdict"]["promises"]}
+    assert promises["auroc"]["promised"] == own["test"]["metrics"]["auroc"]["value"]
+    for name in ("auroc", "sensitivity_at_threshold"):
+        assert promises[name]["found"] == details["test"]["metrics"][name]
+    assert promises["sensitivity_at_threshold"]["promised"] == own["calibration"]["target_sensitivity"]
+    share = own["test"]["malignant_lesions"] / own["test"]["lesions"]
+    assert f"{rounded_percent(share)} of the model's own test lesions." in details["verdict"]["remarks"][0]
+    # Those of a model that was trained since are another's.
+    save_calibration(CALIBRATION)
+    _, details, *_ = validate.validate_model(load_config(), hospital.folder, workspace / "scratch", MODELS, {}, {})
+    sentences = [promise["sentence"] for promise in details["verdict"]["promises"]]
+    assert "is not known (metrics/details.json is of another model)" in sentences[1]
+
+
+def test_recalibration_is_judged_on_the_rest_and_kept_beside_the_models_own(hospital, workspace, capsys):
+    before = (MODELS / "calibration.json").read_bytes()
+    predictions = validated(hospital, "--recalibrate", "0.4")
+    said = capsys.readouterr().out
+    assert (MODELS / "calibration.json").read_bytes() == before
+    file = workspace / "external/calibration.json"
+    details, new = read_details(workspace / "external/details.json"), read_calibration(file, MODELS)
+    recalibration, malignant = details["recalibration"], details["test"]["malignant_lesions"]
+    assert new.fitted_on == FittedOn("hospital", 56, 28, round(0.4 * malignant))
+    assert (recalibration["lesions"], recalibration["malignant_lesions"]) == (42, malignant - round(0.4 * malignant))
+    assert details["calibration"]["temperature"] != new.temperature
+    assert said.splitlines()[-1] == recalibration["after"]["verdict"]["summary"]
+    page = unescape((workspace / "external/plots/report.html").read_text(encoding="utf-8"))
+    for when in ("before", "after"):
+        assert all(it["sentence"] in said for it in recalibration[when]["verdict"]["promises"])
+        assert recalibration[when]["verdict"]["summary"] in page
+
+    part = draw_part(predictions.lesions, predictions.is_malignant, 0.4)
+    (workspace / "external").rename(workspace / "first")
+    again = validated(hospital, "--calibration", "first/calibration.json")
+    assert read_details(workspace / "external/details.json")["calibration"]["fitted_on"]["dataset"] == "hospital"
+    for each, when, threshold in (
+        (predictions, "before", details["calibration"]["threshold"]),
+        (again, "after", new.threshold),
+    ):
+        rest = each.where(~part)
+        found = (rest.malignant_probability >= threshold)[rest.is_malignant].mean()
+        assert recalibration[when]["metrics"]["sensitivity_at_threshold"]["value"] == pytest.approx(found, abs=1e-6)
+    predict.main([str(hospital.folder), "--calibration", "first/calibration.json", "--output", "out.csv"])
+    assert "fitted on 28 lesions of hospital" in capsys.readouterr().err
+    table = read_csv(Path("out.csv"), []).sort_values("file")
+    assert table["malignant_probability"].to_numpy() == pytest.approx(
+        again.table.sort_values("image_id")["probability_malignant"].to_numpy(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("fraction", ["0", "1", "-0.1", "nan", "half"])
+def test_a_part_that_is_none_is_refused(external, fraction, capsys):
+    with pytest.raises(SystemExit):
+        validated(external, f"--recalibrate={fraction}")
+    assert f"'{fraction}' must be a number above 0 and below 1" in capsys.readouterr().err
+
+
+def test_a_part_of_too_few_lesions_is_refused_and_nothing_left(external, workspace):
+    with pytest.raises(InputError, match="malignant lesions and leaves"):
+        validated(external, "--recalibrate", "0.3")
+    assert not list(workspace.glob("*external*"))
+
+
+def test_a_calibration_of_another_model_is_refused(external, workspace):
+    save_calibration(CALIBRATION, MODELS, workspace / "theirs.json")
+    content = json.loads((workspace / "theirs.json").read_text())
+    for wrong, said in (
+        (content | {"weights_sha256": "0"}, "it was not fitted for the weights in models/model.safetensors"),
+        (content | {"bias": [0.5]}, "bias is of 1 classes; the model has 2"),
+        (content | {"bias": "no"}, "bias is 'no'; it must be a list"),
+    ):
+        write_json(workspace / "theirs.json", wrong)
+        with pytest.raises(InputError, match=said):
+            validated(external, "--calibration", "theirs.json")
+    with pytest.raises(
+        InputError, match=r"--calibration nowhere\.json: .* name a file that `validate --recalibrate` made"
+    ):
+        validated(external, "--calibration", "nowhere.json")
 
 
 def test_an_option_without_a_value_is_refused(external, capsys):

@@ -1,6 +1,6 @@
 """Predictions with what `evaluate` would say of them, and what can be read in a picture."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from benchmarks.plain import PLAIN, taxonomy_of
-from stages.classifier.calibration import Calibration
+from stages.classifier.calibration import Calibration, described
 from stages.evaluation.assessment import assess
 from stages.evaluation.predictions import Predictions, describe_classes
 
@@ -36,7 +36,7 @@ def judge_images():
             **describe_classes(predictions.classes, taxonomy_of(len(predictions.classes.names))),
             "confidence": 0.95,
             "bootstrap_replicates": 100,
-            "calibration": asdict(CALIBRATION),
+            "calibration": described(CALIBRATION),
             "val": {"images": 30, "lesions": 12},
             "test": assess(predictions, predictions.probabilities**0.5, images, CALIBRATION, config),
         }

@@ -1,13 +1,14 @@
 """What `evaluate` might have found, for tests of the pages that tell of it."""
 
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.plain import HAM10000, PLAIN, told_apart
+from stages.classifier.calibration import described
 from stages.evaluation.assessment import assess, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.metrics import compute_metrics
@@ -51,7 +52,7 @@ def _details_of(classes: int, labels: tuple[int, ...]) -> dict:
         **describe_classes(test.classes, HAM10000),
         "confidence": config.confidence,
         "bootstrap_replicates": config.bootstrap_replicates,
-        "calibration": asdict(calibration),
+        "calibration": described(calibration),
         "val": {
             "images": len(val.labels),
             "lesions": len(np.unique(val.lesions)),
