@@ -185,7 +185,7 @@ class TrainingConfig:
 
 def _decision(text: str) -> str:
     if text not in (MOST_PROBABLE, BALANCED) and not text.lower().endswith(".csv"):
-        raise ValueError(f"{MOST_PROBABLE}, {BALANCED}, or the path of a CSV file of costs, as data/costs/ham10000.csv")
+        raise ValueError(f"{MOST_PROBABLE}, {BALANCED} or the path of a CSV file, as data/costs/ham10000.csv")
     return text
 
 

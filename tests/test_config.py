@@ -138,7 +138,7 @@ def test_a_variant_is_text_or_a_number_or_null(params, variant):
         (
             "evaluation.decision",
             "balance",
-            "'balance'; it must be most_probable, balanced, or the path of a CSV file of",
+            "'balance'; it must be most_probable, balanced or the path of a CSV file, as data/costs/ham10000.csv",
         ),
         ("evaluation.decision", "1", "1; it must be printable text"),
         ("evaluation.prevalences", "0.1", "0.1; it must be a list"),

@@ -126,7 +126,7 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, weights):
         ("target_sensitivity", None, "a valid number"),
         ("youden_threshold", [0.5], "a valid number"),
         ("costs", [[0.0, 1.0]], "a square matrix"),
-        ("costs", 1, "be a list"),
+        ("costs", 1, "a list"),
     ],
 )
 def test_a_changed_file_is_refused_with_what_is_right(tmp_path, key, value, expected):
