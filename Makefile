@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Stages run as `python -m …`: the environment's interpreter must be the first on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install repro test test-all lint format scan audit docs lock merge release schema sample s3 clean
+.PHONY: help install repro test test-all lint format scan audit docs experiments lock merge release schema sample s3 clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,7 @@ audit: $(VENV)/installed-dev  ## look the pinned packages up among known vulnera
 
 docs: $(VENV)/installed-dev  ## build the documentation in site/; any warning is an error
 	mkdocs build --strict --quiet
+	@echo "python -m http.server --bind 127.0.0.1 --directory site  # shows it, search included, without a network"
 
 schema: $(VENV)/installed  ## write docs/details.schema.json from the types in stages/evaluation/details.py
 	python -c 'from stages.evaluation.details import write_schema; write_schema()'
@@ -79,6 +80,11 @@ release: $(VENV)/installed-dev  ## collect the model in dist/, with its card, th
 	cp models/README.md dist/MODEL_CARD.md
 	uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.txt --output-file dist/sbom.json
 	cd dist && sha256sum * > SHA256SUMS
+
+# Without hashes of files and all but the main metrics: a table that a terminal shows.
+experiments:  ## show the experiments of this commit and what differs between them, in one screen
+	dvc exp show --only-changed --drop \
+		'.*/|Created|train\.|val\.acc|val\.loss|step|epoch|learning_rate|accuracy|au?prc|brier|f1|macro_|nll|precision|sensitivity$$|specificity$$'
 
 clean:  ## remove the virtual environment and what runs have left
 	rm -rf $(VENV) checkpoints dist dvc_plots site report.md report_pictures

@@ -1,16 +1,17 @@
-"""What the networks reach on the test fold of HAM10000, and what they cost: the table of the README.
+"""What the networks reach on the test fold of HAM10000, and what they cost: tables, and the plot of the README.
 
     python -m benchmarks.models --data-dir data/ham10000
     python -m benchmarks.models --data-dir data/ham10000 --only baseline-cnn lite0/7
     python -m benchmarks.models --table
-    python -m benchmarks.models --write README.md
+    python -m benchmarks.models --write
 
 Each recipe, with seven and with two classes, goes through the whole pipeline as its users run it: the five stages one
 after another, each a process of its own, with this repository's params.yaml and the recipe's values, in an empty
 folder. The seconds are those of the processes, from their start to their end. What seven classes say of malignancy is
 evaluated from their predictions as two classes are.
 
-Writes benchmarks/results/models.json, a recipe as soon as it has ended; the others in the file stay.
+Writes benchmarks/results/models.json, a recipe as soon as it has ended; the others in the file stay. `--write` puts the
+table into benchmarks/README.md, its main columns into README.md, and draws docs/results.svg.
 """
 
 import argparse
@@ -24,12 +25,16 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
 from benchmarks.plain import PLAIN
 from benchmarks.recipe import RECIPE as MEASURED
 from benchmarks.recipe import configure, parse_value
 from benchmarks.sweep import set_parameters
 from stages.classifier.hardware import describe_environment
 from stages.errors import InputError
+from stages.figures.style import BLUE
 from stages.files import (
     DETAILS,
     ENVIRONMENT,
@@ -39,7 +44,9 @@ from stages.files import (
     write_json,
 )
 from stages.launch import run
+from stages.reporting import estimate, interval, number
 
+PLOT = Path("docs/results.svg")
 RESULT = Path("benchmarks/results/models.json")
 ROOT = Path(__file__).parents[1]
 STAGES = ("prepare", "split", "train", "evaluate", "plot")
@@ -201,7 +208,7 @@ def table(recipes: dict[str, dict]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "| --- | --- " + "| ---: " * (len(titles) - 2) + "|"]
     for recipe, row in found.items():
         name, classes = recipe.split("/")
-        metrics = [number(row["metrics"][seven if classes == "7" else two]) for _, seven, two, _ in METRICS]
+        metrics = [estimate(row["metrics"][seven if classes == "7" else two]) for _, seven, two, _ in METRICS]
         costs = [
             f"{row['val_accuracy']:.3f}",
             f"{', '.join(map(str, row['best_epochs']))} of {row['overrides']['training.max_epochs']}",
@@ -211,17 +218,54 @@ def table(recipes: dict[str, dict]) -> str:
         ]
         lines.append("| " + " | ".join([TITLES[name], classes, *metrics, *costs]) + " |")
         if "malignancy" in row:
-            metrics = [number(row["malignancy"][key]) if key else "" for *_, key in METRICS]
+            metrics = [estimate(row["malignancy"][key]) if key else "" for *_, key in METRICS]
             lines.append("| " + " | ".join([TITLES[name], "7, as 2", *metrics, *[""] * len(COSTS)]) + " |")
     return "\n".join([*lines, "", _below(found)])
 
 
-def number(measured: dict) -> str:
-    """A number with its interval, as `0.816 (0.790–0.840)`."""
-    if measured["value"] is None:
-        return "–"
-    low, high = measured["interval"]
-    return f"{measured['value']:.3f} ({low:.3f}–{high:.3f})"
+# Of the README's table: the column's title and the key of its metric for seven classes.
+MAIN = (
+    ("accuracy", "accuracy"),
+    ("balanced accuracy", "balanced_accuracy"),
+    ("macro AUROC", "macro_auroc"),
+    ("AUROC of malignancy", "malignant_auroc"),
+)
+
+
+def main_table(recipes: dict[str, dict]) -> str:
+    """The recipes with seven classes in five columns, intervals below the numbers, and the plot of them."""
+    lines = ["| network | " + " | ".join(title for title, _ in MAIN) + " |", "| --- " + "| ---: " * len(MAIN) + "|"]
+    for name, row in _of_seven(recipes).items():
+        cells = [
+            f"{number(row['metrics'][key]['value'])}<br><sub>{interval(row['metrics'][key])}</sub>".replace(
+                " ", "&nbsp;"
+            )
+            for _, key in MAIN
+        ]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join([*lines, "", f"![Balanced accuracy and AUROC of malignancy with intervals]({PLOT})"])
+
+
+def _of_seven(recipes: dict[str, dict]) -> dict[str, dict]:
+    return {TITLES[name]: recipes[f"{name}/7"] for name in RECIPES if f"{name}/7" in recipes}
+
+
+def draw(recipes: dict[str, dict], path: Path) -> None:
+    """Draw balanced accuracy and AUROC of malignancy with their intervals, one line for each network."""
+    found = _of_seven(recipes)
+    figure = Figure(figsize=(8.3, 0.36 * len(found) + 0.9))
+    for axes, (title, key) in zip(figure.subplots(1, 2, sharey=True), (MAIN[1], MAIN[3])):
+        for line, row in enumerate(found.values()):
+            low, high = row["metrics"][key]["interval"]
+            axes.hlines(line, low, high, color=BLUE)
+            axes.plot(row["metrics"][key]["value"], line, "o", color=BLUE)
+        axes.set_title(title)
+        axes.set_yticks(range(len(found)), list(found))
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    with rc_context({"svg.hashsalt": "results"}), replacing(path) as partial:
+        figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _below(recipes: dict[str, dict]) -> str:
@@ -295,7 +339,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--table", action="store_true", help="print the table, run nothing")
-    action.add_argument("--write", type=Path, metavar="FILE", help="put the table between the file's markers")
+    action.add_argument("--write", action="store_true", help="put tables and plot into the READMEs, run nothing")
     args = parser.parse_args()
 
     recipes = read_recipes(args.output)
@@ -303,7 +347,9 @@ def main() -> None:
         print(table(recipes))
         return
     if args.write:
-        write_between_markers(args.write, table(recipes))
+        write_between_markers(ROOT / "benchmarks/README.md", table(recipes))
+        write_between_markers(ROOT / "README.md", main_table(recipes))
+        draw(recipes, ROOT / PLOT)
         return
     environment = describe_environment()
     commit = {"commit": args.commit or environment["commit"], "dirty": environment["dirty"]}
@@ -314,7 +360,7 @@ def main() -> None:
         recipes[recipe] = measure(recipe, args.data_dir, settings, commit)
         write_json(args.output, {"recipes": recipes})
         seconds = {stage: round(taken, 1) for stage, taken in recipes[recipe]["seconds"].items()}
-        print(f"{recipe}: accuracy {number(recipes[recipe]['metrics']['accuracy'])}, seconds {seconds}", flush=True)
+        print(f"{recipe}: accuracy {estimate(recipes[recipe]['metrics']['accuracy'])}, seconds {seconds}", flush=True)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ class TrainingConfig:
     log_every_n_steps: Count
     resume: Flag
     checkpoint_minutes: Positive
-    loggers: tuple[Literal["dvclive", "wandb"], ...]
+    loggers: tuple[Literal["dvclive", "wandb", "tensorboard", "mlflow", "csv"], ...]
     profiler: Literal["simple", "advanced", "pytorch"] | None
     detect_anomaly: Flag
 

@@ -4,6 +4,7 @@ Reads `models/`, `data/prepared/`, `data/split.csv` and `data/split.json`, write
 `data/gradcam/`, `models/calibration.json`, `metrics/evaluation.json` and `data/details.json`.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,8 @@ from stages.files import (
 )
 from stages.gpus import lease_gpus
 from stages.launch import run_stage
+from stages.progress import progress_bar
+from stages.reporting import estimate
 
 
 class Evaluation(NamedTuple):
@@ -115,14 +118,21 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
     train, val, test = (
         SplitImages(store, name, split, len(classes.names), encoding=encoding) for name in ("train", "val", "test")
     )
+    predicted = [(val, val.metadata), (test, test.metadata), *([] if encoding is None else [(test, None)])]
+    with progress_bar() as progress:
+        bar = progress.add_task("predicting", total=sum(len(images) for images, _ in predicted))
 
-    def predicted(images: SplitImages, metadata: np.ndarray | None) -> np.ndarray:
-        batches = (batch.images for batch in Batches(images, settings.batch_size, device))
-        return predict_probabilities(network, batches, device, settings.test_time_augmentation, metadata)
+        def batches(images: SplitImages) -> Iterator[torch.Tensor]:
+            for batch in Batches(images, settings.batch_size, device):
+                yield batch.images
+                progress.advance(bar, len(batch.images))
 
-    raw = [predicted(images, images.metadata) for images in (val, test)]
+        raw = [
+            predict_probabilities(network, batches(images), device, settings.test_time_augmentation, metadata)
+            for images, metadata in predicted
+        ]
     calibration = fit_calibration(raw[0], val.labels.numpy(), classes, settings)
-    calibrated = [apply_temperature(each, calibration.temperature).round(DECIMALS) for each in raw]
+    calibrated = [apply_temperature(each, calibration.temperature).round(DECIMALS) for each in raw[:2]]
     counts = np.bincount(train.labels.numpy(), minlength=len(classes.names))
     costs = decision_costs(rule, calibrated[0], val.labels.numpy(), counts)
     calibration = replace(calibration, costs=costs.tolist())
@@ -158,7 +168,7 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
             train.labels.numpy(),
             settings.bootstrap_replicates,
             settings.confidence,
-            None if encoding is None else apply_temperature(predicted(test, None), calibration.temperature),
+            None if encoding is None else apply_temperature(raw[2], calibration.temperature),
         ),
     }
     if store.sources:
@@ -192,8 +202,8 @@ def explain(
     The network's outputs are of `classes`, which need not be what it was judged for; `encoding` is of its metadata.
 
     Returns:
-        The cases, and their heatmaps, uint8 of shape (cases, size, size); neither has a row where the network has no
-        feature maps.
+        The cases, and their heatmaps, uint8 of shape (cases, cells, cells); neither has a row where the network has no
+        feature maps that are fine enough.
     """
     cases = choose_cases(test, threshold, settings.gradcam_cases)
     rows = store.indices_of(pd.Series(cases["image_id"]))
@@ -225,11 +235,7 @@ def values(metrics: dict[str, dict]) -> dict[str, float | None]:
 def print_metrics(metrics: dict[str, dict]) -> None:
     """One line per metric with its interval."""
     for name, number in metrics.items():
-        if number["value"] is None:
-            print(f"{name}: none")
-        else:
-            low, high = number["interval"]
-            print(f"{name}: {number['value']:.4f} [{low:.4f}, {high:.4f}]")
+        print(f"{name}: {estimate(number)}")
 
 
 if __name__ == "__main__":

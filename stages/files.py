@@ -53,6 +53,7 @@ PUBLISHED = {
 CHECKPOINTS = Path("checkpoints")
 PROFILES = Path("profiles")
 WANDB = Path("wandb")
+LOGS = Path("logs")  # of the loggers tensorboard, mlflow and csv
 
 # They stay text: the lesion "007" is not 7, and a dataset may be called "2018".
 TEXT_COLUMNS = (
@@ -108,6 +109,11 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def md5_of(content: bytes) -> str:
+    """The MD5 of a file's content, as DVC has it in dvc.lock."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -32,9 +32,9 @@ from stages.figures.calibration import draw_reliability, reliability_table
 from stages.figures.decisions import draw_decision_curve, draw_thresholds
 from stages.figures.model_card import write_model_card
 from stages.figures.performance import draw_confusion_matrix, draw_precision_recall, draw_roc
-from stages.figures.report import write_report
+from stages.figures.report import describe_run, write_report
 from stages.figures.samples import draw_mistakes, draw_samples
-from stages.figures.style import save
+from stages.figures.style import save_all
 from stages.figures.subgroups import draw_subgroups, flat_subgroups
 from stages.figures.training import draw_augmentation, draw_training_curves
 from stages.files import (
@@ -102,7 +102,7 @@ def draw_pictures(
         tables: what `draw_tables` gives.
         store: that holds their pixels.
         cases: the images that Grad-CAM explains, columns case and image_id.
-        heatmaps: theirs, uint8, shape (cases, size, size).
+        heatmaps: theirs, uint8, shape (cases, cells, cells).
     """
     return {
         "roc": draw_roc(predictions, details, tables["roc"]),
@@ -125,17 +125,15 @@ def write_plots(folder: Path, tables: dict[str, pd.DataFrame], pictures: dict[st
             write_csv(partial / f"{name}.csv", table)
     with replacing(folder / PICTURES.name) as partial:
         partial.mkdir()
-        for name, figure in pictures.items():
-            save(figure, partial / f"{name}.png")
+        save_all(pictures, partial)
 
 
-def check_images(test: Predictions, cases: pd.DataFrame, heatmaps: np.ndarray, store: PixelStore) -> None:
+def check_images(test: Predictions, cases: pd.DataFrame, store: PixelStore) -> None:
     """Raise an InputError unless the prepared images are those of the predictions, and these those of the heatmaps."""
     if not test.table["image_id"].isin(store.manifest["image_id"]).all():
         raise regenerate(f"{PREDICTIONS} is of images that {PREPARED} does not hold")
-    size = store.image_size
-    if not cases["image_id"].isin(test.table["image_id"]).all() or heatmaps.shape[1:] != (size, size):
-        raise regenerate(f"{GRADCAM} is not of the test images in {PREDICTIONS} at {size} pixels")
+    if not cases["image_id"].isin(test.table["image_id"]).all():
+        raise regenerate(f"{GRADCAM} is not of the test images in {PREDICTIONS}")
 
 
 def read_examples(path: Path) -> np.ndarray:
@@ -166,14 +164,14 @@ def main() -> None:
     cases, heatmaps = read_cases(GRADCAM)
     store = PixelStore(PREPARED)
     split = read_split(SPLIT, store.manifest)
-    check_images(test, cases, heatmaps, store)
+    check_images(test, cases, store)
 
     tables = draw_tables(test, details) | {"training": history}
     pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
     pictures["training_curves"] = draw_training_curves(history, details, description)
     pictures["augmentation"] = draw_augmentation(read_examples(AUGMENTED))
     write_plots(PLOTS, tables, pictures)
-    write_report(REPORT, details, PICTURES)
+    write_report(REPORT, details, PICTURES, store.manifest, describe_run(description, config, store.manifest))
     write_model_card(MODEL_CARD, details, description, MODEL_WEIGHTS, config, store.manifest, split)
     print(f"drew {len(pictures)} pictures in {PICTURES}; {REPORT} shows them all, {MODEL_CARD} is the model card")
 

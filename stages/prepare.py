@@ -4,18 +4,14 @@ Reads `data.data_dir`, writes `data/prepared/`.
 """
 
 import os
-import signal
-import sys
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 
 from stages.config import DataConfig, load_config
 from stages.dataset.images import (
@@ -43,8 +39,9 @@ from stages.dataset.sources import SETTINGS, find_datasets, read_settings, tell_
 from stages.dataset.taxonomy import Diagnosis, classes_of, read_taxonomy
 from stages.errors import InputError, Problem, printable
 from stages.files import PREPARED, replacing
+from stages.forks import forked_processes
 from stages.launch import run_stage
-from stages.ranks import end_with
+from stages.progress import progress_bar
 
 DECODED_AT_ONCE = 16  # images
 MAX_PROBLEMS_SHOWN = 200
@@ -176,9 +173,9 @@ def _write_shards(
     workers = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
     with ImageReader() as reader, _decoders(workers, reader, set(files.values())) as pool:
         # Few at a time: who interrupts this waits for those that have started. The first before the progress bar, which
-        # is a thread: a process that is forked has no other threads, but may have what they hold.
+        # is a thread.
         started = deque(pool.submit(_decode, *task) for task in islice(left, 4 * workers))
-        with Progress() as progress:
+        with progress_bar() as progress:
             bar = progress.add_task("decoding", total=len(tasks))
             while started:
                 of_files, found = started.popleft().result()
@@ -190,22 +187,18 @@ def _write_shards(
 
 
 def _decoders(workers: int, reader: ImageReader, files: set[ImageFile]) -> Executor:
-    """Processes on Linux, where starting them takes no time: threads would wait for each other at Python's lock."""
-    if sys.platform != "linux" or workers == 1:
-        return ThreadPoolExecutor(workers, initializer=_start, initargs=(reader, None))
+    """Processes that `_decode`."""
     reader.open(files)  # so that not every process lists the members of every archive
-    return ProcessPoolExecutor(workers, get_context("fork"), _start, (reader, os.getpid()))
+    return forked_processes(workers, _start, reader, os.getpid())
 
 
 _reader: ImageReader  # of a process, or of its threads
 
 
-def _start(reader: ImageReader, parent: int | None) -> None:
+def _start(reader: ImageReader, parent: int) -> None:
     global _reader
     _reader = reader
-    if parent is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-        end_with(parent)
+    if os.getpid() != parent:
         reader.reopen()
 
 

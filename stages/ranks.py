@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from stages.errors import InputError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # A launcher sets one of them in each process that it starts. Where there is none, nobody has to import PyTorch to know.
 _MARKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_STEP_NUM_TASKS", "JSM_NAMESPACE_SIZE")
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+OTHERS_WAIT_SECONDS = 5
 
 
 class Launch(NamedTuple):
@@ -57,10 +58,19 @@ def require_one_process() -> None:
     """
     launch = find_launch()
     if launch is not None and launch.processes > 1:
-        raise InputError(
+        _refuse(
             f"{launch.launcher} started {launch.processes} processes, but this stage is a single one: run `dvc repro` "
-            "once, as one process; `train` starts others itself"
+            "once, as one process; `train` starts others itself",
+            launch.rank,
         )
+
+
+def _refuse(message: str, rank: int) -> NoReturn:
+    """An error of all processes alike, which the first tells; the others let it: where one ends, launchers end all."""
+    if rank:
+        time.sleep(OTHERS_WAIT_SECONDS)
+        sys.exit(1)
+    raise InputError(message)
 
 
 def join(devices: int, num_nodes: int) -> "ClusterEnvironment":
@@ -76,15 +86,16 @@ def join(devices: int, num_nodes: int) -> "ClusterEnvironment":
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     wanted = f"training.devices × training.num_nodes is {devices} × {num_nodes}"
-    launcher, environment, _, started, machines = find_launch() or Launch(None, LightningEnvironment(), 0, 1, None)
+    launcher, environment, rank, started, machines = find_launch() or Launch(None, LightningEnvironment(), 0, 1, None)
     if launcher:
         places = f" on {machines} machine{'s' * (machines > 1)}" if machines else ""
         machines = machines or num_nodes
         if (started, machines) == (devices * num_nodes, num_nodes):
             return environment
-        raise InputError(
+        _refuse(
             f"{launcher} started {started} processes{places}, but {wanted}; set them to "
-            f"{started // machines or 1} × {machines}, or have {launcher} start as many as they say"
+            f"{started // machines or 1} × {machines}, or have {launcher} start as many as they say",
+            rank,
         )
     for name, value, number in (("NODE_RANK", environment.node_rank(), num_nodes),
                                 ("LOCAL_RANK", environment.local_rank(), devices)):  # fmt: skip

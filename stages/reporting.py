@@ -1,4 +1,8 @@
-"""How numbers, names and tables are written for people: in a terminal, in Markdown and on the pages."""
+"""How numbers, names and tables are written for people: in a terminal, in Markdown and on the pages.
+
+One notation everywhere: three decimals, a minus sign as wide as a digit, an interval as "0.849 to 0.971", since a dash
+could be taken for a minus, and "–" for a number that does not exist.
+"""
 
 import re
 from collections.abc import Sequence
@@ -43,6 +47,7 @@ METRICS = {
     "brier": Metric("Brier score", "mean squared error of the probabilities; lower is better"),
     "nll": Metric("Log loss", "negative log-likelihood in nats; lower is better"),
 }
+LOWER_IS_BETTER = ("ece", "brier", "nll")
 ATTRIBUTES = {
     "age": "age in years",
     "sex": "sex",
@@ -61,8 +66,8 @@ def number(value: float | None) -> str:
 
 
 def signed(difference: float) -> str:
-    """As "+0.012"."""
-    return f"{round(difference, 3) + 0.0:+.3f}"
+    """As "+0.012" or "−0.012"."""
+    return f"{round(difference, 3) + 0.0:+.3f}".replace("-", "−")
 
 
 def interval(estimated: dict) -> str:
@@ -75,14 +80,24 @@ def estimate(estimated: dict) -> str:
     return MISSING if estimated["value"] is None else f"{number(estimated['value'])} ({interval(estimated)})"
 
 
+def counted(count: int, noun: str) -> str:
+    """As "1 image", "2 images", with a space at which no line breaks."""
+    return f"{count}\N{NO-BREAK SPACE}{noun}{'' if count == 1 else 's'}"
+
+
+def capitalized(text: str) -> str:
+    """`text` with a capital at its start, and all else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent with the digits it needs: 0.02 is "2 %", with a space at which no line breaks."""
     return f"{100 * fraction:.4g}\N{NO-BREAK SPACE}%"
 
 
 def rounded_percent(fraction: float) -> str:
-    """A fraction in whole percent: 0.3837 is "38 %"."""
-    return percent(round(fraction, 2))
+    """A fraction in whole percent, below one with a decimal: 0.3837 is "38 %", 0.0012 "0.1 %"."""
+    return percent(round(fraction, 2 if fraction >= 0.01 else 3))
 
 
 def in_order(metrics: dict) -> list[tuple[str, Metric, dict]]:
@@ -117,6 +132,9 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of Markdown, of which the first is the head, as a table; a "|" in a cell, in code too, ends no cell."""
     head, *rest = ([re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells] for cells in rows)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rest))
+
+
+TERMINAL = 100  # columns that a table may take
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

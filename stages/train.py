@@ -10,12 +10,14 @@ from stages.config import load_config
 from stages.files import AUGMENTED, PREPARED, SPLIT, write_array
 from stages.gpus import lease_gpus, visible_gpus
 from stages.launch import run_stage
-from stages.ranks import start_in_slurm, start_processes_of_this_machine
+from stages.ranks import find_launch, join, start_in_slurm, start_processes_of_this_machine
 
 
 def start_others() -> None:
-    """In the script of a SLURM job, have srun start the training, on all of its machines."""
+    """In the script of a SLURM job, have srun start the training, on all of its machines; else check who has."""
     config = load_config()
+    if find_launch() is not None:
+        join(config.training.devices, config.training.num_nodes)
     start_in_slurm(config.training.devices, config.training.num_nodes)
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     print(
         f"{trained.architecture}: best epoch {_listed(epoch + 1 for epoch in trained.epochs)}, "
         f"{config.training.monitor} {_listed(f'{loss:.4f}' for loss in trained.val_losses)}, "
-        f"{training.images_per_second:.0f} images/s, {training.seconds:.1f} s"
+        f"{training.seconds:.1f} s in all, its steps at {training.images_per_second:.0f} images/s"
     )
 
 

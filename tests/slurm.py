@@ -160,11 +160,20 @@ class Slurm:
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
         """What a command prints, which must succeed."""
-        done = subprocess.run(
-            command, env=self.environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=60
-        )
+        done = self._done(*command, cwd=cwd)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def fails(self, *command: str, cwd: Path | None = None) -> str:
+        """What a command prints as its errors, which must fail."""
+        done = self._done(*command, cwd=cwd)
+        assert done.returncode, done.stdout + done.stderr
+        return done.stderr
+
+    def _done(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env=self.environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=120
+        )
 
     def start_soon(self, job: str, *changes: str) -> None:
         """Once a job is queued again, change it, and start it without the two minutes that SLURM would wait."""
@@ -197,7 +206,7 @@ class Slurm:
         wait_for(holds, reason, seconds)
 
     def _printed(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=60)
+        done = self._done(*command)
         return done.stdout or done.stderr
 
 

@@ -5,10 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import tomllib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
+from docs.draw_report import PICTURE, says
 from tests.clone import ENVIRONMENT, ROOT, Clone
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -92,11 +98,35 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > len(PAGES)
+    assert_search_works(tmp_path)
     for page in pages:
         fetched = re.findall(
             r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"https?://fonts", page.read_text()
         )
         assert fetched == [], page
+
+
+def assert_search_works(site):
+    """A word is found in the pages as a local server shows them, without a network."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    from tests.test_report_in_browser import ARGUMENTS, BROWSERS
+
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is on the path")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, playwright.sync_playwright() as manager:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        browser = manager.chromium.launch(executable_path=program, args=ARGUMENTS)
+        page, elsewhere = browser.new_page(), []
+        page.on("request", lambda request: elsewhere.append(request.url) if address not in request.url else None)
+        page.goto(address)
+        page.locator("input.md-search__input").press_sequentially("calibration")
+        page.locator(".md-search-result__item").first.wait_for()
+        browser.close()
+        server.shutdown()
+    assert elsewhere == []
 
 
 def test_the_reference_names_what_it_promises(tmp_path):
@@ -117,6 +147,34 @@ def test_the_reference_names_what_it_promises(tmp_path):
         "configure_optimizers",
     ):
         assert re.search(rf"\b{name}\b", text), name
+
+
+def test_the_picture_of_the_readme_says_what_the_results_say():
+    with Image.open(PICTURE) as picture:
+        picture.load()
+        assert picture.text["verdict"] == says(ROOT / "metrics/details.json"), "python -m docs.draw_report"
+        assert picture.width * 2 > picture.height, "it ends where the verdict does"
+
+
+def test_the_readme_starts_with_results_and_three_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sections = re.findall("^## (.+)$", text, re.MULTILINE)
+    assert sections[:4] == ["Start", "Use", "Data", "Evaluation"]
+    head, start = text.split("\n## ")[:2]
+    table = [line for line in head.splitlines() if line.startswith("|")]
+    assert {line.count("|") - 1 for line in table} == {5}
+    commands = [line for line in BLOCK.search(start)["code"].splitlines() if line]
+    assert len(commands) == 3
+    assert len(text.splitlines()) < 100
+
+
+def test_badges_are_true():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest, highest = re.search(r"Python (\S+) to (\S+)\]", text).groups()
+    next_minor = f"3.{int(highest.split('.')[1]) + 1}"
+    assert project["requires-python"] == f">={lowest},<{next_minor}"
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:500]
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -62,8 +62,8 @@ LOADED = {
     "prepare": {"pandas", "pydantic", "rich.progress"},
     "split": {"pandas", "pydantic"},
     "train": {"dvclive", "pandas", "pydantic", "rich.progress", *NETWORKS},
-    "evaluate": {"pandas", "pydantic", *NETWORKS},
-    "plot": {"jinja2", "matplotlib", "pandas", "pydantic"},
+    "evaluate": {"pandas", "pydantic", "rich.progress", *NETWORKS},
+    "plot": {"jinja2", "matplotlib", "pandas", "pydantic", "rich.progress"},
     "publish": {"pydantic"},
 }
 

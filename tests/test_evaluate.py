@@ -160,7 +160,7 @@ def test_heatmaps_are_of_test_images_of_each_kind(workspace):
     evaluate.main()
     cases, heatmaps = read_cases(GRADCAM)
     test = written_predictions().of("test").table.set_index("image_id")
-    assert heatmaps.shape == (len(cases), 16, 16)
+    assert heatmaps.shape == (len(cases), 8, 8)
     found = cases[cases["case"] == "true positive"]
     assert 0 < len(found) <= 4
     assert set(test.loc[found["image_id"], "label"]) == {"malignant"}

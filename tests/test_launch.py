@@ -146,7 +146,7 @@ def test_processes_that_train_together_do_not_wait_for_each_other(repository, mo
 
 
 def test_a_stage_that_is_one_process_refuses_to_be_several(repository, monkeypatch):
-    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}
+    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
     for name, value in (srun | {"SLURM_NTASKS_PER_NODE": "4"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["split.py"])

@@ -105,10 +105,10 @@ def test_a_missing_input_is_named(evaluated, without_pictures):
 def test_images_of_another_dataset_are_not_shown_for_those_that_were_predicted(evaluated, without_pictures):
     cases, heatmaps = read_cases(GRADCAM)
     table = read_csv(PREDICTIONS, [])
-    for changed in (cases.assign(image_id="I001"), cases):
-        write_cases(GRADCAM, changed, heatmaps if changed is not cases else heatmaps[:, ::2, ::2])
-        with pytest.raises(InputError, match="data/gradcam is not of the test images"):
-            plot.main()
+    write_cases(GRADCAM, cases.assign(image_id="I001"), heatmaps)
+    with pytest.raises(InputError, match="data/gradcam is not of the test images"):
+        plot.main()
+    write_cases(GRADCAM, cases, heatmaps)
     table.loc[table["split"] == "test", "image_id"] += "x"
     write_csv(PREDICTIONS, table)
     with pytest.raises(InputError, match=r"data/predictions.csv is of images that data/prepared does not hold"):

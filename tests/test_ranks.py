@@ -68,12 +68,19 @@ def test_of_all_processes_on_all_machines_one_is_the_first(launcher, process, en
 
 
 @pytest.mark.parametrize("launcher", [torchrun, slurm])
-def test_what_was_started_must_be_what_the_parameters_say(launcher, environment):
+def test_what_was_started_must_be_what_the_parameters_say(launcher, environment, monkeypatch):
     environment(launcher(1, 0))
     assert has_own_gpus()
     joined = join(2, 2)
     assert (joined.global_rank(), joined.local_rank(), joined.node_rank(), joined.world_size()) == (2, 0, 1, 4)
     joined.validate_settings(2, 2)
+    # All have the same error: the first tells it, and has time to.
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    with pytest.raises(SystemExit):
+        join(1, 1)
+    assert waited
+    environment(launcher(0, 0))
     for devices, nodes in ((1, 1), (4, 1), (1, 4), (1, 2)):
         message = rf" started 4 processes on 2 machines, but .* is {devices} × {nodes}; set them to 2 × 2, or have "
         with pytest.raises(InputError, match=message):
@@ -83,6 +90,7 @@ def test_what_was_started_must_be_what_the_parameters_say(launcher, environment)
 def test_a_pod_is_a_machine(environment):
     environment(kubernetes(1, 0))
     assert join(1, 4).global_rank() == 2
+    environment(kubernetes(0, 0))
     with pytest.raises(
         InputError, match=r"Kubernetes started 4 processes on 4 machines, but .* 4 × 1; set them to 1 × 4"
     ):
@@ -108,6 +116,7 @@ def test_mpi_is_asked_through_mpi4py(environment, monkeypatch):
     monkeypatch.setattr(MPIEnvironment, "detect", lambda: True)
     assert not is_first_process()
     assert join(2, 2).global_rank() == 3
+    package.MPI.COMM_WORLD.Get_rank = lambda: 0
     with pytest.raises(InputError, match="MPI started 4 processes, but"):
         join(1, 1)
 

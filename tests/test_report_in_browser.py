@@ -2,11 +2,13 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 from PIL import Image
 
+from docs import draw_report
 from stages.figures.report import write_report
-from stages.files import PICTURES, REPORT
+from stages.files import DETAILS, PICTURES, REPORT, write_json
 from tests.figures.findings import DRAWN, details_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-dev.txt")
@@ -60,7 +62,8 @@ def report(request, tmp_path_factory):
         Image.new("RGB", (900, 1000), "#0072b2").save(folder / PICTURES / f"{name}.png")
     details = details_of(request.param)
     details["leakage"]["near_duplicates"]["pairs"][0]["image_ids"] = ["a_very_long_id_of_an_image_" * 3, "I002"]
-    write_report(folder / REPORT, details, folder / PICTURES)
+    images = pd.DataFrame({"image_id": ["SYN_1"], "lesion_id": ["L1"]})
+    write_report(folder / REPORT, details, folder / PICTURES, images, {"Model": "net"})
     return request.param, details, folder / REPORT
 
 
@@ -75,9 +78,43 @@ def visit(request, browser, report):
 def test_the_page_loads_without_a_complaint_and_asks_for_nothing_else(visit, report):
     assert visit.complaints == []
     assert [url for url in visit.requests if not url.startswith("data:")] == [report[2].resolve().as_uri()]
-    # Everything on it is seen, none of it only in the source.
-    hidden = visit.page.locator("h1, h2, h3, figure, table").filter(visible=False)
-    assert hidden.count() == 0
+    # Everything on it is seen but tables that are folded, which open at a click.
+    assert visit.page.locator("h1, h2, h3, figure, summary").filter(visible=False).count() == 0
+    shown = visit.page.locator("table").filter(visible=True)
+    before, summary = shown.count(), visit.page.locator("details:not([open]) summary").first
+    assert 0 < before < visit.page.locator("table").count()
+    summary.click()
+    assert shown.count() == before + 1
+
+
+def test_the_verdict_fills_the_first_screen(visit):
+    screen = visit.page.viewport_size["height"]
+    assert visit.page.get_by_role("heading", name="Verdict").bounding_box()["y"] < screen / 2
+    assert visit.page.locator(".tiles").bounding_box()["y"] < screen
+    assert visit.page.locator(".synthetic").is_visible()
+
+
+def test_what_is_folded_is_printed(visit):
+    visit.page.emulate_media(media="print")
+    seen = visit.page.locator("table").evaluate_all("tables => tables.map(table => table.checkVisibility())")
+    visit.page.emulate_media(media="screen")
+    assert len(seen) > 10
+    assert all(seen)
+
+
+def test_the_picture_of_the_readme_ends_with_the_verdict(report, monkeypatch):
+    _, details, page = report
+    folder = page.parents[1]
+    (folder / "docs").mkdir()
+    monkeypatch.chdir(folder)
+    write_json(DETAILS, details)
+    draw_report.main()
+    with Image.open(draw_report.PICTURE) as picture:
+        assert picture.width == 1660
+        assert 1000 < picture.height < 2500
+        assert picture.text["verdict"] == draw_report.says(DETAILS)
+        last_rows = picture.convert("L").crop((0, picture.height - 20, picture.width, picture.height))
+    assert last_rows.getextrema()[0] > 200, "no line of text is cut off"
 
 
 def test_every_picture_is_decoded_shown_and_described(visit):
@@ -95,7 +132,16 @@ def test_the_headline_can_be_read_at_once(visit, report):
     classes, details, _ = report
     assert visit.page.get_by_role("heading", level=1).inner_text() == "Evaluation on the test fold"
     headings = visit.page.get_by_role("heading", level=2).all_inner_texts()
-    expected = ["Headline", "Decisions", "Calibration", "Baselines", "Subgroups", "Leakage", "Images and training"]
+    expected = [
+        "Verdict",
+        "Headline",
+        "Decisions",
+        "Calibration",
+        "Baselines",
+        "Subgroups",
+        "Leakage",
+        "Images and training",
+    ]
     assert [heading for heading in headings if heading != "Diagnoses"] == expected
     assert ("Diagnoses" in headings) == (classes == 7)
     # The text as it is shown: what the style hides is not in it.

@@ -31,6 +31,7 @@ def lesions(rows):
     return by_lesion
 
 
+@pytest.mark.slow
 def test_drawing_it_again_gives_the_same_bytes_and_removes_stale_images(tmp_path, bytes_below):
     stale = tmp_path / "sample" / PARTS[0] / "SYN_9999999.jpg"
     stale.parent.mkdir(parents=True)

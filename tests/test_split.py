@@ -11,9 +11,10 @@ from stages import split
 from stages.dataset.duplicates import HASH, LARGEST_DISTANCE
 from stages.dataset.folds import KNOWN_DUPLICATES, SPLITS, validation_folds
 from stages.dataset.pixels import add_places, shard_path, write_manifest
+from stages.dataset.shortcuts import audit_sources, describe_sources
 from stages.errors import InputError
 from stages.files import PREPARED, SPLIT, SPLIT_METRICS, read_csv, read_json
-from stages.split import audit_sources, count_split, describe_sources, find_leaks, split_dataset
+from stages.split import count_split, find_leaks, split_dataset
 
 COUNTS = {"nv": 60, "mel": 25, "df": 8}
 (FIRST, SECOND), *_ = KNOWN_DUPLICATES

@@ -47,8 +47,7 @@ class Calibration:
     youden_threshold: Share
     """The threshold with the largest sum of sensitivity and specificity on the validation images."""
     costs: Costs | None = None
-    """What it costs to decide for a class (column) where another is true (row), as `decide` takes it. None, as in files
-    of earlier commits: the most probable class."""
+    """What it costs to decide for a class (column) where another is true (row); null: 1 for every mistake."""
 
 
 @dataclass(frozen=True, config=_CHECKED)

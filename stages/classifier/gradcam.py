@@ -5,11 +5,12 @@ from copy import deepcopy
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from stages.classifier.networks import Ensemble, NormalizedNetwork, pad_batch
 from stages.dataset.augmentation import as_float
 from stages.dataset.taxonomy import Classes
+
+MIN_CELLS = 7  # of a side of the feature maps: fewer would be blocks that say nothing of where in the image
 
 
 @torch.enable_grad()
@@ -21,7 +22,7 @@ def gradcam_heatmaps(
     batch_size: int = 1,
     metadata: np.ndarray | None = None,
 ) -> np.ndarray | None:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) of the log-odds of malignancy at the network's last feature maps.
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of the log-odds of malignancy at the network's coarsest useful maps.
 
     The log-odds are the logsumexp of the malignant logits minus that of the benign ones: the same question for two
     classes and for diagnoses, and unlike a probability it does not saturate, so that a confident prediction has a
@@ -30,7 +31,8 @@ def gradcam_heatmaps(
     Of an ensemble, the mean of its networks' heatmaps.
 
     A heatmap says where evidence lies within one image, not how much of it there is: each has its own scale. It is as
-    coarse as the feature maps, 5 × 5 for EfficientNet-Lite0 at 144 pixels.
+    coarse as the feature maps, the last that have at least `MIN_CELLS` cells a side: 7 × 7 at the end of
+    EfficientNet-Lite0 at 224 pixels, 8 × 8 in the middle of it at 64, where those at the end are 2 × 2.
 
     Args:
         network: what `load_model` gives; it is not changed, its mode included.
@@ -41,8 +43,8 @@ def gradcam_heatmaps(
         metadata: as of `predict_probabilities`; a heatmap is of the image, given these.
 
     Returns:
-        uint8, shape (n, size, size): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
-        for malignancy. None where the network ends in no feature maps, as transformers do.
+        uint8, shape (n, cells, cells): the largest value of each heatmap is 255, or 0 where nothing in the image speaks
+        for malignancy. None where the network ends in no feature maps, as transformers do, or has none so fine.
     """
     # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
     network = deepcopy(network).to(device).eval().requires_grad_(False)
@@ -54,15 +56,15 @@ def gradcam_heatmaps(
     malignant = torch.from_numpy(classes.is_malignant).to(device)
 
     def heatmaps_of(member: nn.Module) -> Tensor | None:
-        layer = _last_feature_maps(member, inputs if on_gpu else inputs[:1])
+        layer = _explained_layer(member, inputs if on_gpu else inputs[:1])
         if layer is None:
             return None
 
         maps, logits = _run_to(layer, member, inputs, known)
         log_odds = logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
         [gradients] = torch.autograd.grad(log_odds.sum(), maps)
-        evidence = (gradients.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1, keepdim=True).relu()
-        return _scaled(interpolate(evidence, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0])
+        evidence = (gradients.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1).relu()
+        return _scaled(evidence)
 
     members = network.members if isinstance(network, Ensemble) else [network]
     each = [heatmaps for member in members if (heatmaps := heatmaps_of(member)) is not None]
@@ -91,12 +93,13 @@ def _run_to(layer: nn.Module, network: nn.Module, images: Tensor, metadata: Tens
 
 
 @torch.no_grad()
-def _last_feature_maps(network: nn.Module, images: Tensor) -> nn.Module | None:
-    """The module with the last output that still has places in it, if these are maps (n, channels, side, side).
+def _explained_layer(network: nn.Module, images: Tensor) -> nn.Module | None:
+    """The module whose output is the coarsest maps (n, channels, side, side) of at least `MIN_CELLS` cells a side.
 
-    Not just the last four-dimensional output: in transformers that is a patch embedding or the heads of an attention,
-    before outputs of shape (n, tokens, channels) or (n, side, side, channels), where Grad-CAM would average the wrong
-    axes.
+    Of several with such maps the outermost, which no shortcut of a residual block goes around, and of those the last.
+
+    None if the last output that still has places in it are no maps: in transformers they are tokens, or have their
+    channels last, and earlier outputs, as those of a patch embedding, are not what the network decides by.
     """
     shapes: dict[nn.Module, torch.Size] = {}
 
@@ -105,11 +108,20 @@ def _last_feature_maps(network: nn.Module, images: Tensor) -> nn.Module | None:
         if isinstance(output, Tensor):
             shapes[module] = output.shape[1:]
 
-    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    depths = {module: name.count(".") for name, module in network.named_modules()}
+    hooks = [module.register_forward_hook(note) for module in depths]
     network(images)
     for hook in hooks:
         hook.remove()
-    for module, shape in reversed(shapes.items()):
-        if sum(side > 1 for side in shape) > 1:  # else it is one vector for the image
-            return module if len(shape) == 3 and shape[1] == shape[2] else None
-    return None
+    # Else it is one vector for the image.
+    placed = {module: shape for module, shape in shapes.items() if sum(side > 1 for side in shape) > 1}
+    if not placed or not _is_square(list(placed.values())[-1]):
+        return None
+    maps = [(-shape[1], -depths[module], module) for module, shape in placed.items() if _is_square(shape)]
+    fine = [each for each in maps if -each[0] >= MIN_CELLS]
+    # `max` finds the first of the best.
+    return max(reversed(fine), key=lambda each: each[:2])[-1] if fine else None
+
+
+def _is_square(shape: torch.Size) -> bool:
+    return len(shape) == 3 and shape[1] == shape[2]

@@ -16,7 +16,8 @@ def find_problems() -> list[str]:
     Raises:
         InputError: this is not a DVC repository, or the remote cannot be asked.
     """
-    from stages.experiments.revision import has_remote, run_dvc
+    from stages.experiments.programs import run_dvc
+    from stages.experiments.revision import has_remote
     from stages.experiments.staleness import stale_stages
 
     problems = [

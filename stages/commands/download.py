@@ -56,24 +56,9 @@ DATASETS = {
         files=tuple(
             RemoteFile(name, f"{_DATAVERSE}/{address}", size, md5)
             for name, address, size, md5 in (
-                (
-                    "HAM10000_metadata.csv",
-                    "4338392?format=original",
-                    690_218,
-                    "8f85fb1aa29d80a2797247e434deb79d",
-                ),
-                (
-                    "HAM10000_images_part_1.zip",
-                    "3172585",
-                    1_366_522_108,
-                    "4639bfa73ab251610530a97c898e6e46",
-                ),
-                (
-                    "HAM10000_images_part_2.zip",
-                    "3172584",
-                    1_403_566_547,
-                    "da43d6cc50f6613013be07e8986b384b",
-                ),
+                ("HAM10000_metadata.csv", "4338392?format=original", 690_218, "8f85fb1aa29d80a2797247e434deb79d"),
+                ("HAM10000_images_part_1.zip", "3172585", 1_366_522_108, "4639bfa73ab251610530a97c898e6e46"),
+                ("HAM10000_images_part_2.zip", "3172584", 1_403_566_547, "da43d6cc50f6613013be07e8986b384b"),
             )
         ),
     ),

@@ -38,6 +38,7 @@ option is wrong.
 """
 LARGEST_COUNT = 1024  # of images in a batch and of threads: more gain nothing and only fill the memory
 NAME_BYTES = 200  # of an overlay's name: file systems allow 255, and its writer adds some
+OVERLAY_SIDE, OVERLAY_TEXT = 320, 15  # pixels that an image in an overlay has at least, and of its text
 
 
 def find_files(paths: list[Path]) -> tuple[list["ImageFile"], list[str], list[str]]:
@@ -112,18 +113,16 @@ def predict_images(
     import numpy as np
     import pandas as pd
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
     from stages.classifier.calibration import cost_matrix, decide
     from stages.classifier.inference import predict_calibrated
     from stages.evaluation.predictions import PREFIX, malignant_probability
     from stages.files import DECIMALS
+    from stages.progress import progress_bar
 
     classes = description.told_apart
     tables, problems = [], []
-    # Only on a terminal: a log needs no bar.
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("predicting", total=len(files))
         size = description.image_size, description.detail
         decoded = _decode_ahead(files, size, threads, ahead=max(batch_size, 2 * threads))
@@ -147,15 +146,18 @@ def predict_images(
                 table["diagnosis"] = [classes.names[number] for number in decided]
             if overlays is not None:
                 from stages.classifier.gradcam import gradcam_heatmaps
+                from stages.reporting import rounded_percent
 
                 heatmaps = gradcam_heatmaps(network, images, classes, device, metadata=known)
                 if heatmaps is None:
                     raise InputError(
-                        f"--gradcam: {description.architecture} has no final feature maps, which Grad-CAM needs; "
-                        "leave the option out"
+                        f"--gradcam: {description.architecture} has no feature maps that are fine enough for "
+                        "Grad-CAM; leave the option out"
                     )
                 paths = [overlays[file] for file, _ in readable]
-                _draw_overlays(paths, images.numpy(), heatmaps)
+                called = f"called malignant from {rounded_percent(calibration.threshold)} on"
+                texts = [f"P(malignant) {rounded_percent(probability)}, {called}" for probability in malignant]
+                _draw_overlays(paths, images.numpy(), heatmaps, texts)
                 table["overlay"] = [_cell(path) for path in paths]
             tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), problems
@@ -184,16 +186,24 @@ def _decode_ahead(
             yield first, image.result()
 
 
-def _draw_overlays(paths: list[Path], images: "np.ndarray", heatmaps: "np.ndarray") -> None:
+def _draw_overlays(paths: list[Path], images: "np.ndarray", heatmaps: "np.ndarray", texts: list[str]) -> None:
+    """Each image beside itself with its heatmap, large enough to be looked at, below what was predicted."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFont
 
     from stages.figures.overlay import overlay
     from stages.files import replacing
 
-    for path, image, heatmap in zip(paths, images, heatmaps):
+    times, font = -(-OVERLAY_SIDE // images.shape[1]), ImageFont.load_default(OVERLAY_TEXT)
+    for path, image, heatmap, text in zip(paths, images, heatmaps, texts):
+        large = image.repeat(times, axis=0).repeat(times, axis=1)
+        pair = np.hstack([large, overlay(large, heatmap)])
+        picture = Image.new("RGB", (pair.shape[1], pair.shape[0] + 3 * OVERLAY_TEXT), "white")
+        picture.paste(Image.fromarray(pair), (0, 3 * OVERLAY_TEXT))
+        cells = f"right: what speaks for malignancy, {len(heatmap)} × {len(heatmap)} cells"
+        ImageDraw.Draw(picture).multiline_text((4, 2), f"{text}\n{cells}".replace("\xa0", " "), "black", font)
         with writing("--gradcam:", path), replacing(path) as partial:
-            Image.fromarray(np.hstack([image, overlay(image, heatmap)])).save(partial, format="PNG")
+            picture.save(partial, format="PNG")
 
 
 def match_metadata(
@@ -323,6 +333,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.models.is_dir():
         raise InputError(f"--models {args.models} is not a folder; name the one that holds model.json")
     covariates = None
+    if args.columns and args.metadata is None:
+        raise InputError("--columns names those of --metadata's table; name that, too, or leave the option out")
     if args.metadata is not None:
         from stages.dataset.metadata import read_covariates
 

@@ -33,22 +33,50 @@ option.
 """
 
 
-def results_table(names: list[str]) -> str:
-    """Experiments side by side: the parameters in which they differ from the commit or each other, and the metrics."""
-    import pandas as pd
+LONGEST = 20  # letters of a name or value in a table
+SHOWN = {
+    "auroc": "AUROC",
+    "malignant_auroc": "AUROC",
+    "sensitivity_at_threshold": "sens.",
+    "specificity_at_threshold": "spec.",
+    "balanced_accuracy": "bal. acc.",
+    "ece": "ECE",
+}
 
+
+def results_table(names: list[str]) -> str:
+    """Experiments side by side, in a hundred columns: the parameters in which they differ, and the main metrics.
+
+    The best is that with the lowest validation loss: the test fold is not there to choose by.
+    """
     from stages.experiments.revision import Revision, differing_parameters
-    from stages.reporting import MISSING
+    from stages.reporting import TERMINAL, number, shortened, text_table
 
     experiments = [Revision(name) for name in names]
     changed = differing_parameters([Revision("HEAD"), *experiments])
-    rows = [
-        {"experiment": experiment.name}
-        | {key.split(".", 1)[-1]: str(experiment.parameters.get(key)) for key in changed}
-        | experiment.metrics
-        for experiment in experiments
-    ]
-    return pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format, na_rep=MISSING)
+    metrics = [name for name in SHOWN if any(name in experiment.metrics for experiment in experiments)]
+    losses = [experiment.val_loss for experiment in experiments]
+    best = min((loss for loss in losses if loss is not None), default=None)
+
+    def rows(keys: list[str]) -> list[list[str]]:
+        head = ["experiment", *(key.split(".", 1)[-1] for key in keys), "val. loss", *(SHOWN[name] for name in metrics)]
+        cells = [
+            [
+                *(shortened(str(cell), LONGEST) for cell in (each.name, *(each.parameters.get(key) for key in keys))),
+                number(loss) + "*" * (loss is not None and loss == best),
+                *(number(each.metrics.get(name)) for name in metrics),
+            ]
+            for each, loss in zip(experiments, losses)
+        ]
+        return [head, *cells]
+
+    shown = list(changed)
+    while shown and max(map(len, text_table(rows(shown)).splitlines())) > TERMINAL:
+        shown.pop()
+    left = [key for key in changed if key not in shown]
+    notes = ["*: the lowest validation loss, which is what to choose by; the other numbers are of the test fold"]
+    notes += [f"they also differ in {', '.join(left)}"] * bool(left)
+    return "\n".join([text_table(rows(shown)), *notes])
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -88,12 +116,13 @@ def _values(overrides: list[str], key: str, default: Any) -> list[str]:
     return re.sub(r"choice\((.*)\)", r"\1", given[-1]).split(",") if given else [str(default)]
 
 
-def _run_queue(queue: Any, args: argparse.Namespace) -> int:
-    from stages.experiments.queue import SUCCESS, error_of
+def _run_queue(queue: Any, tasks: list, args: argparse.Namespace) -> int:
+    from stages.experiments.programs import SUCCESS
+    from stages.experiments.queue import error_of
 
     if args.set_param:
         named = re.compile(rf"{re.escape(args.name or '/')}(-\d+)?")
-        left = [task.name for task in queue.status()[0] if task.unfinished and named.fullmatch(task.name)]
+        left = [task.name for task in tasks if task.unfinished and named.fullmatch(task.name)]
         names = left or queue.add(args.set_param, args.name)
         print(f"{'still queued' if left else 'queued'}: {', '.join(names)}", flush=True)
     names, failed = [], 0
@@ -140,23 +169,24 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an option or the repository has a mistake.
     """
     args = _parse(argv)
-    import torch
-
     from stages.config import load_config
-    from stages.experiments.queue import QUEUED, ExperimentQueue, check_data, workspace_revision
-    from stages.experiments.revision import Revision, run_dvc
+    from stages.experiments.programs import QUEUED, run_dvc
+    from stages.experiments.queue import ExperimentQueue, check_data, workspace_revision
+    from stages.experiments.revision import Revision
+    from stages.gpus import visible_gpus
 
     config = load_config()  # a mistake in params.yaml is reported before anything is queued
     devices = _values(args.set_param, "training.devices", config.training.devices)
     each = max([1, *(int(value) for value in devices if value.isdecimal())])
     if args.slurm is None:
-        queues = ExperimentQueue(args.jobs or max(1, torch.cuda.device_count() // each))
+        queues = ExperimentQueue(args.jobs or max(1, len(visible_gpus()) // each))
     else:
         from stages.experiments.cluster import ClusterQueue
 
         queues = ClusterQueue(args.jobs or 8, args.slurm)
     with queues as queue:
-        for task in queue.status()[0]:
+        tasks = queue.status()[0]
+        for task in tasks:
             if task.state == QUEUED:
                 try:
                     check_data(Revision(task.revision).parameters["data.data_dir"], task.revision)
@@ -169,9 +199,13 @@ def main(argv: list[str] | None = None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(queue, "stopping", True))
         try:
-            failed = (_search if args.optuna else _run_queue)(queue, args)
+            failed = _search(queue, args) if args.optuna else _run_queue(queue, tasks, args)
         except KeyboardInterrupt:
-            print("stopping what runs; it stays queued, and `python -m stages sweep` continues it", flush=True)
+            print(
+                "stopping what runs; finished experiments are kept, the others stay queued with their checkpoints: "
+                "`python -m stages sweep` goes on with them",
+                flush=True,
+            )
             queue.stop()
             raise
         finally:

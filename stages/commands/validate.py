@@ -219,10 +219,13 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument, the dataset or the model is wrong; nothing is then written.
     """
     args = _parse(argv)
+    from dataclasses import asdict
+
+    from stages.classifier.description import DESCRIPTION, read_description
     from stages.config import load_config
     from stages.evaluate import print_metrics, values
     from stages.evaluation.metrics import headline_numbers
-    from stages.figures.report import write_report
+    from stages.figures.report import describe_images, describe_model, write_report
     from stages.files import DETAILS, EVALUATION, MODELS, PREDICTIONS, replacing, write_csv, write_json
     from stages.plot import draw_pictures, draw_tables, write_plots
 
@@ -245,7 +248,12 @@ def main(argv: list[str] | None = None) -> None:
         pictures = draw_pictures(predictions, details, tables, store, *explained)
         write_plots(folder / "plots", tables, pictures)
         title = f"External validation on {args.data_dir.name}"
-        write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title, notes)
+        about = {
+            "Model": describe_model(asdict(read_description(args.models / DESCRIPTION))),
+            "Data": describe_images(str(args.data_dir), store.manifest),
+        }
+        page = folder / "plots" / "report.html"
+        write_report(page, details, folder / "plots" / "pictures", store.manifest, about, title, notes)
         shutil.rmtree(scratch)
     print(*notes, sep="\n", end="\n" * bool(notes))
     for warning in warnings:

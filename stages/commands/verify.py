@@ -70,7 +70,7 @@ def verify_revision(name: str) -> Verification:
         InputError: there is no such revision, it has no dvc.lock, its data is not available, or a stage fails.
     """
     from stages.classifier.hardware import describe_environment, describe_hardware
-    from stages.experiments import revision
+    from stages.experiments import programs, revision
 
     committed = revision.Revision(name)
     if not committed.commit:
@@ -79,12 +79,12 @@ def verify_revision(name: str) -> Verification:
         raise committed.lacks(revision.LOCK)
     with _clone(committed.commit) as clone:
         # What DVC tracks and a stage reads, as data/ham10000: edges of DVC's graph that start at a .dvc file.
-        graph = revision.run_dvc("dag", "--dot", cwd=clone)
+        graph = programs.run_dvc("dag", "--dot", cwd=clone)
         for data in sorted(set(re.findall(r'"(.+)\.dvc" ->', graph))):
             committed.copy(Path(data), clone / data)
         (clone / revision.LOCK).unlink()  # what stays in it of stages that are no more, nobody makes
         command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-commit", "--no-run-cache", "dvc.yaml"]
-        if subprocess.run(command, cwd=clone, env=revision.environment_of_programs(), stdout=2, check=False).returncode:  # noqa: S603
+        if subprocess.run(command, cwd=clone, env=programs.environment_of_programs(), stdout=2, check=False).returncode:  # noqa: S603
             raise InputError(f"a stage of {name} fails here; what it printed is above")
         made = revision.Revision(revision.WORKSPACE, clone)
         # Not what the clone's training wrote: it keeps the commit's, if the weights are the same.
@@ -108,7 +108,7 @@ def verify_revision(name: str) -> Verification:
 @contextlib.contextmanager
 def _clone(commit: str) -> Iterator[Path]:
     """A temporary clone of one commit, in DVC's own folder for what Git does not keep."""
-    from stages.experiments.revision import run_git
+    from stages.experiments.programs import run_git
 
     objects = run_git("rev-parse", "--path-format=absolute", "--git-path", "objects")
     scratch = Path(".dvc/tmp").absolute()
@@ -196,7 +196,7 @@ def _or_none(value: Any) -> Any:
 
 def uncommitted_changes(commit: str) -> list[str]:
     """The changed files of the workspace, if the commit is the one that is checked out there."""
-    from stages.experiments.revision import run_git
+    from stages.experiments.programs import run_git
 
     if run_git("rev-parse", "HEAD") != commit:
         return []

@@ -64,7 +64,7 @@ def _first_of_lesions(predictions: Predictions, among: np.ndarray, rank: np.ndar
 
 
 def write_cases(folder: Path, cases: pd.DataFrame, heatmaps: np.ndarray) -> None:
-    """Write what `choose_cases` gives with the heatmap of each case, uint8 of shape (cases, size, size)."""
+    """Write what `choose_cases` gives with the heatmap of each case, uint8 of shape (cases, cells, cells)."""
     with replacing(folder) as partial:
         partial.mkdir()
         write_csv(partial / CASES, cases)
@@ -80,6 +80,7 @@ def read_cases(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     cases = read_csv(folder / CASES, ["case", "image_id"])
     heatmaps = read_array(folder / HEATMAPS)
     is_of_cases = heatmaps.dtype == np.uint8 and heatmaps.ndim == 3 and len(heatmaps) == len(cases)
+    is_of_cases &= heatmaps.shape[1:2] == heatmaps.shape[2:]
     if not is_of_cases or not cases["case"].isin(KINDS).all():
         raise regenerate(f"{folder}: {CASES} and {HEATMAPS} do not hold one uint8 heatmap for each known case")
     return cases, heatmaps

@@ -1,112 +1,31 @@
 """DVC's experiment queue, whose experiments run as jobs of SLURM, each in a clone of its own.
 
-Of DVC only its commands are used: in a job `dvc exp run` makes the experiment, and `dvc exp push` sends it to the
-repository that it was queued in, whether or not the sweep still runs. Until then DVC's queue lists it as queued.
+DVC's queue lists an experiment as queued until its job has sent what it made, whether or not the sweep still runs.
 """
 
 import getpass
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TextIO
 
-import psutil
 import submitit
-from submitit.core.utils import DelayedSubmission, FailedJobError
+from submitit.core.utils import FailedJobError
 
 from stages.errors import InputError, one_line
-from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
-from stages.experiments.revision import environment_of_programs, run_dvc, run_git
-from stages.files import CHECKPOINTS, replacing
+from stages.experiments.job import CLONE, STATE, Experiment, note_end
+from stages.experiments.programs import FAILED, QUEUED, RUNNING, run_dvc, run_git
+from stages.experiments.queue import ASK_SECONDS, ExperimentQueue, Task, references
 
 JOBS = Path(".dvc/tmp/jobs")  # a folder of each experiment: its jobs, its clone, their output, and how it ended
-STATE, CLONE = "state", "clone"
-POLL_SECONDS = 15  # each poll takes a second of processor time: it waits for the end of an experiment, or so long
+SQUEUE_SECONDS = 15  # until a controller that does not answer is asked again
 LOST_SECONDS = 30  # a job that has just ended may have a result that this machine does not see yet
 MAX_SUBMISSIONS = 5  # of an experiment whose jobs end without a result
-SAVE_SECONDS = 60  # for a training to save a checkpoint; SLURM ends the job 90 after its signal
 CANCEL_SECONDS = 300  # until a job that was told to end is no longer waited for: its machine may not answer
 ASKED = 30  # times in a row, before a controller that does not answer ends the sweep
 SEVERAL = ("nodes", "ntasks", "ntasks-per-node", "array")
-
-
-class Experiment:
-    """A queued experiment, run by submitit in a job of the cluster.
-
-    Args:
-        root: the repository that it was queued in, on a disk that all machines see.
-        cache: DVC's.
-        revision: the commit of its files and parameters that DVC has queued.
-        name: of the experiment.
-        folder: for its clone and its output.
-    """
-
-    def __init__(self, root: Path, cache: str, revision: str, name: str, folder: Path) -> None:
-        self.root, self.cache, self.revision, self.name, self.folder = root, cache, revision, name, folder
-        self._told_to_end = False
-
-    def __call__(self) -> None:
-        """Run the experiment, note how it ended, and send what it made to the repository."""
-        # scancel tells all processes of the job to end; then this is no result.
-        signal.signal(signal.SIGTERM, self._note)
-        with (self.folder / "log").open("a") as log:
-            try:
-                self._run(log)
-            except InputError as error:
-                print(f"error: {error}", file=log)
-                raise
-
-    def _run(self, log: TextIO) -> None:
-        clone = self._clone()
-        # SLURM may send its signal to all processes of the job; it is for `checkpoint`, and would end DVC.
-        checkpoints = self.root / (os.environ.get("CHECKPOINT_DIR") or CHECKPOINTS)
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "dvc", "exp", "run", "--name", self.name],
-            cwd=clone, stdout=log, stderr=log, start_new_session=True,
-            preexec_fn=partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN),
-            env=environment_of_programs() | {"CHECKPOINT_DIR": str(checkpoints)},
-        )  # fmt: skip
-        failed = process.wait()
-        if self._told_to_end:
-            sys.exit(143)
-        if not failed:
-            repository = run_git("rev-parse", "--show-toplevel", cwd=self.root)
-            run_dvc("exp", "push", "--no-cache", "--force", repository, self.name, cwd=clone)
-        _note_end(self.folder, FAILED if failed else SUCCESS, self.name)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Before the time limit or a preemption: have the training save a checkpoint; the job is queued again."""
-        self._told_to_end = True
-        stages = [child for dvc in psutil.Process().children() for child in dvc.children(recursive=True)]
-        for stage in stages:
-            stage.terminate()
-        psutil.wait_procs(stages, timeout=SAVE_SECONDS)
-        return DelayedSubmission(Experiment(self.root, self.cache, self.revision, self.name, self.folder))
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._told_to_end = True
-
-    def _clone(self) -> Path:
-        """DVC's root in a clone in which files are changed as DVC has queued them, but not committed."""
-        clone = self.folder / CLONE
-        shutil.rmtree(clone, ignore_errors=True)
-        repository, _, below = run_git("rev-parse", "--show-toplevel", "--show-prefix", cwd=self.root).partition("\n")
-        run_git("clone", "--quiet", "--shared", "--no-checkout", repository, str(clone))
-        run_git("checkout", "--quiet", "--detach", f"{self.revision}^1", cwd=clone)
-        root = clone / below
-        ours = ("--", ".", ":!.dvc/tmp")
-        run_git("restore", f"--source={self.revision}", "--worktree", "--staged", *ours, cwd=root)
-        if (local := self.root / ".dvc/config.local").exists():
-            shutil.copy(local, root / ".dvc")
-        run_dvc("config", "--local", "cache.dir", self.cache, cwd=root)
-        return root
 
 
 class ClusterQueue(ExperimentQueue):
@@ -119,6 +38,8 @@ class ClusterQueue(ExperimentQueue):
     Raises:
         InputError: there is no SLURM here, or an option is wrong.
     """
+
+    watched = "refs/exps/celery"
 
     def __init__(self, jobs: int, options: dict[str, str | bool]) -> None:
         super().__init__(jobs)
@@ -140,6 +61,7 @@ class ClusterQueue(ExperimentQueue):
         if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
             raise InputError(f"--slurm: there is no {missing[0]} here; start the sweep on a machine of the cluster")
         self._gone: dict[str, float] = {}  # since when the jobs of experiments have been gone
+        self._ended: list[Path] = []
 
     def status(self) -> tuple[list[Task], int, int]:
         """All experiments, the unfinished ones last; a job that waits for its turn counts as running."""
@@ -165,12 +87,15 @@ class ClusterQueue(ExperimentQueue):
             KeyboardInterrupt: the sweep is to end; call `stop`.
         """
         self._wait()
-        self._pause = POLL_SECONDS
-        alive, (listed, _, _) = jobs_of_user(), super().status()
-        tasks = self._with_jobs(listed)
-        if ended := {task.revision for task in tasks if not task.unfinished} & {task.revision for task in listed}:
+        alive, self._ended = jobs_of_user(), sorted(JOBS.glob(f"*/{STATE}"))
+        if time.monotonic() - self._asked >= ASK_SECONDS or references(self.watched) != self._references:
+            super().status()
+        tasks = self._with_jobs(self._tasks)
+        ended = {task.revision for task in tasks if not task.unfinished} & {task.revision for task in self._tasks}
+        if ended:
             run_dvc("queue", "remove", *ended)
-            self._unfinished -= ended
+            self._tasks = [task for task in self._tasks if task.revision not in ended]
+            self._references = references(self.watched)
         running = [task for task in tasks if task.state == RUNNING]
         now, gone = time.monotonic(), [task for task in running if self._jobs(task)[-1] not in alive]
         self._gone = {task.revision: self._gone.get(task.revision, now) for task in gone}
@@ -182,13 +107,14 @@ class ClusterQueue(ExperimentQueue):
                     print(f"{task.name}: its job has ended; submitted again", flush=True)
                 self._submit(task)
             else:
-                _note_end(JOBS / task.revision, FAILED, task.name)
+                note_end(JOBS / task.revision, FAILED, task.name)
         return tasks
 
     def end(self, task: Task) -> None:
         """End an experiment that is not worth its time; it counts as failed."""
         self._cancel([task])
-        _note_end(JOBS / task.revision, FAILED, task.name)
+        note_end(JOBS / task.revision, FAILED, task.name)
+        run_dvc("queue", "remove", task.revision)
 
     def stop(self) -> None:
         """End all jobs, whose trainings save checkpoints; their experiments stay queued."""
@@ -209,8 +135,8 @@ class ClusterQueue(ExperimentQueue):
         root = JOBS / task.revision / CLONE / run_git("rev-parse", "--show-prefix")
         return root if root.is_dir() else None
 
-    def _signs(self) -> list[Path]:
-        return sorted(JOBS.glob(f"*/{STATE}"))
+    def _is_due(self) -> bool:
+        return sorted(JOBS.glob(f"*/{STATE}")) != self._ended
 
     def _jobs(self, task: Task) -> list[str]:
         """The jobs that were submitted for an experiment, the present one last."""
@@ -238,12 +164,6 @@ class ClusterQueue(ExperimentQueue):
             time.sleep(1)
 
 
-def _note_end(folder: Path, state: str, name: str) -> None:
-    with replacing(folder / STATE) as incomplete:
-        incomplete.write_text(f"{state} {name}", encoding="utf-8")
-    shutil.rmtree(folder / CLONE, ignore_errors=True)
-
-
 def jobs_of_user() -> set[str]:
     """The numbers of all jobs of this user that wait, run, or are ending.
 
@@ -254,7 +174,7 @@ def jobs_of_user() -> set[str]:
     for _ in range(ASKED - 1):
         with suppress(InputError):
             return set(_slurm(*command).split())
-        time.sleep(POLL_SECONDS)
+        time.sleep(SQUEUE_SECONDS)
     return set(_slurm(*command).split())
 
 

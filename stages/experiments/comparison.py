@@ -10,7 +10,17 @@ from stages.config import Config
 from stages.errors import InputError, one_line
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.experiments.revision import Revision, differing_parameters
-from stages.reporting import ATTRIBUTES, METRICS, MISSING, code, in_order, markdown_table, shortened, signed, text_table
+from stages.reporting import (
+    ATTRIBUTES,
+    METRICS,
+    code,
+    in_order,
+    interval,
+    markdown_table,
+    shortened,
+    signed,
+    text_table,
+)
 
 LISTED = 10  # images that a line names; --json has all
 LONGEST = 30  # letters of a revision's name
@@ -188,11 +198,8 @@ def _remarks(result: dict, literal: Callable[[object], str], named: int) -> list
 
 
 def _difference(metric: dict) -> str:
-    """As "+0.012 [0.003, 0.021]"."""
-    value, interval = metric["difference"]["value"], metric["difference"]["interval"]
-    # Adding 0 makes 0 of the -0 that rounding leaves.
-    bounds = MISSING if interval is None else ", ".join(f"{round(bound, 3) + 0.0:.3f}" for bound in interval)
-    return f"{signed(value)} [{bounds}]"
+    """As "+0.012 (0.003 to 0.021)"."""
+    return f"{signed(metric['difference']['value'])} ({interval(metric['difference'])})"
 
 
 def _p_value(p: float) -> str:

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +20,18 @@ import psutil
 
 from stages.config import PARAMS
 from stages.errors import InputError
-from stages.experiments.revision import Revision, run_dvc, run_git
+from stages.experiments.programs import FAILED, QUEUED, RUNNING, SUCCESS, run_dvc, run_git
+from stages.experiments.revision import Revision
 from stages.experiments.staleness import open_repository
 from stages.locks import hint, try_lock
 
-QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 # A line of `dvc queue status`: the first digits of the commit that holds the experiment's files and parameters, …
 TASK = re.compile(rf"^([0-9a-f]{{7}}) +(\S+) .*({QUEUED}|{RUNNING}|{SUCCESS}|{FAILED}) *$", re.MULTILINE)
-# Each poll takes a second of processor time: it waits for the end of an experiment's process, or so long; shorter while
-# DVC starts or collects an experiment.
-POLL_SECONDS, SOON_SECONDS = 15, 3
-LOST_POLLS = 3  # an experiment without a process for this many polls is neither being set up nor collected
+# An answer of DVC takes a second of processor time. It is asked when its references in Git change, or after so long;
+# sooner while it starts or collects an experiment.
+ASK_SECONDS, SOON_SECONDS = 60, 5
+POLL_SECONDS = 15  # after which a search looks at its curves
+LOST_ANSWERS = 3  # an experiment that so many answers call running, but has no process, is neither set up nor collected
 START_SECONDS, MAX_STARTS = 20, 3  # until new workers surely answer; how often, if none does
 LOCK = Path(".dvc/tmp/sweep.lock")
 RUN_INFO = Path(".dvc/tmp/exps/run")  # private to DVC: where it notes the number of an experiment's process
@@ -50,9 +51,22 @@ class Task(NamedTuple):
 
     @property
     def process(self) -> psutil.Process | None:
-        """The process that runs it: the one with its revision in the command line."""
-        processes = psutil.process_iter(["cmdline"])
-        return next((each for each in processes if self.revision in " ".join(each.info["cmdline"] or ())), None)
+        """The process that runs it."""
+        return processes_of([self]).get(self.revision)
+
+
+def processes_of(tasks: Iterable[Task]) -> dict[str, psutil.Process]:
+    """The processes that run experiments, by revision: each has its experiment's in the command line."""
+    tasks, found = list(tasks), {}
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        found = {task.revision: process for task in tasks if task.revision in command} | found
+    return found
+
+
+def references(below: str) -> str:
+    """Git's references below a name, in which DVC keeps its queue and what it has made, and their commits."""
+    return run_git("for-each-ref", below)
 
 
 class ExperimentQueue:
@@ -68,13 +82,16 @@ class ExperimentQueue:
         InputError: this is not a DVC repository, or another sweep runs in it.
     """
 
+    watched = "refs/exps"  # the references of Git that tell of a change
+
     def __init__(self, jobs: int) -> None:
         self.jobs, self.stopping = jobs, False
         self.place = f"{platform.node()}:{Path.cwd()}"
-        self._unfinished: set[str] = set()
-        self._pause = 0.0  # seconds until the next poll
-        self._running: list[psutil.Process | None] = []
-        self._missing: dict[str, int] = {}  # for how many polls running experiments have had no process
+        self._tasks: list[Task] = []  # as DVC has answered last
+        self._asked, self._references = 0.0, ""  # when that was, and what Git had then
+        self._has_changed = True  # since then
+        self._processes: dict[str, psutil.Process] = {}
+        self._missing: dict[str, int] = {}  # how many answers have called experiments running that had no process
         self._started, self._starts = -float(START_SECONDS), 0
         if not Path(".dvc").is_dir():
             raise InputError("this is not the root of a DVC repository; run from there")
@@ -107,22 +124,23 @@ class ExperimentQueue:
             printed = run_dvc("exp", "run", "--queue", *(("--name", name) if name else ()), *options)
         except InputError as error:
             raise InputError(f"cannot queue {' '.join(overrides)} ({error})") from None
-        self._pause = 0
+        self._has_changed = True
         return re.findall(r"^Queued experiment '(.+)'", printed, re.MULTILINE)
 
     def status(self) -> tuple[list[Task], int, int]:
         """All experiments, the unfinished ones last, and how many workers are active and idle."""
+        self._asked, self._references = time.monotonic(), references(self.watched)
+        unfinished = {task.revision for task in self._tasks if task.unfinished}
         found, printed = {}, ""
         # DVC reads one list after the other; what a worker takes meanwhile may be in none of them: look twice.
         for _ in range(2):
             printed = run_dvc("queue", "status")
             found |= {match[1]: Task(*match.groups()) for match in TASK.finditer(printed)}
-            if self._unfinished <= found.keys():
+            if unfinished <= found.keys():
                 break
-        tasks = sorted(found.values(), key=lambda task: task.unfinished)
-        self._unfinished = {task.revision for task in tasks if task.unfinished}
+        self._tasks = sorted(found.values(), key=lambda task: task.unfinished)
         active, idle = map(int, re.findall(r"(\d+) (?:active|idle)", printed))
-        return tasks, active, idle
+        return self._tasks, active, idle
 
     def run(self) -> Iterator[tuple[Task, int]]:
         """Run the queue to its end; yield each experiment that ends, and how many are left."""
@@ -142,14 +160,19 @@ class ExperimentQueue:
             InputError: no worker can be started.
             KeyboardInterrupt: the sweep is to end; call `stop`.
         """
-        self._wait()
-        tasks, active, idle = self.status()
-        if lost := self._lost(tasks, active):
-            for task in lost:
-                with suppress(InputError):  # a worker has it after all
-                    self._end(task)
-                    self.queue_again(task)
+        if self._wait():
             tasks, active, idle = self.status()
+            if lost := self._lost(tasks, active):
+                for task in lost:
+                    with suppress(InputError):  # a worker has it after all
+                        self._end(task)
+                        self.queue_again(task)
+                tasks, active, idle = self.status()
+            self._start_workers(tasks, active, idle)
+            self._processes = processes_of(task for task in tasks if task.unfinished)
+        return [task._replace(state=RUNNING) if task.revision in self._processes else task for task in self._tasks]
+
+    def _start_workers(self, tasks: list[Task], active: int, idle: int) -> None:
         queued, running = ([task.state for task in tasks].count(state) for state in (QUEUED, RUNNING))
         waited = time.monotonic() - self._started >= START_SECONDS  # else there could be two of one worker
         if queued and max(active, running) + idle < self.jobs and waited:
@@ -158,28 +181,38 @@ class ExperimentQueue:
                 raise InputError("the queue's workers exit at once; .dvc/tmp/exps/celery/dvc-exp-worker-1.out says why")
             # The workers hold open what it writes to.
             run_dvc("queue", "start", "--jobs", str(self.jobs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._running = [task.process for task in tasks if task.state == RUNNING]
-        settled = None not in self._running and len(self._running) >= min(self.jobs, queued + running)
-        self._pause = POLL_SECONDS if settled else SOON_SECONDS
-        return tasks
 
-    def _wait(self) -> None:
-        end, before = time.monotonic() + self._pause, self._signs()
-        while time.monotonic() < end and not self.stopping and self._signs() == before:
-            time.sleep(min(1, self._pause))
-        if self.stopping:
-            raise KeyboardInterrupt
+    def _wait(self) -> bool:
+        """Until DVC has something to tell, or for POLL_SECONDS; whether it is to be asked."""
+        end = time.monotonic() + POLL_SECONDS
+        while not self.stopping:
+            if self._has_changed or self._is_due():
+                self._has_changed = False
+                return True
+            if time.monotonic() >= end:
+                return False
+            time.sleep(1)
+        raise KeyboardInterrupt
 
-    def _signs(self) -> list[Any]:
-        """What changes when an experiment ends."""
-        return [process is not None and process.is_running() for process in self._running]
+    def _is_due(self) -> bool:
+        unfinished = [task for task in self._tasks if task.unfinished]
+        ended = [revision for revision, process in self._processes.items() if not process.is_running()]
+        for revision in ended:
+            del self._processes[revision]
+        if ended:
+            self._asked = time.monotonic()  # DVC first collects what it has made
+        since = time.monotonic() - self._asked
+        if len(self._processes) >= min(self.jobs, len(unfinished)):
+            return since >= ASK_SECONDS
+        self._processes = processes_of(unfinished)
+        return since >= SOON_SECONDS or references(self.watched) != self._references
 
     def _lost(self, tasks: list[Task], active: int) -> list[Task]:
         """The running experiments that have neither process nor worker."""
         running = [task for task in tasks if task.state == RUNNING]
         gone = [task for task in running if task.process is None] if len(running) > active else []
         self._missing = {task.revision: self._missing.get(task.revision, 0) + 1 for task in gone}
-        return [task for task in gone if self._missing[task.revision] >= LOST_POLLS]
+        return [task for task in gone if self._missing[task.revision] >= LOST_ANSWERS]
 
     def log(self, task: Task) -> str:
         """What an experiment has printed, or why there is nothing."""

@@ -9,7 +9,8 @@ from stages.config import load_config
 from stages.errors import InputError, one_line
 from stages.evaluation.weighted import DECIDED
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
-from stages.experiments.revision import PooledRun, Revision, differing_parameters, environment_differences, run_git
+from stages.experiments.programs import run_git
+from stages.experiments.revision import PooledRun, Revision, differing_parameters, environment_differences
 from stages.figures.revisions import draw_confusion, draw_curves
 from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, shortened, signed
 

@@ -1,10 +1,7 @@
 """What a commit, branch, tag or experiment holds, or the workspace: read through DVC, nothing is checked out."""
 
-import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -31,6 +28,7 @@ from stages.errors import InputError, one_line, regenerate
 from stages.evaluation.details import read_details
 from stages.evaluation.metrics import headline_numbers
 from stages.evaluation.predictions import Predictions, read_predictions
+from stages.experiments.programs import run_dvc, run_git
 from stages.experiments.staleness import open_repository, stale_stages
 from stages.files import (
     DETAILS,
@@ -43,6 +41,8 @@ from stages.files import (
     PUBLISHED,
     SPLIT_METRICS,
     TABLES,
+    TRAINING_METRICS,
+    md5_of,
     read_csv,
     read_json,
 )
@@ -105,6 +105,10 @@ class _Lock(TypedDict, total=False):
     stages: dict[str, dict[str, Any]]
 
 
+class _TrainingSummary(TypedDict, total=False):
+    val: dict[str, Float]
+
+
 class Revision:
     """A commit, branch, tag or experiment, or the workspace; each file is read and checked when it is first asked for.
 
@@ -162,11 +166,11 @@ class Revision:
         if self._files is None:
             root = self._folder / path
             files = [root] * root.is_file() + [file for file in root.rglob("*") if file.is_file()]
-            return {file.relative_to(self._folder).as_posix(): _md5(file.read_bytes()) for file in files}
+            return {file.relative_to(self._folder).as_posix(): md5_of(file.read_bytes()) for file in files}
         try:
             # DVC knows the hashes of what it keeps; what Git has is read.
             files = self._files.find(path, detail=True)
-            return {name: about.get("md5") or _md5(self._files.read_bytes(name)) for name, about in files.items()}
+            return {name: about.get("md5") or md5_of(self._files.read_bytes(name)) for name, about in files.items()}
         except Exception:  # the list of the folder's files is not available
             return {}
 
@@ -266,6 +270,12 @@ class Revision:
     def metrics(self) -> dict[str, float | None]:
         """metrics/evaluation.json; as all that follow, it is empty if there is no such file."""
         return self._json(EVALUATION, dict[str, Float | None])
+
+    @cached_property
+    def val_loss(self) -> float | None:
+        """The validation loss that `training.monitor` names, of the kept epoch (of an ensemble's first network)."""
+        val = self._json(PUBLISHED[TRAINING_METRICS] / "metrics.json", _TrainingSummary).get("val", {})
+        return val.get(str(self.parameters.get("training.monitor")).removeprefix("val_"))
 
     @cached_property
     def details(self) -> dict[str, Any]:
@@ -413,10 +423,6 @@ def _require_files(*commits: str) -> None:
         run_git("diff", "--shortstat", empty, commit, "--", ".")
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for key, value in content.items():
@@ -454,57 +460,3 @@ def list_experiments() -> tuple[list[str], list[str]]:
             state = (experiment["executor"] or {"state": "success"})["state"]
             names.setdefault(state, set()).add(experiment["name"])
     return sorted(names["success"]), sorted(names["failed"] - names["success"])
-
-
-def run_git(*arguments: str, **options: Any) -> str:
-    """What a command of Git prints; arguments and errors as for `run_dvc`."""
-    # Hooks, as those of `core.hooksPath` for all repositories, are for what people do.
-    return _printed_by(["git", "-c", f"core.hooksPath={os.devnull}", *arguments], **options).removesuffix("\n")
-
-
-def run_dvc(*arguments: str, **options: Any) -> str:
-    """What a command of DVC prints.
-
-    Args:
-        arguments: of `dvc`.
-        options: of `subprocess.run`.
-
-    Raises:
-        InputError: it fails; with what it says.
-    """
-    return _printed_by([sys.executable, "-m", "dvc", *arguments], **options)
-
-
-def _printed_by(command: list[str], **options: Any) -> str:
-    # In a session of its own: Ctrl-C is for the command, which then ends all in order.
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True} | options
-    streams = {
-        "stdin": subprocess.DEVNULL,
-        "env": environment_of_programs(),
-        "encoding": "utf-8",
-        "errors": "surrogateescape",
-    }
-    try:
-        done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
-    except FileNotFoundError as error:
-        raise InputError(f"there is no {error.filename} here; install it") from None
-    if done.returncode:
-        # Git says on standard output which files an unfinished merge has left.
-        _, _, message = (done.stderr or done.stdout or "").rpartition("ERROR: ")
-        reason = one_line(message.removeprefix("unexpected error - ").partition("\n\nHaving any troubles?")[0])
-        outside = "not inside of a DVC repository" in reason or "not a git repository" in reason
-        hint = "; run from the root of the repository" if outside else ""
-        raise InputError(f"`{' '.join(command).removeprefix(f'{sys.executable} -m ')}` fails ({reason}){hint}")
-    return done.stdout or ""
-
-
-def environment_of_programs() -> dict[str, str]:
-    """What programs are started with: they must not look at a repository that `git` or `dvc` have called this from."""
-    others = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"}
-    others |= {"DVC_ROOT", "DVC_STAGE"}
-    kept = {name: value for name, value in os.environ.items() if name not in others}
-    return kept | {
-        # Workers run `dvc`, and stages `python`: both must be those of this interpreter.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
-        "PYTHONIOENCODING": "utf-8",  # whatever the terminal takes: what they print is read here
-    }

@@ -22,8 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stages.errors import InputError
 from stages.evaluation.details import BinaryMetrics, DiagnosisMetrics
-from stages.experiments.queue import RUNNING, SUCCESS, ExperimentQueue, Task, as_overrides
-from stages.experiments.revision import Revision, run_git
+from stages.experiments.programs import RUNNING, SUCCESS, run_git
+from stages.experiments.queue import ExperimentQueue, Task, as_overrides
+from stages.experiments.revision import Revision
 from stages.files import DETAILS, MODEL_DESCRIPTION, PUBLISHED, TRAINING_METRICS
 
 LOSS = "loss"  # `training.monitor` of the epoch that was kept; others are those of `val` in metrics/details.json

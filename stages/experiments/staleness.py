@@ -1,6 +1,5 @@
 """Whether results are of the code beside them: what dvc.lock says of each stage, against what is there."""
 
-import hashlib
 from stat import S_IFLNK, S_IFMT
 from typing import Any
 
@@ -12,6 +11,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
 from stages.errors import InputError, one_line
+from stages.files import md5_of
 
 _SUBMODULE = 0o160000  # the mode of one in Git
 _NOT_HERE = ("deleted", "not in cache")  # as all data are where nothing was pulled
@@ -95,7 +95,6 @@ def _hash_of_folder(repo: Repo, folder: str) -> HashInfo | None:
     tree = Tree()
     for path in repo.fs.find(folder):
         if not repo.dvcignore.is_ignored_file(path):
-            digest = hashlib.md5(repo.fs.cat_file(path), usedforsecurity=False).hexdigest()
-            tree.add(repo.fs.relparts(path, folder), None, HashInfo("md5", digest))
+            tree.add(repo.fs.relparts(path, folder), None, HashInfo("md5", md5_of(repo.fs.cat_file(path))))
     tree.digest()
     return tree.hash_info

@@ -7,9 +7,10 @@ from scipy.stats import t
 
 from stages.evaluation.weighted import DECIDED
 from stages.experiments.revision import Revision, differing_parameters
-from stages.reporting import METRICS, MISSING, escape_markdown, markdown_table
+from stages.reporting import LOWER_IS_BETTER, METRICS, MISSING, escape_markdown, markdown_table, number, percent
 
 OVER = ("split.test_fold", "training.seed")
+_COLUMNS = 2  # of a table that fits a terminal of 100
 REMARK = (
     "Where {} varies, the runs that share a value of it count as one, by their mean. Folds share training images and "
     "are less independent than the formula takes them to be: the intervals are somewhat too narrow. Runs that differ "
@@ -69,11 +70,13 @@ def render_summary(
         for head, group in zip(heads, kept)
     ]
     there = {name for revision in revisions for name in revision.metrics}
-    rows = [
-        [METRICS[name].title, *(_cell(independent_values(group, over, name), confidence) for group in kept)]
-        for name in metrics or [name for name in METRICS if name in there]
-    ]
-    corner = f"mean ± standard deviation [{100 * confidence:g} % interval]"
+    rows = []
+    for name in metrics or [name for name in METRICS if name in there]:
+        values = [independent_values(group, over, name) for group in kept]
+        best = _best(name, values)
+        cells = [_cell(each, confidence) for each in values]
+        rows.append([METRICS[name].title, *(f"**{cell}**" if at in best else cell for at, cell in enumerate(cells))])
+    corner = f"mean ± SD ({percent(confidence)} interval)"
     remarks = []
     for head, (group, repeated) in zip(heads, groups):
         runs = ", ".join(f"{revision.name}: {_values(revision, over)}" for revision in group)
@@ -81,8 +84,30 @@ def render_summary(
         count = f"{len(group)} {'run' if len(group) == 1 else 'runs'}"
         remarks.append(f"- {escape_markdown(f'{head}: {count} ({runs}){again}')}.")
     remarks.append(f"- Intervals: Student's t over runs. {REMARK.format(over[0])}")
-    table = markdown_table([[corner, *map(escape_markdown, heads)], *rows])
-    return "\n".join([table, "", *remarks, ""])
+    letters = [chr(ord("A") + at) if at < 26 else str(at + 1) for at in range(len(heads))]
+    if len(heads) > 1:
+        remarks = [f"- **{letter}** {remark.removeprefix('- ')}" for letter, remark in zip(letters, remarks)] + remarks[
+            -1:
+        ]
+    columns = letters if len(heads) > 1 else [escape_markdown(head) for head in heads]
+    tables = [
+        markdown_table(
+            [[corner, *columns[at : at + _COLUMNS]], *([row[0], *row[at + 1 : at + 1 + _COLUMNS]] for row in rows)]
+        )
+        for at in range(0, len(columns), _COLUMNS)
+    ]
+    if len(heads) > 1:
+        remarks.insert(len(heads), "- Bold: the best mean of a row. The test fold is not there to choose by.")
+    return "\n\n".join([*tables, "\n".join(remarks), ""]).rstrip("\n") + "\n"
+
+
+def _best(name: str, values: list[list[float]]) -> list[int]:
+    """Which groups have the best mean of a metric; none, if there is nothing to choose between."""
+    means = {at: float(np.mean(each)) for at, each in enumerate(values) if each}
+    if len(means) < 2:
+        return []
+    best = (min if name in LOWER_IS_BETTER else max)(means.values())
+    return [at for at, mean in means.items() if mean == best]
 
 
 def _cell(values: list[float], confidence: float) -> str:
@@ -94,7 +119,7 @@ def _cell(values: list[float], confidence: float) -> str:
     # mean ± t(n − 1)·s/√n
     deviation = np.std(values, ddof=1)
     half = t.ppf((1 + confidence) / 2, len(values) - 1) * deviation / len(values) ** 0.5
-    return f"{mean:.3f} ± {deviation:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+    return f"{mean:.3f} ± {deviation:.3f} ({number(mean - half)} to {number(mean + half)})"
 
 
 def _values(revision: Revision, over: tuple[str, ...]) -> str:

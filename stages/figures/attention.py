@@ -9,13 +9,12 @@ from stages.evaluation.cases import KINDS
 from stages.evaluation.predictions import Predictions
 from stages.figures.overlay import overlay
 from stages.figures.style import DARK_GREY, GAP, SMALL, describe, new_canvas, say, show, side_of
-from stages.reporting import rounded_percent
+from stages.reporting import percent, rounded_percent
 
 COLUMNS = 4
 _SIDE = side_of(COLUMNS)
 _HEADING = 0.32  # inches
-_TEXT, _TEXT_LINE = 0.22, 0.18
-_LONG = 10  # letters of a name that leaves no room beside it
+_TEXT = 0.4
 _LINE = _TEXT + 2 * _SIDE + 0.4
 _MEANINGS = {
     "true positive": "True positives: malignant, and called malignant",
@@ -33,18 +32,24 @@ def draw_gradcam(
         predictions: of the evaluated images.
         details: what metrics/details.json holds of them.
         cases: columns case and image_id, as `choose_cases` gives them.
-        heatmaps: uint8, shape (cases, size, size), of the store's image size.
+        heatmaps: uint8, shape (cases, cells, cells).
         store: that holds the images.
     """
     if cases.empty:
         figure, axes = new_canvas(3)
-        say(axes, "no heatmaps: none were asked for, or the network has no feature maps")
+        say(axes, "no heatmaps: none were asked for, or the network has no feature maps that are fine enough")
+        scale = ""
     else:
         figure = _draw_kinds(predictions, cases, heatmaps, store)
+        cells = heatmaps.shape[1]
+        scale = (
+            f"Below each image its heatmap of {cells} × {cells} cells: yellow speaks most for malignancy, on a scale "
+            "of each image; where there is no colour, nothing does."
+        )
     describe(
         figure, "Where the network sees malignancy (Grad-CAM)", predictions,
-        f"Percent: the probability of malignancy; called malignant from {details['calibration']['threshold']:.3g} on. "
-        "Yellow: what speaks most for malignancy, on a scale of each image; no colour: nothing does.",
+        "Above each image what the lesion is, and the probability of malignancy that the network gave it; called "
+        f"malignant from {percent(round(details['calibration']['threshold'], 3))} on. {scale}",
     )  # fmt: skip
     return figure
 
@@ -55,23 +60,19 @@ def _draw_kinds(predictions: Predictions, cases: pd.DataFrame, heatmaps: np.ndar
     table = predictions.table.assign(score=predictions.malignant_probability).set_index("image_id")
     rows = {kind: np.flatnonzero(cases["case"] == kind) for kind in KINDS}
     lines = {kind: max(1, -(-len(mine) // COLUMNS)) for kind, mine in rows.items()}
-    # Beside a long name there is no room for its percent.
-    is_long = max(map(len, predictions.classes.names)) > _LONG
-    text_height, height = (part + is_long * _TEXT_LINE for part in (_TEXT, _LINE))
-    between = "\n" if is_long else " "
-    figure, axes = new_canvas(len(KINDS) * _HEADING + height * sum(lines.values()))
+    figure, axes = new_canvas(len(KINDS) * _HEADING + _LINE * sum(lines.values()))
     top = 0.0
     for kind, mine in rows.items():
         axes.text(GAP, top + 0.1, _MEANINGS[kind] + ("" if len(mine) else ": none"), weight="bold", va="top")
         top += _HEADING
         for number, row in enumerate(mine):
             line, column = divmod(number, COLUMNS)
-            left, above = GAP + column * (_SIDE + GAP), top + line * height
+            left, above = GAP + column * (_SIDE + GAP), top + line * _LINE
             image_id = cases["image_id"][row]
-            text = f"{table['label'][image_id]}{between}{rounded_percent(table['score'][image_id])}"
-            axes.text(left, above + text_height, text, size=SMALL, va="bottom")
-            show(axes, images[row], left, above + text_height + 0.04, _SIDE)
-            show(axes, overlay(images[row], heatmaps[row]), left, above + text_height + 0.08 + _SIDE, _SIDE)
-            axes.text(left, above + text_height + 0.12 + 2 * _SIDE, image_id, size=SMALL, color=DARK_GREY, va="top")
-        top += height * lines[kind]
+            text = f"is {table['label'][image_id]}\nP(malignant) {rounded_percent(table['score'][image_id])}"
+            axes.text(left, above + _TEXT, text, size=SMALL, va="bottom")
+            show(axes, images[row], left, above + _TEXT + 0.04, _SIDE)
+            show(axes, overlay(images[row], heatmaps[row]), left, above + _TEXT + 0.08 + _SIDE, _SIDE)
+            axes.text(left, above + _TEXT + 0.12 + 2 * _SIDE, image_id, size=SMALL, color=DARK_GREY, va="top")
+        top += _LINE * lines[kind]
     return figure

@@ -24,7 +24,7 @@ def draw_decision_curve(predictions: Predictions, details: dict, curve: pd.DataF
     axes.fill_between(curve["threshold"], curve["lower"], curve["upper"], color=BLUE, **BAND)
     axes.axvline(threshold, color=BLACK, linestyle=":", linewidth=1.5, label=f"decision threshold {threshold:.3g}")
     # Treating all falls without bound; below here there is nothing to see.
-    highest = max(curve["upper"].max(), curve["treat_all"].max(), 0.05)
+    highest = max(curve["upper"].max(), curve["treat_all"].max(), min(predictions.is_malignant.mean() or 1, 0.05))
     axes.set(xlim=(0, curve["threshold"].max()), ylim=(-0.25 * highest, 1.05 * highest))
     axes.set(xlabel="threshold probability", ylabel="net benefit [true positives per image]")
     figure.legend(loc="outside lower left", ncols=2, alignment="left")

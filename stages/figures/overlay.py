@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib import colormaps
+from PIL import Image
 
 # Even steps of heat look even, to colour-blind readers too, and no colour of it is one of skin.
 COLOURS = (colormaps["viridis"](np.arange(256))[:, :3] * 255).round()
@@ -13,10 +14,12 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
 
     Args:
         image: uint8, shape (height, width, 3), RGB.
-        heatmap: uint8, shape (height, width), 255 where it is hottest.
+        heatmap: uint8, shape (cells, cells), 255 where it is hottest; enlarged to the image's size.
 
     Returns:
         uint8, shape (height, width, 3), RGB.
     """
+    height, width = image.shape[:2]
+    heatmap = np.asarray(Image.fromarray(heatmap).resize((width, height), Image.Resampling.BILINEAR))
     alpha = heatmap[..., None] * (LARGEST_ALPHA / 255)
     return (image * (1 - alpha) + COLOURS[heatmap] * alpha).round().astype(np.uint8)

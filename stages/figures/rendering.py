@@ -9,7 +9,7 @@ from stages import reporting
 from stages.evaluation.subgroups import MIN_LESIONS
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILTERS = ("number", "interval", "estimate", "percent", "rounded_percent", "in_order", "escape_markdown")
+FILTERS = ("number", "interval", "estimate", "percent", "rounded_percent", "counted", "in_order", "escape_markdown")
 
 
 def render_template(template: str, **values: Any) -> str:

@@ -1,6 +1,5 @@
 """All of a training: its images, networks and processes, from the parameters to the files of the model."""
 
-import hashlib
 import os
 import shutil
 import statistics
@@ -33,6 +32,7 @@ from stages.files import (
     PREPARED,
     SPLIT,
     TRAINING_METRICS,
+    md5_of,
     read_json,
     write_json,
 )
@@ -167,8 +167,7 @@ def _as_pixels(images: Tensor) -> Tensor:
 
 def write_environment(training: Training) -> None:
     """Write what these weights were made on, unless the file tells it of the same weights: they came from elsewhere."""
-    with MODEL_WEIGHTS.open("rb") as file:
-        weights = hashlib.file_digest(file, "md5").hexdigest()  # as in dvc.lock
+    weights = md5_of(MODEL_WEIGHTS.read_bytes())
     with suppress(InputError):
         if read_json(ENVIRONMENT).get("weights_md5") == weights:
             return

@@ -16,7 +16,7 @@ from stages.config import Config
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
 from stages.errors import DiskFullError, InputError, no_space
-from stages.files import MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
+from stages.files import LOGS, MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
 from stages.training.module import TrainingModule
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class DVCLiveLogger:
         self._live.step = step or 0
         try:
             for name, value in metrics.items():
-                self._live.log_metric(name.replace("train_", "train/").replace("val_", "val/"), value)
+                self._live.log_metric(_path(name), value)
             if "step_loss" not in metrics:
                 self._live.sync()
         except OSError as error:
@@ -65,30 +65,66 @@ class DVCLiveLogger:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise DiskFullError(self._folder, full.strerror) from None
 
+    def summarize(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write a summary of these numbers alone: those of the epoch that was kept, not of the last one."""
+        self._live.step, self._live.summary = step, {}
+        for name, value in metrics.items():
+            self._live.log_metric(_path(name), value, plot=False)
+        self._live.make_summary()
+
+
+def _path(name: str) -> str:
+    return name.replace("train_", "train/").replace("val_", "val/")
+
 
 def create_loggers(config: Config, metrics: Path) -> list[MetricLogger]:
-    """DVCLive's logger, and Weights & Biases' where `training.loggers` lists it.
+    """DVCLive's logger, and Lightning's of each other that `training.loggers` lists.
 
     DVCLive always logs: its files are outputs of the stage.
 
     Args:
-        config: the parameters, which Weights & Biases records.
+        config: the parameters, which the others record.
         metrics: folder for DVCLive.
 
     Raises:
-        InputError: wandb is not installed, or cannot start a run.
+        InputError: a package is not installed, or Weights & Biases cannot start a run.
     """
-    loggers: list[MetricLogger] = [_weights_and_biases(config)] if "wandb" in config.training.loggers else []
+    others = [name for name in config.training.loggers if name != "dvclive"]
+    loggers = [_weights_and_biases(config) if name == "wandb" else _lightning_logger(name, config) for name in others]
     return [DVCLiveLogger(metrics), *loggers]
 
 
-def _weights_and_biases(config: Config) -> MetricLogger:
-    package = importlib.util.find_spec("wandb")
+def _require(logger: str, package: str) -> None:
+    """Raise an InputError if a logger's package is not installed."""
+    found = importlib.util.find_spec(package)
     # Python takes the folder of earlier runs for a package of that name, one without an origin.
-    if package is None or package.origin is None:
+    if found is None or found.origin is None:
         raise InputError(
-            "training.loggers lists wandb, which is not installed: `pip install wandb`, or remove it from the list"
+            f"training.loggers lists {logger}, which is not installed: `pip install {package}`, or remove it from the "
+            "list"
         )
+
+
+def _lightning_logger(name: str, config: Config) -> MetricLogger:
+    """Lightning's logger of a CSV file, TensorBoard or MLflow, in `LOGS`; MLflow's where MLFLOW_TRACKING_URI says."""
+    from pytorch_lightning import loggers
+
+    if name == "csv":
+        logger = loggers.CSVLogger(LOGS, name="csv")
+    elif name == "tensorboard":
+        _require(name, "tensorboard")
+        logger = loggers.TensorBoardLogger(LOGS, name="tensorboard", default_hp_metric=False)
+    else:
+        _require(name, "mlflow")
+        address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOGS}/mlflow.db"
+        LOGS.mkdir(exist_ok=True)
+        logger = loggers.MLFlowLogger("skin-lesions", tracking_uri=address, artifact_location=str(LOGS / "mlflow"))
+    logger.log_hyperparams(asdict(config))
+    return logger
+
+
+def _weights_and_biases(config: Config) -> MetricLogger:
+    _require("wandb", "wandb")
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
@@ -108,7 +144,10 @@ def _weights_and_biases(config: Config) -> MetricLogger:
 
 
 def end_logging(loggers: list[MetricLogger]) -> None:
-    """End the run of Weights & Biases, if it logs: the next network of an ensemble has its own run."""
+    """Write what loggers still hold, and end their runs: the next network of an ensemble has runs of its own."""
+    for logger in loggers:
+        if not isinstance(logger, DVCLiveLogger):
+            getattr(logger, "finalize")("success")  # noqa: B009
     for run in _runs(loggers):
         run.finish()
 
@@ -117,7 +156,7 @@ def log_results(
     loggers: list[MetricLogger], module: TrainingModule, val: SplitImages, network: nn.Module, models: Path,
     metrics: dict[str, float],
 ) -> None:  # fmt: skip
-    """Give Weights & Biases, if it logs, what DVC keeps of training, and pictures of the validation images.
+    """End the runs of all loggers; give Weights & Biases what DVC keeps, and pictures of the validation images.
 
     The model's files, the number of parameters, the confusion matrix and some images with their probabilities.
 
@@ -131,6 +170,7 @@ def log_results(
     """
     runs = _runs(loggers)
     if not runs:
+        end_logging(loggers)
         return
     import wandb
     from pytorch_lightning import LightningModule
@@ -160,11 +200,12 @@ def log_results(
     for file in (MODEL_WEIGHTS, MODEL_DESCRIPTION):
         artifact.add_file(str(models / file.name))
     run.log_artifact(artifact)
-    run.finish()
+    end_logging(loggers)
 
 
 def _runs(loggers: list[MetricLogger]) -> list:
-    return [getattr(logger, "experiment") for logger in loggers if not isinstance(logger, DVCLiveLogger)]  # noqa: B009
+    """The runs of Weights & Biases."""
+    return [getattr(logger, "experiment") for logger in loggers if type(logger).__name__ == "WandbLogger"]  # noqa: B009
 
 
 def _sample_table(images: SplitImages, probabilities: torch.Tensor, classes: list[str]) -> "wandb.Table":

@@ -26,7 +26,7 @@ from stages.files import PROFILES
 from stages.training.anomaly import add_nonfinite_hooks
 from stages.training.capture import CapturedStep, why_not_captured
 from stages.training.checkpoints import Checkpoints
-from stages.training.loggers import MetricLogger
+from stages.training.loggers import DVCLiveLogger, MetricLogger
 from stages.training.module import TrainingModule
 from stages.training.monitoring import AsyncLossQueue, Display, StepLoss, Throughput
 from stages.training.optimization import FUSED, LearningRate, is_capturable
@@ -161,8 +161,19 @@ class TrainingLoop:
             self._profiler.describe()
         self.module.eval_network.load_state_dict(self.best_weights)
         assert self.progress.best_epoch is not None  # noqa: S101  # there was a validation
+        self._summarize()
         speeds = self.progress.images_per_second  # the first includes loading kernels and the capture
         return Fit(self.progress.best_epoch, self.progress.best_loss, statistics.median(speeds[1:] or speeds))
+
+    def _summarize(self) -> None:
+        """Have DVCLive show the validation whose weights are kept."""
+        monitor, history = self.training.monitor, self.progress.history
+        step, kept = min(
+            ((step, metrics) for step, metrics in history if monitor in metrics), key=lambda it: it[1][monitor]
+        )
+        for logger in self.loggers:
+            if isinstance(logger, DVCLiveLogger):
+                logger.summarize(kept | {"epoch": self.progress.best_epoch + 1}, step)
 
     def _is_finished(self) -> bool:
         stalls = self.progress.validations_since_best >= self.training.early_stopping_patience
@@ -184,7 +195,8 @@ class TrainingLoop:
             if metrics:
                 self._log(progress.step - 1, metrics)
             if ended:
-                self._display.end_epoch(metrics, progress.images_per_second[-1], time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                self._display.end_epoch(metrics, progress.images_per_second[-1], self._images, seconds)
             self._checkpoint()
 
     def _set_train_mode(self) -> None:
@@ -224,9 +236,10 @@ class TrainingLoop:
         """Move on to the next epoch; the metrics of this one."""
         self._note(self._losses.drain())
         progress = self.progress
-        progress.images_per_second.append(self._throughput.of_epoch())
+        speed, self._images = self._throughput.of_epoch()
+        progress.images_per_second.append(speed)
         metrics = {
-            "epoch": progress.epoch,
+            "epoch": progress.epoch + 1,
             "train_loss": progress.loss_sum / self.batches,
             "learning_rate": progress.first_rate,
         }

@@ -92,12 +92,12 @@ class Throughput:
             self._seconds += time.perf_counter() - self._start
             self._start = None
 
-    def of_epoch(self) -> float:
-        """That of the epoch that ends now."""
+    def of_epoch(self) -> tuple[float, int]:
+        """That of the epoch that ends now, and how many images it is of: fewer, if training was resumed in it."""
         self.pause()
-        speed = self._images / max(self._seconds, 1e-9)
+        speed, images = self._images / max(self._seconds, 1e-9), self._images
         self._images, self._seconds = 0, 0.0
-        return speed
+        return speed, images
 
 
 class Display:
@@ -124,12 +124,13 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}")
 
-    def end_epoch(self, metrics: dict[str, float], images_per_second: float, seconds: float) -> None:
-        """Print the metrics of an epoch, among them `epoch`, counted from 0."""
+    def end_epoch(self, metrics: dict[str, float], images_per_second: float, images: int, seconds: float) -> None:
+        """Print the metrics of an epoch, among them `epoch`, counted from 1."""
         if self._shown:
             numbers = " ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if name != "epoch")
-            position = f"epoch {metrics['epoch'] + 1}/{self._epochs}"
-            line = f"{position} {numbers} ({images_per_second:.0f} images/s, {seconds:.1f} s)"
+            position = f"epoch {metrics['epoch']}/{self._epochs}"
+            speed = f"{images} images at {images_per_second:.0f}/s; {seconds:.1f} s with validation"
+            line = f"{position} {numbers} ({speed})"
             print(line, flush=True) if self._bar is None else self._bar.console.print(line, highlight=False)
 
     def close(self) -> None:

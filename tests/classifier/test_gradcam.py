@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
 from benchmarks.plain import told_apart
 from stages.classifier.gradcam import gradcam_heatmaps
@@ -30,6 +30,11 @@ def skin_with(colour, corner):
 
 def heatmaps_of(network, images, num_classes=2):
     return gradcam_heatmaps(network, images, told_apart(num_classes), CPU)
+
+
+def enlarged(heatmaps):
+    """Heatmaps as large as the images."""
+    return [np.kron(heatmap, np.ones((SIZE // len(heatmap),) * 2)) for heatmap in heatmaps]
 
 
 def share_near(heatmap, corner):
@@ -57,7 +62,7 @@ def red_is_malignant():
 
 
 def test_the_heatmap_lies_where_the_evidence_is_and_moves_with_it(red_is_malignant):
-    heatmaps = heatmaps_of(red_is_malignant, torch.stack([skin_with(RED, corner) for corner in CORNERS]))
+    heatmaps = enlarged(heatmaps_of(red_is_malignant, torch.stack([skin_with(RED, corner) for corner in CORNERS])))
     for heatmap, corner in zip(heatmaps, CORNERS):
         assert share_near(heatmap, corner) > 0.7
 
@@ -66,7 +71,7 @@ def test_benign_evidence_is_left_cold(red_is_malignant):
     both = skin_with(RED, CORNERS[0])
     row, column = CORNERS[3]
     both[row : row + SIDE, column : column + SIDE] = torch.tensor(BLUE, dtype=torch.uint8)
-    [heatmap] = heatmaps_of(red_is_malignant, both[None])
+    [heatmap] = enlarged(heatmaps_of(red_is_malignant, both[None]))
     assert share_near(heatmap, CORNERS[0]) > 0.7
     assert share_near(heatmap, CORNERS[3]) < 0.05
 
@@ -105,10 +110,10 @@ def test_each_heatmap_has_its_own_scale_and_one_without_evidence_is_zero():
     network = colours_network((0.0, 1.0), (1.0, 0.0))  # blue is benign, red malignant
     strong, weak = heatmaps_of(network, squares((1, 0, 0), [250, 3]))
     assert strong.dtype == np.uint8
+    assert strong.shape == (SIZE // 2, SIZE // 2)
     assert np.array_equal(strong, weak)
-    assert set(np.unique(strong[9:23, 9:23])) == {255}
-    outside = np.pad(strong[7:25, 7:25] * 0, 7, constant_values=1)[: SIZE - 32, : SIZE - 32]
-    assert strong[: SIZE - 32, : SIZE - 32][outside == 1].max() == 0
+    assert set(np.unique(strong[4:12, 4:12])) == {255}
+    assert strong.sum(dtype=int) == 8 * 8 * 255
     assert not heatmaps_of(network, squares((0, 0, 1), [250, 3])).any()
     assert not heatmaps_of(network, squares((0, 0, 0), [250])).any()
 
@@ -148,7 +153,8 @@ def lively(name, num_classes):
 @pytest.mark.parametrize("num_classes", [2, 7])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_heatmaps_are_those_of_the_published_formula(name, num_classes):
-    network, images = lively(name, num_classes), random_images()
+    size = 224 if name != "baseline_cnn" else 112  # whose last maps have 7 × 7 cells
+    network, images = lively(name, num_classes), random_images(size=size)
     backbone = network.backbone
     if name == "baseline_cnn":
         maps = backbone.features((as_float(images) - network.mean) / network.std)
@@ -161,12 +167,11 @@ def test_heatmaps_are_those_of_the_published_formula(name, num_classes):
     [gradients] = torch.autograd.grad((probability / (1 - probability)).log().sum(), maps)
     # Equations 1 and 2 of Selvaraju et al.: the mean gradient of a map weighs it, and only what is above 0 is kept.
     expected = torch.einsum("nc,nchw->nhw", gradients.mean(dim=(2, 3)), maps).relu()
-    expected = interpolate(expected[:, None], (SIZE, SIZE), mode="bilinear")[:, 0]
     expected = (expected / expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) * 255).detach().numpy()
     found = heatmaps_of(network, images, num_classes)
-    assert found.shape == (3, SIZE, SIZE)
+    assert found.shape == (3, 7, 7)
     assert np.abs(found - expected).max() <= 1
-    assert len(np.unique(found)) > 50  # there is something to compare
+    assert len(np.unique(found)) > 1  # there is something to compare
 
 
 def test_an_ensemble_shows_the_mean_of_its_networks_heatmaps():
@@ -182,15 +187,16 @@ def test_an_ensemble_shows_the_mean_of_its_networks_heatmaps():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_images_too_small_for_the_last_maps_are_explained_by_the_last_that_have_places(name):
-    heatmaps = heatmaps_of(lively(name, 7), random_images(16, 16), 7)
-    assert heatmaps.shape == (16, 16, 16)
-    assert len(np.unique(heatmaps)) > 50
+def test_small_images_are_explained_by_the_coarsest_maps_that_say_where(name):
+    heatmaps = heatmaps_of(lively(name, 7), random_images(), 7)
+    assert heatmaps.shape == (3, 8, 8)  # those at the network's end are 2 × 2 or 4 × 4
+    assert len(np.unique(heatmaps)) > 5
+    assert heatmaps_of(lively("resnet18", 7), random_images(1, 12), 7) is None, "no maps are fine enough"
 
 
 def test_a_module_that_is_used_twice_counts_where_it_is_used_last():
     torch.manual_seed(0)
-    first, second, head = nn.Conv2d(3, 8, 3, stride=4), nn.Conv2d(8, 8, 3, stride=2), nn.Linear(8, 7)
+    first, second, head = nn.Conv2d(3, 8, 3, stride=4), nn.Conv2d(8, 8, 3, stride=2), nn.Linear(8, 7)  # 16 and 7 cells
     act = nn.ReLU(inplace=True)
 
     def heatmaps(last):

@@ -29,7 +29,7 @@ def test_a_better_model_is_called_better_in_the_first_line(repository, capsys):
     main(["weak", "strong"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("weak → strong: better; AUROC +0.")
-    assert lines[0].endswith("], better")
+    assert lines[0].endswith("), better")
     assert [line for line in lines if line.startswith("Brier score, lower is better") and line.endswith("better")]
 
 
@@ -169,7 +169,7 @@ def test_each_model_is_evaluated_at_its_own_threshold(repository, capsys):
     assert metrics["sensitivity_at_threshold"]["verdict"] == "worse"
     assert metrics["auroc"]["difference"]["value"] == 0
     assert capsys.readouterr().out.splitlines()[0] == (
-        "strong → workspace: worse; AUROC +0.000 [0.000, 0.000], no evidence of a difference; "
+        "strong → workspace: worse; AUROC +0.000 (0.000 to 0.000), no evidence of a difference; "
         "worse: Sensitivity at the threshold"
     )
 
@@ -197,7 +197,7 @@ def test_a_decision_by_cost_is_compared_with_a_commit_from_before_there_were_cos
     assert metrics["decided_accuracy"]["verdict"] == "worse"
     assert "Accuracy, decided" in capsys.readouterr().out
     write_json(PUBLISHED[DETAILS], details | {"calibration": {"threshold": 0.5, "costs": [[0.0]]}})
-    with pytest.raises(InputError, match=r"metrics/details.json|calibration.costs are of 1 classes; .* has 2"):
+    with pytest.raises(InputError, match=r"costs are of 1 classes; workspace:metrics/predictions.csv has 2"):
         main(["strong"])
 
 

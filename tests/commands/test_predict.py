@@ -286,6 +286,8 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
         ("photos --output out --gradcam photos/../out", "--output out would replace the folder of --gradcam"),
         ("photos --output out --gradcam out/maps", "--output out would replace the folder of --gradcam out/maps"),
         ("photos --models gone", "--models gone is not a folder"),
+        ("photos --columns age=years", "--columns names those of --metadata's table; name that, too"),
+        ("photos --metadata gone.csv", "gone.csv cannot be read (No such file or directory)"),
     ],
 )
 def test_mistakes_are_told_before_any_work_and_leave_everything_as_it_was(
@@ -390,15 +392,16 @@ def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run
     for file, path in zip(table["file"][:9], table["overlay"]):
         with Image.open(path) as drawn:
             pixels = np.asarray(drawn)
-        assert pixels.shape == (16, 32, 3)
-        assert np.array_equal(pixels[:, :16], decode_square(Path(file).read_bytes(), 16))
-        changed += (pixels[:, 16:] != pixels[:, :16]).any()
+        assert pixels.shape == (320 + 45, 640, 3)  # below what was predicted
+        assert (pixels[:45] < 128).any()
+        assert np.array_equal(pixels[45 + 10 :: 20, 10:320:20], decode_square(Path(file).read_bytes(), 16))
+        changed += (pixels[45:, 320:] != pixels[45:, :320]).any()
     assert changed > 0, "evidence of malignancy is drawn where there is some"
 
 
 def test_gradcam_of_a_network_without_feature_maps_is_refused_and_nothing_written(run, photos, monkeypatch):
     monkeypatch.setattr(gradcam, "gradcam_heatmaps", lambda *_, **__: None)
-    run(photos, "--gradcam", "maps", "--output", "table.csv", problem="--gradcam: baseline_cnn has no final feature")
+    run(photos, "--gradcam", "maps", "--output", "table.csv", problem="--gradcam: baseline_cnn has no feature maps")
     assert names(".") == ["photos"]
 
 

@@ -35,7 +35,7 @@ def test_the_verdict_comes_first_and_all_sections_and_pictures_follow(repository
     Path("out").mkdir()
     main(["weak", "strong", "--output", "out/the report (1).md"])
     first = capsys.readouterr().out.splitlines()[0]
-    assert re.fullmatch(r"\*\*`weak` → `strong`: better; AUROC \+0\.\d+ \[0\.\d+, 0\.\d+\], better\*\*", first)
+    assert re.fullmatch(r"\*\*`weak` → `strong`: better; AUROC \+0\.\d+ \(0\.\d+ to 0\.\d+\), better\*\*", first)
     report = parts(Path("out/the report (1).md").read_text(encoding="utf-8"))
     assert list(report)[1:] == ["Parameters", "Curves", "Data", "Cost"]
     compare.main(["weak", "strong", "--md"])
@@ -239,7 +239,7 @@ def test_two_and_seven_classes_are_shown_as_models_of_malignancy(repository):
     report = rendered("HEAD~1", "HEAD")[""]
     assert "not compared; AUROC 0.700 → 0.800**" in report
     assert "| metric, both of malignancy |" in report
-    assert "| Brier score | 0.200 (0.000 to 1.000) | 0.100 (0.000 to 1.000) | -0.100 |" in report
+    assert "| Brier score | 0.200 (0.000 to 1.000) | 0.100 (0.000 to 1.000) | −0.100 |" in report
     assert "| `renamed` | 1.000 (0.000 to 1.000) | – | – |" in report
     figures = draw_pictures(Revision("HEAD~1"), Revision("HEAD"))
     legend = [text.get_text() for text in figures["reliability"].legends[0].get_texts()]

@@ -23,7 +23,7 @@ def test_the_interval_is_that_of_the_t_test():
     values = [0.91, 0.88, 0.93, 0.9]
     text = render_summary([run(fold, auroc=value) for fold, value in enumerate(values)], OVER, confidence=0.9)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
-    assert f"| AUROC | 0.905 ± 0.021 [{expected.low:.3f}, {expected.high:.3f}] |" in text
+    assert f"| AUROC | 0.905 ± 0.021 ({expected.low:.3f} to {expected.high:.3f}) |" in text
 
 
 def test_a_group_has_all_in_common_but_the_parameters_that_are_averaged_over():
@@ -57,14 +57,25 @@ def test_the_table_names_what_its_columns_differ_in():
     runs = [run(fold, auroc=0.8 + fold / 10, rate=rate) for rate in (1e-4, 3e-4) for fold in (0, 1)]
     text = render_summary([*runs, run(0, code="b")], OVER)
     lines = text.splitlines()
-    head = r"training.learning\_rate=0.0001, code and data as in run-0-0-0.0001-"
-    assert lines[0] == (
-        rf"| mean ± standard deviation [95 % interval] | {head}a | training.learning\_rate=0.0003 | {head}b |"
-    )
-    cell = "0.850 ± 0.071 [0.215, 1.485]"
-    assert lines[2] == f"| AUROC | {cell} | {cell} | 0.800 |"
+    assert max(map(len, lines[:6])) <= 100
+    assert lines[0].replace("\N{NO-BREAK SPACE}", " ") == "| mean ± SD (95 % interval) | A | B |"
+    cell = "**0.850 ± 0.071 (0.215 to 1.485)**"
+    assert lines[2] == f"| AUROC | {cell} | {cell} |"
+    assert lines[6] == "| AUROC | 0.800 |"
+    assert r"- **A** training.learning\_rate=0.0001, code and data as in run-0-0-0.0001-a: 2 runs" in text
+    assert r"- **B** training.learning\_rate=0.0003: " in text
+    assert "Bold: the best mean of a row" in text
     assert r"2 runs (run-0-0-0.0003-a: test\_fold 0, seed 0, run-1-0-0.0003-a: test\_fold 1, seed 0)." in text
     assert "Student's t over runs" in text
+
+
+def test_the_lowest_error_is_the_best():
+    runs = [run(fold, rate=rate) for rate in (1e-4, 3e-4) for fold in (0, 1)]
+    for each in runs:
+        each.metrics = {"ece": each.parameters["training.learning_rate"]}
+    [row] = [line for line in render_summary(runs, OVER).splitlines() if line.startswith("| ECE")]
+    assert row.split("|")[2].strip().startswith("**")
+    assert not row.split("|")[3].strip().startswith("**")
 
 
 def summarized(capfdbinary, *arguments: str) -> tuple[int, str]:
@@ -79,8 +90,8 @@ def test_the_command_prints_markdown_and_names_what_has_no_metrics(repository, c
     over = ["--over", "training.learning_rate", "--over", "training.seed"]
     status, text = summarized(capfdbinary, "weak", "strong", *over, "--confidence", "0.9")
     assert status == 0
-    assert "[90 % interval] | all runs |" in text
-    assert "| AUROC | 0.740 ± 0.226 [-0.270, 1.750] |" in text
+    assert "(90 % interval) | all runs |" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "| AUROC | 0.740 ± 0.226 (−0.270 to 1.750) |" in text
     status, text = summarized(capfdbinary, "lower", "empty", "--metric", "auroc")
     assert status == 1
     assert "- **empty** has no metrics and is not counted." in text

@@ -16,16 +16,19 @@ import optuna
 import psutil
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from stages.commands import sweep
 from stages.errors import InputError
-from stages.experiments import cluster, search
+from stages.experiments import cluster, job, search
 from stages.experiments import queue as queues
-from stages.experiments.queue import FAILED, QUEUED, RUNNING, SUCCESS, ExperimentQueue, Task
+from stages.experiments.programs import FAILED, QUEUED, RUNNING, SUCCESS
+from stages.experiments.queue import ExperimentQueue, Task
 from stages.experiments.revision import Revision
 from stages.files import PUBLISHED, TRAINING_METRICS
-from tests.slurm import wait_for
+from tests.slurm import Slurm, wait_for
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """\
@@ -48,8 +51,11 @@ params = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text(
 rate, fold = params["training"]["learning_rate"], params["split"]["test_fold"]
 if rate > 1:
     sys.exit("error: training.learning_rate is too high;\\n  lower it")
+curve = pathlib.Path("data/training/plots/metrics/val/loss.tsv")
+curve.parent.mkdir(parents=True, exist_ok=True)
+curve.write_text("step\\tloss\\n" + "".join(f"{step}\\t{rate}\\n" for step in range(4)))
 gate = pathlib.Path(os.environ["GATE"])
-while gate.exists():  # held until the gate is gone
+while gate.exists() or rate == 0.9:  # held until the gate is gone; or without end
     (gate / str(fold)).touch()
     time.sleep(0.1)
 for folder in ("models", "metrics"):
@@ -77,7 +83,7 @@ def template(tmp_path_factory):
     (folder / "stage.py").write_text(STAGE)
     (folder / "data").mkdir()
     (folder / "data/table.csv").write_text("image_id\n")
-    (folder / ".gitignore").write_text("/models\n/optuna.journal*\n/*.db\n/sweep.log\n")
+    (folder / ".gitignore").write_text("/models\n/data/training\n/optuna.journal*\n/*.db\n/sweep.log\n")
     for command in ("git init --quiet --initial-branch=main", "dvc init --quiet", "dvc config core.analytics false"):
         subprocess.run([*command.split()], cwd=folder, check=True)
     return folder
@@ -95,7 +101,7 @@ def project(template, params, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("GATE", str(tmp_path / ".dvc/tmp/gate"))
-    for name in ("queue.POLL_SECONDS", "queue.SOON_SECONDS", "cluster.POLL_SECONDS", "cluster.LOST_SECONDS"):
+    for name in ("queue.POLL_SECONDS", "queue.SOON_SECONDS", "cluster.LOST_SECONDS"):
         monkeypatch.setattr(f"stages.experiments.{name}", 1)
     shell("git", "add", "--all")
     shell("git", "commit", "--quiet", "--message", "pipeline")
@@ -127,10 +133,10 @@ def test_every_combination_runs_and_a_failure_stops_none_of_them(project, capfd)
     assert states == {"grid-1": FAILED, "grid-2": FAILED, "grid-3": SUCCESS, "grid-4": SUCCESS}
     printed = capfd.readouterr().out
     table = [line.split() for line in printed.splitlines()]
-    assert ["experiment", "test_fold", "learning_rate", "auroc"] in table
+    assert ["experiment", "test_fold", "learning_rate", "val.", "loss", "AUROC"] in table
     assert sorted(row for row in table if row[:1] in (["grid-3"], ["grid-4"])) == [
-        ["grid-3", "0", "0.1", "0.800"],
-        ["grid-4", "1", "0.1", "0.810"],
+        ["grid-3", "0", "0.1", "–", "0.800"],
+        ["grid-4", "1", "0.1", "–", "0.810"],
     ]
     # An error is told when its experiment ends.
     error = "error: training.learning_rate is too high;\n  lower it"
@@ -164,7 +170,7 @@ def test_what_is_killed_or_stopped_is_run_again(project, capfd):
     wait_for((gate / "0").exists)
     [task] = [task for task in listed() if task.name == "left-1"]
     # What is private to DVC: if it has moved, mend the place that is named.
-    assert task.process, "Task.process"
+    assert task.process, "processes_of"
     assert list(queues.RUN_INFO.glob(f"{task.revision}*")), "queue.RUN_INFO"
     assert (ExperimentQueue.folder(None, task) / "stage.py").is_file()
     # The worker and all that it runs, as when a machine is restarted.
@@ -206,11 +212,16 @@ def beside(action: Callable[[], None], *options: str) -> object:
             acting.result()
 
 
+def use(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands in this process talk to a SLURM."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.environment[name])
+
+
 def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project, slurm, monkeypatch, capfd):
     gate = project / ".dvc/tmp/gate"
     gate.mkdir()
-    for name in ("SLURM_CONF", "PATH"):
-        monkeypatch.setenv(name, slurm.environment[name])
+    use(slurm, monkeypatch)
     options = ["-S", "split.test_fold=range(6)", "-S", "training.learning_rate=0.1", "--name", "wide"]
     options += ["--slurm", "gpus=0,cpus-per-task=1,time=10", "--jobs", "6"]
 
@@ -274,6 +285,29 @@ def test_an_experiment_is_queued_again_only_as_it_was(project, capfd):
     assert "again: killed, and not queued again (the code has changed since: stage.py)" in capfd.readouterr().out
 
 
+def test_dvc_is_asked_only_when_something_may_have_happened(project, monkeypatch):
+    """Each answer takes it a second of processor time."""
+    asked, alive, references = [], [True], ["as it was"]
+    process = SimpleNamespace(is_running=lambda: alive[0])
+
+    def answer(*command: str) -> str:
+        asked.append(command)
+        return f"abc1234  one  12:00  {RUNNING if alive[0] else SUCCESS}\n\nWorker status: 1 active, 0 idle\n"
+
+    monkeypatch.setattr(queues, "POLL_SECONDS", 0)
+    monkeypatch.setattr(queues, "SOON_SECONDS", 999)
+    monkeypatch.setattr(queues, "run_dvc", answer)
+    monkeypatch.setattr(queues, "processes_of", lambda tasks: {"abc1234": process} if alive[0] else {})
+    monkeypatch.setattr(queues, "references", lambda below: references[0])
+    with ExperimentQueue(1) as queue:
+        states = [queue.poll()[0].state for _ in range(3)]
+        assert (states, len(asked)) == ([RUNNING] * 3, 1)
+        alive[0] = False  # DVC collects what it has made
+        assert (queue.poll()[0].state, len(asked)) == (RUNNING, 1)
+        references[0] = "with its result"
+        assert (queue.poll()[0].state, len(asked)) == (SUCCESS, 2)
+
+
 def test_two_sweeps_at_once_are_refused(project):
     with ExperimentQueue(1), pytest.raises(InputError, match="another sweep runs"):
         ExperimentQueue(1)
@@ -288,7 +322,7 @@ def test_without_slurm_there_is_no_sweep_on_it(project, monkeypatch):
 
 
 def test_a_controller_that_does_not_answer_is_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "POLL_SECONDS", 0)
+    monkeypatch.setattr(cluster, "SQUEUE_SECONDS", 0)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     program, refuse = tmp_path / "squeue", "#!/bin/sh\necho 'Unable to contact slurm controller' >&2; "
     program.write_text(f"{refuse}rm {tmp_path}/seen && exit 1; echo 7 8\n")
@@ -301,9 +335,9 @@ def test_a_controller_that_does_not_answer_is_asked_again(tmp_path, monkeypatch)
 
 
 def test_a_job_that_cannot_begin_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)
     with pytest.raises(InputError):
-        cluster.Experiment(tmp_path, "", "abc", "name", tmp_path)()
+        job.Experiment(tmp_path, "", "abc", "name", tmp_path)()
     assert re.match(r"error: `git .*not a git repository", queues.error_of((tmp_path / "log").read_text()))
 
 
@@ -490,6 +524,41 @@ def test_a_trial_that_is_worse_than_the_median_is_ended(metric, project, tmp_pat
         assert trial.params["x"] > min(other.params["x"] for other in complete)
         before = ended[: ended.index(trial)]
         assert sum(other.state == TrialState.COMPLETE for other in before) >= 5
+
+
+def test_a_search_on_a_cluster_ends_what_its_curve_says_is_hopeless(
+    project, slurm, monkeypatch, tmp_path_factory, capfd
+):
+    use(slurm, monkeypatch)
+    # Five trials of another worker, which shares the journal.
+    ranges, journal = ["training.learning_rate=choice(0.01,0.9)"], str(tmp_path_factory.mktemp("shared") / "journal")
+    space, fixed = search.parse_space(ranges)
+    study = search.open_study("shared", journal, search.LOSS, space, fixed)
+    for _ in range(5):
+        trial = search.ask(study, space, 0)
+        for step in range(4):
+            trial.report(0.1, step)
+        study.tell(trial, 0.1)
+
+    def drawn(seed: int) -> set[float]:
+        """By the next two trials."""
+        optuna.copy_study(
+            from_study_name="shared",
+            from_storage=JournalStorage(JournalFileBackend(journal)),
+            to_storage=(copied := InMemoryStorage()),
+        )
+        copy = optuna.load_study(study_name="shared", storage=copied)
+        return {search.ask(copy, space, seed).params["training.learning_rate"] for _ in range(2)}
+
+    seed = next(seed for seed in range(99) if len(drawn(seed)) == 2)
+    options = ["--optuna", "7", "--study", "shared", "--storage", journal, "--seed", str(seed), "-S", *ranges]
+    assert swept(*options, "--slurm", "gpus=0,cpus-per-task=1,time=10", "--jobs", "2") == 0
+    trials = {trial.params["training.learning_rate"]: trial for trial in study.get_trials()[5:]}
+    assert {rate: trial.state for rate, trial in trials.items()} == {0.01: TrialState.COMPLETE, 0.9: TrialState.PRUNED}
+    assert trials[0.9].user_attrs["place"] == str(project)
+    assert slurm.run("squeue", "--noheader") == ""
+    assert listed() == []
+    assert f"best: shared-{trials[0.01].number:04d}" in capfd.readouterr().out
 
 
 def test_the_same_seed_draws_the_same(project):

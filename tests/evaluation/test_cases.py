@@ -166,9 +166,10 @@ def npy(array):
         npy(np.zeros((3, 4, 4), np.uint8)),
         npy(np.zeros((2, 4, 4))),
         npy(np.zeros((2, 16), np.uint8)),
+        npy(np.zeros((2, 4, 3), np.uint8)),
         npy(np.array([Trap(), Trap()])),
     ],
-    ids=["missing", "empty", "garbage", "cut off", "of other cases", "floats", "flat", "objects"],
+    ids=["missing", "empty", "garbage", "cut off", "of other cases", "floats", "flat", "not square", "objects"],
 )
 def test_heatmaps_that_are_none_of_these_cases_are_refused_with_their_name(written, content):
     path = written[0] / "heatmaps.npy"

@@ -16,7 +16,6 @@ from stages.evaluation.uncertainty import (
     describe,
     effective_lesions,
     estimate,
-    lesion_weights,
     replicate,
     score_interval,
 )
@@ -50,9 +49,13 @@ def width(number: dict) -> float:
     return number["interval"][1] - number["interval"][0]
 
 
+def drawn_weights(lesions: np.ndarray, replicates: int) -> np.ndarray:
+    return replicate(lambda weights: {"weights": weights}, lesions, replicates)["weights"]
+
+
 def test_a_replicate_draws_as_many_lesions_as_there_are_and_all_images_of_each():
     lesions = np.array(["b", "a", "b", "c", "d", "c", "b"])
-    weights = np.concatenate(list(lesion_weights(lesions, 4000)))
+    weights = drawn_weights(lesions, 4000)
     assert weights.shape == (4000, 7)
     drawn = {name: weights[:, lesions == name] for name in "abcd"}
     for columns in drawn.values():
@@ -65,16 +68,20 @@ def test_a_replicate_draws_as_many_lesions_as_there_are_and_all_images_of_each()
 
 
 def test_two_calls_draw_the_same_lesions():
-    first, second = (np.concatenate(list(lesion_weights(np.arange(30), 50))) for _ in range(2))
+    first, second = (drawn_weights(np.arange(30), 50) for _ in range(2))
     assert np.array_equal(first, second)
     assert len(np.unique(first, axis=0)) == 50
 
 
-def test_the_numbers_do_not_depend_on_how_many_replicates_fit_into_memory(monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_numbers_do_not_depend_on_how_many_replicates_a_thread_has_at_once(monkeypatch, threads):
     probabilities, labels = random_predictions(50, 7)
     at_once = estimates(probabilities, labels, np.arange(50) // 2)
+    monkeypatch.setattr("os.cpu_count", lambda: threads)
     monkeypatch.setattr(uncertainty, "_CHUNK", 150)
-    assert [len(part) for part in lesion_weights(np.arange(50), 7)] == [3, 3, 1]
+    monkeypatch.setattr(uncertainty, "_FEWEST", 1)
+    sizes = replicate(lambda weights: {"size": np.full(len(weights), len(weights))}, np.arange(50), 7)["size"]
+    assert sizes.tolist() == [3, 3, 3, 3, 3, 3, 1]
     in_parts = estimates(probabilities, labels, np.arange(50) // 2)
     for name, number in at_once.items():
         assert in_parts[name]["interval"] == pytest.approx(number["interval"], abs=1e-12)

@@ -49,9 +49,13 @@ def test_cases_stand_below_the_heading_of_their_kind_with_truth_and_probability(
     )
     assert true_positives < texts["I003"] < false_negatives < false_positives < texts["I002"]
     probability = predictions.malignant_probability
-    assert true_positives < texts[f"malignant {100 * probability[3]:.0f} %"] < false_negatives
-    assert false_positives < texts[f"benign {100 * probability[2]:.0f} %"]
+    assert true_positives < texts[f"is malignant\nP(malignant) {100 * probability[3]:.0f} %"] < false_negatives
+    assert false_positives < texts[f"is benign\nP(malignant) {100 * probability[2]:.0f} %"]
     assert any(text.startswith("False negatives") and text.endswith("none") for text in texts)
+
+
+def test_the_picture_names_the_grid_of_its_heatmaps(draw, words_of):
+    assert "heatmap of 16 × 16 cells" in words_of(draw(["true positive"], [3])[0]).replace("\n", " ")
 
 
 def test_without_heatmaps_the_picture_says_so(draw, words_of):

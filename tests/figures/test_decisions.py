@@ -21,6 +21,15 @@ def test_the_threshold_in_use_is_marked_in_the_decision_curve(judged):
     assert curve["upper"].max() <= high
 
 
+def test_a_decision_curve_can_be_read_where_one_image_in_a_hundred_is_malignant(judged, words_of):
+    predictions, details = judged([1, *[0] * 124] * 2, 2)
+    curve = decision_curve_table(predictions, 100, 0.95)
+    figure = draw_decision_curve(predictions, details, curve)
+    high = figure.axes[0].get_ylim()[1]
+    assert curve["upper"].max() <= high <= max(2 * curve["upper"].max(), 0.01)
+    assert "here 0.8 % of the images" in words_of(figure).replace("\n", " ")
+
+
 def test_both_thresholds_are_marked_with_what_they_reach(judged, words_of):
     predictions, details = judged([0, 1] * 20, 2)
     curves = threshold_table(predictions, 100, 0.95)

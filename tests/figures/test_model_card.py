@@ -296,6 +296,29 @@ def test_a_network_that_timm_does_not_have_is_not_said_to_be_its(card):
     assert "timm's names" not in path.read_text(encoding="utf-8")
 
 
+def test_the_card_of_a_network_that_takes_metadata_says_which_and_what_they_add(card):
+    details, plain = details_of(2), card().read_text(encoding="utf-8")
+    found = details["baselines"]["metadata"]
+    alone = {"metrics": found["metrics"], "metadata_add": found["image_adds"]}
+    taken = {"fusion": "late", "sex": ["female", "male"], "localization": ["back"]}
+    text = card(
+        details | {"baselines": details["baselines"] | {"image_alone": alone}}, description={"metadata": taken}
+    ).read_text(encoding="utf-8")
+    for said in (
+        "Beside it age, sex (female, male) and localization (back), where they are known;",
+        "python -m stages predict lesion.jpg --metadata table.csv",
+    ):
+        assert said in text
+        assert said not in plain
+    [_, _, *table] = rows(text, "What metadata add")
+    assert [
+        METRICS["auroc"].title,
+        estimate(alone["metrics"]["auroc"]),
+        estimate(alone["metadata_add"]["auroc"]),
+    ] in table
+    assert "under timm's names" not in text
+
+
 def test_splits_without_ages_or_images_are_described_too(card):
     manifest, split = images_of("own")
     manifest["age"] = np.nan

@@ -6,10 +6,8 @@ SKIN = np.full((8, 32, 3), (220, 170, 150), np.uint8)
 
 
 def test_where_nothing_is_hot_the_image_stays():
-    heatmap = np.zeros((8, 32), np.uint8)
-    heatmap[:, 16:] = 255
-    result = overlay(SKIN, heatmap)
-    assert (result[:, :16] == SKIN[:, :16]).all()
+    result = overlay(SKIN, np.array([[0, 0, 255, 255]], np.uint8))  # enlarged, and blended between two cells
+    assert (result[:, :12] == SKIN[:, :12]).all()
     assert (result[:, 16:] != SKIN[:, 16:]).any(axis=2).all()
 
 

@@ -2,14 +2,19 @@ import base64
 import re
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.figures.report import MOST_PAIRS, write_report
+from benchmarks.plain import PLAIN
+from stages.config import override
+from stages.figures.report import MOST_PAIRS, describe_run, write_report
+from stages.figures.verdict import judge
 from stages.reporting import METRICS
 from tests.figures.findings import DRAWN, decided_by_cost, details_of
 
-VOID = {"meta", "link", "img", "path", "circle"}
+IMAGES = pd.DataFrame({"image_id": ["I1", "I2"], "lesion_id": ["L1", "L1"]})
+VOID = {"meta", "link", "img", "path", "circle", "br"}
 
 
 class Page(HTMLParser):
@@ -55,10 +60,21 @@ def report(pictures, tmp_path):
 
     def make(details=None, **options):
         path = tmp_path / "report.html"
-        write_report(path, details or details_of(2), pictures, **options)
+        given = {"images": IMAGES, "about": {"Model": "some_net"}} | options
+        write_report(path, details or details_of(2), pictures, **given)
         return Page(path)
 
     return make
+
+
+def test_a_classifier_that_takes_metadata_is_held_against_itself_without_them(report):
+    details = details_of(2)
+    found = details["baselines"]["metadata"]
+    alone = {"metrics": found["metrics"], "metadata_add": found["image_adds"]}
+    page = report(details | {"baselines": details["baselines"] | {"image_alone": alone}})
+    assert "“image alone” is the same one where they are unknown" in page.text
+    assert "image alone metadata add" in page.text
+    assert "image alone" not in report().text
 
 
 def test_every_picture_is_inside_the_page_once_with_a_text_that_says_what_it_shows(report, pictures):
@@ -110,6 +126,41 @@ def test_every_headline_number_stands_there_with_its_interval(report, classes):
         assert f"{number['value']:.3f} {low:.3f} to {high:.3f}" in text, name
     assert "Test metrics with 95 % intervals".replace(" %", "\N{NO-BREAK SPACE}%") in text
     assert f"{details['test']['images']} images of {details['test']['lesions']} lesions" in text.replace("\xa0", " ")
+
+
+def test_the_page_starts_with_what_was_judged_and_what_it_is_worth(report):
+    details = details_of(2)
+    details["test"]["metrics"]["auroc"] = {"value": 0.512, "interval": [0.39, 0.63]}
+    text = report(details).text
+    verdict = text.split(" Headline ")[0]
+    assert "Model some_net" in verdict
+    assert "Does not hold: Malignant is told from benign" in verdict
+    assert "AUROC 0.512 0.390 to 0.630" in verdict
+    for finding in judge(details):
+        assert f"{finding.title} {finding.text}" in verdict, finding
+
+
+def test_synthetic_images_are_named_at_once(report):
+    assert "Synthetic" not in report().text
+    drawn = IMAGES.assign(image_id=["SYN_1", "SYN_2"])
+    assert "Synthetic images. They were drawn by a program" in report(images=drawn).text.split("Verdict")[0]
+
+
+def test_one_is_not_written_as_several(report):
+    details = details_of(2, (1,))
+    assert "1 image of 1 lesion ; 1 image of 1 lesion is malignant" in report(details).text.replace("\xa0", " ")
+
+
+def test_a_run_is_described_by_its_parameters():
+    description = {"image_size": 64, "networks": 1, "architecture": "resnet18", "epochs": [11]}
+    words = describe_run(description, PLAIN, IMAGES)
+    assert words["Model"] == "resnet18 at 64 × 64 pixels; weights of epoch 12"
+    assert "fold 0 tests, fold 1 of 7 chose" in words["Split"]
+    assert words["Data"].replace("\xa0", " ") == "data/ham10000 (a user-provided dataset): 2 images of 1 lesion"
+    held_out = override(PLAIN, {"split.by": "source", "split.test_source": "isic", "model.pretrained": False})
+    words = describe_run(description, held_out, IMAGES)
+    assert words["Split"].startswith("all images of isic test")
+    assert words["Training"].startswith("from scratch")
 
 
 def test_the_operating_points_are_stated_at_each_prevalence(report):
@@ -217,12 +268,12 @@ def test_names_that_look_like_html_are_text(report):
     page = report(details, title=hostile)
     assert page.all("script") == []
     assert len(page.all("img")) == len(DRAWN)
-    assert page.text.count(hostile) == 8
+    assert page.text.count(hostile) == 9
 
 
 def test_the_same_content_gives_the_same_bytes(pictures, tmp_path):
     for name in ("one.html", "again.html"):
-        write_report(tmp_path / name, details_of(7), pictures)
+        write_report(tmp_path / name, details_of(7), pictures, IMAGES, {})
     page = (tmp_path / "one.html").read_bytes()
     assert page == (tmp_path / "again.html").read_bytes()
     assert b"\r" not in page

@@ -13,7 +13,7 @@ from PIL import Image
 from stages.dataset.pixels import PixelStore
 from stages.evaluation.cases import choose_cases
 from stages.figures.performance import draw_confusion_matrix
-from stages.figures.style import SMALL, WIDTH, describe, new_figure, save
+from stages.figures.style import SMALL, WIDTH, describe, new_figure, save, save_all
 from stages.figures.training import draw_training_curves
 from stages.plot import draw_pictures, draw_tables
 
@@ -84,6 +84,18 @@ def test_the_same_figure_gives_the_same_bytes_without_a_date_or_a_version(judged
         assert set(picture.info) <= {"dpi"}
         assert picture.width == 900
         assert picture.convert("L").getextrema() == (0, 255), "neither empty nor without background"
+
+
+def test_pictures_that_are_drawn_side_by_side_are_those_that_are_drawn_alone(tmp_path):
+    pictures = {}
+    for name in ("one", "two", "three"):
+        pictures[name], axes = new_figure(3)
+        axes.set_title(name)
+    save_all(pictures, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "three.png", "two.png"]
+    for name, figure in pictures.items():
+        save(figure, tmp_path / "alone.png")
+        assert (tmp_path / f"{name}.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
 
 
 def test_a_user_s_matplotlibrc_does_not_change_a_picture(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,11 +42,11 @@ pytestmark = pytest.mark.xdist_group("slurm")
 def start(tiny, quick, tmp_path_factory):
     """A function that gives a folder for a training by so many processes, as machines and processes of each."""
 
-    def prepare(machines, processes):
+    def prepare(machines, processes, **changes):
         folder = tmp_path_factory.mktemp("training")
         shutil.copytree(tiny.folder, folder / PREPARED)
         shutil.copy(tiny.split, folder / SPLIT)
-        config = quick(**SLOW, **{"training.devices": processes, "training.num_nodes": machines})
+        config = quick(**SLOW | changes, **{"training.devices": processes, "training.num_nodes": machines})
         (folder / "params.yaml").write_text(json.dumps(asdict(config)), encoding="utf-8")  # which YAML 1.2 includes
         (folder / ".dvc").mkdir()
         return folder
@@ -79,8 +80,8 @@ def whole(start):
     """A function that gives what so many processes of one machine write."""
 
     @cache
-    def train(processes):
-        folder = start(1, processes)
+    def train(processes, **changes):
+        folder = start(1, processes, **changes)
         run(folder, ["stages.train"])
         return written(folder)
 
@@ -93,34 +94,20 @@ def written(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def has_come_far(log):
-    """A function that says whether a training is at its fourth epoch, as what it prints tells."""
-    return lambda: log.exists() and "epoch 3/" in log.read_text()
+def has_come_to(epoch, log):
+    """A function that says whether a training is at an epoch, as what it prints tells."""
+    return lambda: log.exists() and f"epoch {epoch - 1}/" in log.read_text()
 
 
 def test_torchrun_on_two_machines_trains_to_the_bytes_of_one(start, whole):
-    folder = start(2, 2)
+    folder = start(2, 2, **{"training.max_epochs": 1})
     rendezvous = [f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}", "--rdzv-backend=c10d", "--rdzv-id=1"]
     command = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", *rendezvous, "-m", "stages.train"]
     run(folder, command, command)
-    assert written(folder) == whole(4)
+    assert written(folder) == whole(4, **{"training.max_epochs": 1})
 
 
-def test_two_nodes_of_which_one_dies_train_to_the_bytes_of_one_machine(slurm, start, whole):
-    folder = start(2, 1)
-    log = folder / "log"
-    options = ["--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append", f"--output={log}"]
-    job = slurm.run("sbatch", "--parsable", *options, "--wrap=srun python -m stages.train", cwd=folder).strip()
-    slurm.wait_for(has_come_far(log), log)
-    slurm.kill_node("n2")
-    slurm.start_node("n2")
-    slurm.start_soon(job)
-    slurm.wait_for_end(job, log)
-    assert log.read_text().count("resuming from") == 1
-    assert written(folder) == whole(2)
-
-
-def test_a_job_whose_time_is_up_saves_and_goes_on_to_the_same_bytes(slurm, start, whole, tmp_path):
+def test_a_job_goes_on_to_the_same_bytes_after_its_time_is_up_and_after_a_node_has_died(slurm, start, whole, tmp_path):
     folder = start(2, 1)
     (folder / ".dvc").rmdir()
     (folder / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
@@ -129,7 +116,7 @@ def test_a_job_whose_time_is_up_saves_and_goes_on_to_the_same_bytes(slurm, start
     options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=60", "--signal=B:USR1@60"]
     options += [f"--export=ALL,CHECKPOINT_DIR={tmp_path}", f"--output={log}"]
     job = slurm.run("sbatch", "--parsable", *options, str(ROOT / "slurm/train.sbatch"), cwd=folder).strip()
-    slurm.wait_for(has_come_far(log), log)
+    slurm.wait_for(has_come_to(4, log), log)
     assert list(tmp_path.iterdir())
     # SLURM looks every half a minute at whose time is up; meanwhile the training waits, too.
     training = slurm.processes(SLURM_JOB_ID=job, SLURM_STEP_ID="0")
@@ -142,7 +129,21 @@ def test_a_job_whose_time_is_up_saves_and_goes_on_to_the_same_bytes(slurm, start
     for process in training:
         process.resume()
     slurm.start_soon(job, "TimeLimit=60")
-    slurm.wait_for_end(job, log)
+    slurm.wait_for(has_come_to(9, log), log)
     assert log.read_text().count("terminated; ") == 1
-    assert log.read_text().count("resuming from") == 1
+    slurm.kill_node("n2")
+    slurm.start_node("n2")
+    slurm.start_soon(job)
+    slurm.wait_for_end(job, log)
+    assert log.read_text().count("resuming from") == 2
     assert written(folder) == expected
+
+
+def test_more_processes_than_the_parameters_say_write_nothing(slurm, start):
+    folder = start(1, 1)
+    files = lambda: [path for path in folder.rglob("*") if ".dvc" not in path.parts]  # noqa: E731  where the lock is
+    before = files()
+    printed = slurm.fails("srun", "--nodes=1", "--ntasks=2", sys.executable, "-m", "stages.train", cwd=folder)
+    message = "error: SLURM started 2 processes on 1 machine, but training.devices × training.num_nodes is 1 × 1"
+    assert [line[: len(message)] for line in re.findall("^error: .*", printed, re.MULTILINE)] == [message]
+    assert files() == before

@@ -22,9 +22,9 @@ from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.history import read_history
-from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS
+from stages.files import CHECKPOINTS, LOGS, MODELS, PREPARED, SPLIT, TRAINING_METRICS
 from stages.training.fit import train_model
-from stages.training.loggers import DVCLiveLogger, create_loggers
+from stages.training.loggers import DVCLiveLogger, create_loggers, end_logging
 
 REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -238,6 +238,62 @@ def test_a_missing_package_is_named_with_what_to_do(found, workspace, quick, mon
     with pytest.raises(InputError, match="lists wandb, which is not installed: `pip install wandb`, or remove it"):
         train_model(quick(**LOGGED))
     assert bytes_below(workspace) == before
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_every_logger_that_is_missing_is_named(name, workspace, quick, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=f"lists {name}, which is not installed: `pip install {name}`, or remove it"):
+        create_loggers(quick(**{"training.loggers": (name,)}), TRAINING_METRICS)
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard", "mlflow"])
+def test_lightning_s_loggers_get_the_curves_and_the_parameters(name, workspace, quick, monkeypatch):
+    if name != "csv":
+        pytest.importorskip(name, reason=f"needs {name}: pip install {name}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    loggers = create_loggers(quick(**{"training.loggers": (name, "dvclive")}), TRAINING_METRICS)
+    assert [type(logger) is DVCLiveLogger for logger in loggers] == [True, False]
+    for logger in loggers:
+        logger.log_metrics({"step_loss": 0.5}, step=1)
+        logger.log_metrics({"val_loss": 0.25}, step=2)
+    end_logging(loggers)
+    if name == "csv":
+        table = pd.read_csv(LOGS / "csv/version_0/metrics.csv")
+        assert list(table["val_loss"].dropna()) == [0.25]
+        assert "max_epochs: 3" in (LOGS / "csv/version_0/hparams.yaml").read_text()
+    elif name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(LOGS / "tensorboard/version_0")).Reload()
+        assert [(event.step, event.value) for event in events.Scalars("val_loss")] == [(2, 0.25)]
+    else:
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{LOGS}/mlflow.db")
+        [run] = client.search_runs([client.get_experiment_by_name("skin-lesions").experiment_id])
+        assert run.data.metrics["val_loss"] == 0.25
+        assert run.data.params["training/max_epochs"] == "3"
+    assert "/logs" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
+def test_the_summary_shows_the_kept_epoch_and_not_the_last(workspace, quick):
+    train_model(quick(**TRAINED | {"training.monitor": "val_loss"}))
+    history = read_history(TRAINING_METRICS)
+    summary = json.loads((TRAINING_METRICS / "metrics.json").read_text())
+    best = history.loc[history["val_loss"].idxmin()]
+    assert summary["epoch"] == best["epoch"]
+    assert summary["val"]["loss"] == pytest.approx(best["val_loss"], rel=1e-6)
+    assert summary["train"]["loss"] == pytest.approx(best["train_loss"], rel=1e-6)
+
+
+def test_a_summary_is_of_the_numbers_that_it_is_given(workspace, quick):
+    (logger,) = create_loggers(quick(), TRAINING_METRICS)
+    for step, loss in ((1, 0.25), (2, 0.75)):
+        logger.log_metrics({"val_loss": loss, "step_loss": loss}, step)
+    logger.summarize({"val_loss": 0.25, "epoch": 1}, 1)
+    assert json.loads((TRAINING_METRICS / "metrics.json").read_text()) == {"val": {"loss": 0.25}, "epoch": 1, "step": 1}
+    assert len((TRAINING_METRICS / "plots/metrics/val/loss.tsv").read_text().splitlines()) == 3  # the curve is whole
 
 
 def test_a_run_that_cannot_start_says_what_to_do(offline, workspace, quick, monkeypatch):
