@@ -1,8 +1,8 @@
 """A cross-validated run as one: the experiments that test each fold in turn, and all of their test images together."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import NamedTuple
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -253,14 +253,12 @@ def _other_images(problem: str, count: int | str = "some") -> InputError:
 
 def _typical(calibrations: list[Calibration]) -> Calibration:
     """The median of each number of the folds' calibrations, of costs too: for pictures and headings, which have one."""
-    first = calibrations[0]
-    numbers = {
+    middle: dict[str, Any] = {
         name: float(np.median([getattr(each, name) for each in calibrations])) for name in ("temperature", *THRESHOLDS)
     }
-    costs = first.costs
-    if costs is not None:
-        costs = np.median([each.costs for each in calibrations], axis=0).tolist()
-    return Calibration(**asdict(first) | numbers | {"costs": costs})
+    if costs := [each.costs for each in calibrations if each.costs is not None]:
+        middle["costs"] = np.median(np.array(costs), axis=0).tolist()
+    return replace(calibrations[0], **middle)
 
 
 def _leakage(audits: list[dict]) -> dict | None:

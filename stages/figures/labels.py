@@ -29,7 +29,8 @@ def write_label_page(path: Path, found: pd.DataFrame, store: PixelStore, lesions
     """
     rows = store.manifest.set_index("image_id")
     shown = []
-    for lesion in found.to_dict("records"):
+    for row in found.to_dict("records"):
+        lesion = {str(name): value for name, value in row.items()}
         ids = lesion["image_ids"].split(" ")
         pixels = store.read(store.indices_of(pd.Series(ids[:MOST_IMAGES])))
         first = rows.loc[ids[0]]
