@@ -350,7 +350,9 @@ def main(argv: list[str] | None = None) -> None:
             save_calibration(new, args.models, folder / CALIBRATION)
         title = f"External validation on {args.data_dir.resolve().name}"
         verdict = describe_verdict(details, args.output)
-        (folder / "verdict.txt").write_text("\n".join([title, "", *verdict, ""]), encoding="utf-8", newline="\n")
+        (folder / "verdict.txt").write_text(
+            "\n".join([title, *notes, "", *verdict, ""]), encoding="utf-8", newline="\n"
+        )
         write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title, notes)
         shutil.rmtree(scratch)
     print(*notes, sep="\n", end="\n" * bool(notes))
