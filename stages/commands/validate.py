@@ -353,7 +353,8 @@ def main(argv: list[str] | None = None) -> None:
             save_calibration(new, args.models, folder / CALIBRATION)
         title = f"External validation on {args.data_dir.resolve().name}"
         verdict = describe_verdict(details, args.output)
-        (folder / "verdict.txt").write_text("\n".join([title, "", *verdict, ""]), encoding="utf-8", newline="\n")
+        text = "\n".join([title, *notes, "", *verdict, ""])
+        (folder / "verdict.txt").write_text(text, encoding="utf-8", newline="\n")
         about = {
             "Model": describe_model(asdict(read_description(args.models / DESCRIPTION))),
             "Data": describe_images(str(args.data_dir), store.manifest),
