@@ -107,7 +107,8 @@ def test_a_user_s_matplotlibrc_does_not_change_a_picture(tmp_path):
     program = (
         "from pathlib import Path; from stages.figures.style import as_png, describe, new_figure;"
         "import matplotlib as mpl;"
-        f"assert Path(mpl.matplotlib_fname()).resolve().parent == Path.cwd(); {drawing}; Path('there.png').write_bytes(png)"
+        f"assert Path(mpl.matplotlib_fname()).resolve().parent == Path.cwd(); {drawing};"
+        "Path('there.png').write_bytes(png)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "MATPLOTLIBRC"}
     environment["PYTHONPATH"] = str(REPOSITORY)
