@@ -3,15 +3,23 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
+from stages.errors import InputError
 from stages.ranks import end_with
 
 
-def forked_processes(workers: int, start: Callable[..., None], *known: Any) -> Executor:
+@contextmanager
+def forked_processes(
+    workers: int,
+    start: Callable[..., None],
+    *known: Any,
+    killed: str = "a process was killed, perhaps for want of memory",
+) -> Iterator[Executor]:
     """Processes on Linux, where starting them takes no time: threads would wait for each other at Python's lock.
 
     Elsewhere threads, and for one worker. A process that is forked has no other threads, but may have the locks that
@@ -21,10 +29,20 @@ def forked_processes(workers: int, start: Callable[..., None], *known: Any) -> E
         workers: how many.
         start: what each does first, in a process or thread of its own.
         known: its arguments, which are not copied.
+        killed: what to say if one of them was.
+
+    Raises:
+        InputError: one was killed.
     """
-    if sys.platform != "linux" or workers == 1:
-        return ThreadPoolExecutor(workers, initializer=start, initargs=known)
-    return ProcessPoolExecutor(workers, get_context("fork"), _start, (os.getpid(), start, *known))
+    try:
+        if sys.platform != "linux" or workers == 1:
+            with ThreadPoolExecutor(workers, initializer=start, initargs=known) as pool:
+                yield pool
+        else:
+            with ProcessPoolExecutor(workers, get_context("fork"), _start, (os.getpid(), start, *known)) as pool:
+                yield pool
+    except BrokenExecutor:
+        raise InputError(killed) from None
 
 
 def _start(parent: int, start: Callable[..., None], *known: Any) -> None:

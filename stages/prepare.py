@@ -6,7 +6,8 @@ Reads `data.data_dir`, writes `data/prepared/`.
 import os
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 
@@ -85,12 +86,7 @@ def prepare_dataset(
 
     with replacing(output) as folder:
         folder.mkdir()
-        try:
-            measured, found = _write_shards(folder, manifest, files, config, num_workers)
-        except BrokenExecutor:
-            raise InputError(
-                "a process that decodes images was killed, perhaps for want of memory; set runtime.num_workers to fewer"
-            ) from None
+        measured, found = _write_shards(folder, manifest, files, config, num_workers)
         if problems := problems + found:
             raise InputError(_summary(data_dir, problems))
         if sources:
@@ -186,10 +182,11 @@ def _write_shards(
     return measured, problems
 
 
-def _decoders(workers: int, reader: ImageReader, files: set[ImageFile]) -> Executor:
+def _decoders(workers: int, reader: ImageReader, files: set[ImageFile]) -> AbstractContextManager[Executor]:
     """Processes that `_decode`."""
     reader.open(files)  # so that not every process lists the members of every archive
-    return forked_processes(workers, _start, reader, os.getpid())
+    killed = "a process that decodes images was killed, perhaps for want of memory; set runtime.num_workers to fewer"
+    return forked_processes(workers, _start, reader, os.getpid(), killed=killed)
 
 
 _reader: ImageReader  # of a process, or of its threads

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {args.output} is not a file; name the Markdown file to write")
     from stages.experiments.report import draw_pictures, render_report
     from stages.experiments.revision import find_revision, has_remote
-    from stages.figures.style import save
+    from stages.figures.style import as_png
     from stages.files import replacing
 
     revisions = find_revision(args.base), find_revision(args.new)
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     text = render_report(*revisions, has_remote(), places, ids=not args.no_ids)
     with writing("--output", args.output):
         for name, figure in figures.items():
-            save(figure, folder / f"{name}.png")
+            with replacing(folder / f"{name}.png") as partial:
+                partial.write_bytes(as_png(figure))
         with replacing(args.output) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
     print_text(f"{text.splitlines()[0]}\n{args.output} has the rest\n")

@@ -122,9 +122,9 @@ def _of_hashes(store: PixelStore, function: Callable[[np.ndarray], np.ndarray]) 
 _known: tuple[PixelStore, Callable[[np.ndarray], np.ndarray]]  # of a process, or of its threads
 
 
-def _know(*known: Any) -> None:
+def _know(store: PixelStore, function: Callable[[np.ndarray], np.ndarray]) -> None:
     global _known
-    _known = known
+    _known = store, function
 
 
 def _hash_some(start: int) -> np.ndarray:

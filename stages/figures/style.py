@@ -1,5 +1,6 @@
 """What all pictures share: colours, sizes, words and a way to save them that gives the same bytes again."""
 
+import io
 import os
 import sys
 import textwrap
@@ -153,13 +154,14 @@ def save_all(pictures: dict[str, Figure], folder: Path) -> None:
     # Matplotlib draws in one thread at a time.
     workers = min(len(paths), os.cpu_count() or 1) if sys.platform == "linux" else 1
     with forked_processes(workers, _know, list(pictures.values())) as pool:
-        saved = [pool.submit(_save, *numbered) for numbered in enumerate(paths)]
+        drawn = pool.map(_draw, range(len(paths)))
         with progress_bar() as progress:
-            for each in progress.track(saved, description="drawing"):
-                each.result()
+            for path, content in zip(paths, progress.track(drawn, len(paths), description="drawing")):
+                with replacing(path) as partial:
+                    partial.write_bytes(content)
 
 
-_pictures: list[Figure]  # of a process
+_pictures: list[Figure]  # of a process that draws
 
 
 def _know(pictures: list[Figure]) -> None:
@@ -167,11 +169,12 @@ def _know(pictures: list[Figure]) -> None:
     _pictures = pictures
 
 
-def _save(number: int, path: Path) -> None:
-    save(_pictures[number], path)
+def _draw(number: int) -> bytes:
+    return as_png(_pictures[number])
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG. No version and no date in it: the same figure gives the same bytes."""
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file. No version and no date in it: the same figure gives the same bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()

@@ -1,3 +1,4 @@
+import io
 import itertools
 import os
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 from stages.dataset.pixels import PixelStore
 from stages.evaluation.cases import choose_cases
 from stages.figures.performance import draw_confusion_matrix
-from stages.figures.style import SMALL, WIDTH, describe, new_figure, save, save_all
+from stages.figures.style import SMALL, WIDTH, as_png, describe, new_figure, save_all
 from stages.figures.training import draw_training_curves
 from stages.plot import draw_pictures, draw_tables
 
@@ -77,10 +78,9 @@ def test_a_title_takes_no_room_from_the_axes():
 
 
 def test_the_same_figure_gives_the_same_bytes_without_a_date_or_a_version(judged, tmp_path):
-    for name in ("one.png", "again.png"):
-        save(draw_confusion_matrix(*judged([0, 1] * 10, 2)), tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "again.png").read_bytes()
-    with Image.open(tmp_path / "one.png") as picture:
+    one, again = (as_png(draw_confusion_matrix(*judged([0, 1] * 10, 2))) for _ in range(2))
+    assert one == again
+    with Image.open(io.BytesIO(one)) as picture:
         assert set(picture.info) <= {"dpi"}
         assert picture.width == 900
         assert picture.convert("L").getextrema() == (0, 255), "neither empty nor without background"
@@ -94,20 +94,23 @@ def test_pictures_that_are_drawn_side_by_side_are_those_that_are_drawn_alone(tmp
     save_all(pictures, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "three.png", "two.png"]
     for name, figure in pictures.items():
-        save(figure, tmp_path / "alone.png")
-        assert (tmp_path / f"{name}.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
+        assert (tmp_path / f"{name}.png").read_bytes() == as_png(figure)
 
 
 def test_a_user_s_matplotlibrc_does_not_change_a_picture(tmp_path):
-    drawing = "figure, axes = new_figure(3); axes.plot([1, 2]); describe(figure, 'Title', 'n = 2'); save(figure, path)"
-    exec(drawing, {"new_figure": new_figure, "describe": describe, "save": save, "path": tmp_path / "here.png"})
+    drawing = (
+        "figure, axes = new_figure(3); axes.plot([1, 2]); describe(figure, 'Title', 'n = 2'); png = as_png(figure)"
+    )
+    here = {"new_figure": new_figure, "describe": describe, "as_png": as_png}
+    exec(drawing, here)
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nfont.size: 30\nsavefig.dpi: 40\nlines.linewidth: 9\n")
     program = (
-        "from pathlib import Path; from stages.figures.style import describe, new_figure, save;"
+        "from pathlib import Path; from stages.figures.style import as_png, describe, new_figure;"
         "import matplotlib as mpl;"
-        f"assert Path(mpl.matplotlib_fname()).resolve().parent == Path.cwd(); path = Path('there.png'); {drawing}"
+        f"assert Path(mpl.matplotlib_fname()).resolve().parent == Path.cwd(); {drawing};"
+        "Path('there.png').write_bytes(png)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "MATPLOTLIBRC"}
     environment["PYTHONPATH"] = str(REPOSITORY)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=environment)
-    assert (tmp_path / "there.png").read_bytes() == (tmp_path / "here.png").read_bytes()
+    assert (tmp_path / "there.png").read_bytes() == here["png"]
