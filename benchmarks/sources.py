@@ -230,9 +230,9 @@ def do_runs(runs: list[Run], work: Path, settings: dict[str, Any]) -> None:
         path = result_file(work, planned)
         with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=0):
             if not path.exists():
-                found = measure(planned, work, settings)
+                found: dict[str, Any] = measure(planned, work, settings)
                 with replacing(path) as partial, partial.open("wb") as file:
-                    np.savez(file, **{name: values.astype(np.float32) for name, values in found.items()})
+                    np.savez(file, **found)
                 release_memory()
 
 
