@@ -14,7 +14,7 @@ from stages.config import Config
 from stages.dataset.folds import SPLITS
 from stages.evaluation.subgroups import most_frequent_first
 from stages.figures.rendering import render_template
-from stages.files import replacing
+from stages.files import md5_of, replacing
 from stages.reporting import ATTRIBUTES, MISSING, in_order, rounded_percent
 
 REFERENCE_STANDARDS = {
@@ -99,7 +99,7 @@ def write_model_card(
         reference_standards=_reference_standards(images),
         splits=splits,
         weights=weights.name,
-        md5=hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        md5=md5_of(content),
         sha256=hashlib.sha256(content).hexdigest(),
         parameters=_yaml(_parameters(config)),
     )
