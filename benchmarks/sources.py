@@ -230,7 +230,7 @@ def do_runs(runs: list[Run], work: Path, settings: dict[str, Any]) -> None:
         path = result_file(work, planned)
         with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=0):
             if not path.exists():
-                found: dict[str, Any] = measure(planned, work, settings)
+                found: Any = measure(planned, work, settings)
                 with replacing(path) as partial, partial.open("wb") as file:
                     np.savez(file, **found)
                 release_memory()

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from stages.evaluation.cases import choose_cases
     from stages.evaluation.metrics import headline_numbers
     from stages.experiments.pooling import find_run, pool, read_folds
-    from stages.figures.report import write_report
+    from stages.figures.report import describe_images, write_report
     from stages.files import DETAILS, EVALUATION, PREDICTIONS, PREPARED, replacing, write_csv, write_json
     from stages.plot import draw_pictures, draw_tables, write_plots
     from stages.reporting import estimate, in_order
@@ -71,7 +71,12 @@ def main(argv: list[str] | None = None) -> None:
             "fold's threshold; where one number stands for all, it is their median."
         )
         title = f"Evaluation on all {len(folds)} folds"
-        write_report(folder / "plots" / "report.html", details, folder / "plots" / "pictures", title, [note])
+        about = {
+            "Model": f"{len(folds)} networks as those of {folds[0].revision.name}",
+            "Data": describe_images(config.data.data_dir, store.manifest),
+        }
+        page = folder / "plots" / "report.html"
+        write_report(page, details, folder / "plots" / "pictures", store.manifest, about, title, [note])
     print(f"{details['test']['images']} images of {details['test']['lesions']} lesions, {len(folds)} folds")
     for _, metric, number in in_order(metrics):
         print(f"{metric.title}: {estimate(number)}")

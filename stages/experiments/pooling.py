@@ -253,11 +253,11 @@ def _other_images(problem: str, count: int | str = "some") -> InputError:
 
 def _typical(calibrations: list[Calibration]) -> Calibration:
     """The median of each number of the folds' calibrations, of costs too: for pictures and headings, which have one."""
-    middle: dict[str, Any] = {
+    middle: Any = {
         name: float(np.median([getattr(each, name) for each in calibrations])) for name in ("temperature", *THRESHOLDS)
     }
-    if costs := [each.costs for each in calibrations if each.costs is not None]:
-        middle["costs"] = np.median(np.array(costs), axis=0).tolist()
+    if costs := [np.array(each.costs) for each in calibrations if each.costs is not None]:
+        middle["costs"] = np.median(costs, axis=0).tolist()
     return replace(calibrations[0], **middle)
 
 

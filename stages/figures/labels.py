@@ -3,6 +3,7 @@
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ def write_label_page(path: Path, found: pd.DataFrame, store: PixelStore, lesions
     rows = store.manifest.set_index("image_id")
     shown = []
     for row in found.to_dict("records"):
-        lesion = {str(name): value for name, value in row.items()}
+        lesion: Any = row
         ids = lesion["image_ids"].split(" ")
         pixels = store.read(store.indices_of(pd.Series(ids[:MOST_IMAGES])))
         first = rows.loc[ids[0]]

@@ -62,7 +62,7 @@ def _draw_images(predictions: Predictions, rows: np.ndarray, store: PixelStore) 
         truth, guess = table["label"][row], predictions.classes.names[predicted[row]]
         right = guess == truth
         # Not by colour alone: the words differ too.
-        percent, verdict = rounded_percent(confidence[row]), "right" if right else f"true: {truth}"
+        percent, verdict = rounded_percent(float(confidence[row])), "right" if right else f"true: {truth}"
         text = f"{guess} {percent}\n{verdict}"
         if is_long:
             text = "\n".join([guess, f"{percent}, {verdict}"]).replace("true: ", "true:\n")

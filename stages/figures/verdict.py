@@ -1,7 +1,7 @@
 """What the numbers of an evaluation amount to, in sentences: what the report page says before all tables."""
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
 from stages.reporting import ATTRIBUTES, PROMISES, capitalized, estimate, number
@@ -49,8 +49,8 @@ def judge(details: dict) -> list[Finding]:
 
 
 def _promise(promise: dict) -> Finding:
-    state = {"holds": "good", "broken": "bad", "cannot be told": "open"}[promise["status"]]
-    return Finding(state, PROMISES[promise["name"]], promise["sentence"])
+    states: Any = {"holds": "good", "broken": "bad", "cannot be told": "open"}
+    return Finding(states[promise["status"]], PROMISES[promise["name"]], promise["sentence"])
 
 
 def malignant_auroc(metrics: dict) -> str:

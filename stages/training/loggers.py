@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from dvclive import Live
@@ -109,6 +109,7 @@ def _lightning_logger(name: str, config: Config) -> MetricLogger:
     """Lightning's logger of a CSV file, TensorBoard or MLflow, in `LOGS`; MLflow's where MLFLOW_TRACKING_URI says."""
     from pytorch_lightning import loggers
 
+    logger: Any
     if name == "csv":
         logger = loggers.CSVLogger(LOGS, name="csv")
     elif name == "tensorboard":

@@ -173,7 +173,7 @@ class TrainingLoop:
         )
         for logger in self.loggers:
             if isinstance(logger, DVCLiveLogger):
-                logger.summarize(kept | {"epoch": self.progress.best_epoch + 1}, step)
+                logger.summarize(kept | {"epoch": (self.progress.best_epoch or 0) + 1}, step)
 
     def _is_finished(self) -> bool:
         stalls = self.progress.validations_since_best >= self.training.early_stopping_patience
