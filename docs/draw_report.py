@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin
 
@@ -29,22 +30,27 @@ def says(details: Path) -> str:
     return hashlib.sha256(json.dumps([judge(content), content["test"]["metrics"]]).encode()).hexdigest()
 
 
+def draw(browser: Any) -> None:
+    """Draw the picture with a browser of Playwright."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": 1500}, device_scale_factor=SCALE)
+    page.goto(REPORT.resolve().as_uri())
+    height = page.locator("nav").bounding_box()["y"]
+    shot = page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+    page.close()
+    told = PngImagePlugin.PngInfo()
+    told.add_text("verdict", says(DETAILS))
+    # Few colours: a third of the bytes.
+    Image.open(io.BytesIO(shot)).quantize(128).save(PICTURE, optimize=True, pnginfo=told)
+
+
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": 1500}, device_scale_factor=SCALE)
-        page.goto(REPORT.resolve().as_uri())
-        end = page.locator("nav").bounding_box()
-        assert end is not None  # noqa: S101  # the page has one
-        shot = page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": end["y"]})
+        draw(browser)
         browser.close()
-    told = PngImagePlugin.PngInfo()
-    told.add_text("verdict", says(DETAILS))
-    # Few colours: a third of the bytes.
-    Image.open(io.BytesIO(shot)).quantize(128).save(PICTURE, optimize=True, pnginfo=told)
     print(f"drew {PICTURE}; its verdict is that of {PUBLISHED[DETAILS]}")
 
 

@@ -486,10 +486,10 @@ def _read_start(folder: Path) -> None:
 
 def _read_details(folder: Path) -> None:
     details = read_details(folder / DETAILS)
-    write_report(folder / "report.html", details, folder / "no pictures")
+    manifest = PixelStore(folder / PREPARED).manifest
+    write_report(folder / "report.html", details, folder / "no pictures", manifest, {})
     reliability_table(details)
     flat_subgroups(details)
-    manifest = PixelStore(folder / PREPARED).manifest
     description = asdict(read_description(folder / MODELS / DESCRIPTION))
     split = read_split(folder / SPLIT, manifest)
     write_model_card(folder / "card.md", details, description, folder / MODELS / WEIGHTS, PLAIN, manifest, split)

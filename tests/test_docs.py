@@ -171,7 +171,7 @@ def test_the_readme_starts_with_results_and_three_commands():
 def test_badges_are_true():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lowest, highest = re.search(r"Python (\S+) to (\S+)\]", text).groups()
+    lowest, highest = re.search(r"Python ([\d.]+) to ([\d.]+)\]", text).groups()
     next_minor = f"3.{int(highest.split('.')[1]) + 1}"
     assert project["requires-python"] == f">={lowest},<{next_minor}"
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:500]

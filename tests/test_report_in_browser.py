@@ -102,13 +102,13 @@ def test_what_is_folded_is_printed(visit):
     assert all(seen)
 
 
-def test_the_picture_of_the_readme_ends_with_the_verdict(report, monkeypatch):
+def test_the_picture_of_the_readme_ends_with_the_verdict(browser, report, monkeypatch):
     _, details, page = report
     folder = page.parents[1]
     (folder / "docs").mkdir()
     monkeypatch.chdir(folder)
     write_json(DETAILS, details)
-    draw_report.main()
+    draw_report.draw(browser)
     with Image.open(draw_report.PICTURE) as picture:
         assert picture.width == 1660
         assert 1000 < picture.height < 2500

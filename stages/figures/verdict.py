@@ -163,7 +163,7 @@ def _groups(test: dict) -> Iterator[Finding]:
             continue
         found = test["subgroups"][attribute]
         gap = found["worst_gap"]["sensitivity"]
-        if gap and gap["difference"]["interval"][0] > 0:
+        if gap and gap["difference"]["interval"] and gap["difference"]["interval"][0] > 0:
             gaps.append(f"by {title} {gap['highest']} over {gap['lowest']} by {estimate(gap['difference'])}")
         few = [group["name"] for group in found["groups"] if not all(group["judged"][name] for name in METRICS)]
         if few:
