@@ -92,10 +92,7 @@ class ClusterQueue(ExperimentQueue):
             super().status()
         tasks = self._with_jobs(self._tasks)
         ended = {task.revision for task in tasks if not task.unfinished} & {task.revision for task in self._tasks}
-        if ended:
-            run_dvc("queue", "remove", *ended)
-            self._tasks = [task for task in self._tasks if task.revision not in ended]
-            self._references = references(self.watched)
+        self._take_out(ended)
         running = [task for task in tasks if task.state == RUNNING]
         now, gone = time.monotonic(), [task for task in running if self._jobs(task)[-1] not in alive]
         self._gone = {task.revision: self._gone.get(task.revision, now) for task in gone}
@@ -114,7 +111,14 @@ class ClusterQueue(ExperimentQueue):
         """End an experiment that is not worth its time; it counts as failed."""
         self._cancel([task])
         note_end(JOBS / task.revision, FAILED, task.name)
-        run_dvc("queue", "remove", task.revision)
+        self._take_out({task.revision})
+
+    def _take_out(self, revisions: set[str]) -> None:
+        """Take experiments that have ended from DVC's queue."""
+        if revisions:
+            run_dvc("queue", "remove", *revisions)
+            self._tasks = [task for task in self._tasks if task.revision not in revisions]
+            self._references = references(self.watched)
 
     def stop(self) -> None:
         """End all jobs, whose trainings save checkpoints; their experiments stay queued."""
