@@ -66,7 +66,7 @@ _ACQUISITION = {"data.acquisition_strength": 1.0}
 _DETAIL = {"data.detail": 112}
 _WITHIN = {"training.class_balance_within": "source"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "defaults": {},
+    "none": {},
     "acquisition": _ACQUISITION,
     "within": _WITHIN,
     "acquisition, within": _ACQUISITION | _WITHIN,
@@ -117,7 +117,8 @@ def plan(trained_on: list[str], options: list[str], seeds: int) -> list[Run]:
 
 def overrides_of(option: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The parameters of an option, by their dotted names."""
-    return RECIPE | {"model.num_classes": "diagnoses"} | OPTIONS[option] | settings
+    plain = {"model.num_classes": "diagnoses", "training.class_balance_within": "all"}
+    return RECIPE | plain | OPTIONS[option] | settings
 
 
 def store_folder(work: Path, overrides: dict[str, Any]) -> Path:
@@ -245,7 +246,7 @@ def summarise(runs: list[Run], work: Path) -> list[dict]:
                 found.setdefault((planned.trained, planned.option), {})[planned.seed] = dict(stored)
     rows = []
     for (trained, option), seeds in found.items():
-        base = found.get((trained.removesuffix(f"+{ADDED}"), "defaults"), {})
+        base = found.get((trained.removesuffix(f"+{ADDED}"), "none"), {})
         for target in dict.fromkeys(name.rpartition(".")[0] for name in next(iter(seeds.values())) if "." in name):
             row = {"trained": trained, "option": option, "target": target, "seeds": sorted(seeds)}
             row["training_seconds"] = [round(float(of["seconds"][0]), 1) for _, of in sorted(seeds.items())]
@@ -335,7 +336,7 @@ def main() -> None:
     environment = describe_environment()
     about = {
         "environment": environment | {"commit": args.commit or environment["commit"]},
-        "recipe": overrides_of("defaults", settings),
+        "recipe": overrides_of("none", settings),
         "options": {option: OPTIONS[option] for option in dict.fromkeys(planned.option for planned in runs)},
     }
     workers, ended = start_workers(sys.argv[1:], args.gpus, args.jobs), set()

@@ -234,4 +234,4 @@ def test_augmentation_in_16_bits_makes_the_same_pictures():
     assert halved.dtype == torch.float16
     difference = (halved.float().cpu() - exact).abs()
     assert difference.mean() < 0.002
-    assert difference.flatten()[::11].quantile(0.999) < 0.02  # an edge of a rectangle may fall to its other side
+    assert difference.flatten()[::11].quantile(0.999) < 0.03  # an edge of a rectangle may fall to its other side

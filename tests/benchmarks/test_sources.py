@@ -40,7 +40,7 @@ def work(tmp_path_factory):
                 Image.fromarray(pixels).resize((40, 40)).save(path / f"I{number}.png")
     (folder / "data" / ADDED / "I0.png").write_bytes((folder / "data" / FULL / "I0.png").read_bytes())
     (folder / "work/runs").mkdir(parents=True)
-    sources.prepare(folder / "data", folder / "work", sources.overrides_of("defaults", SETTINGS))
+    sources.prepare(folder / "data", folder / "work", sources.overrides_of("none", SETTINGS))
     return folder / "work"
 
 
@@ -68,7 +68,7 @@ def test_a_lesion_is_on_one_side_in_both_geometries_and_copies_are_left_out(work
 
 
 def test_runs_are_done_once_and_give_differences_with_intervals(work, monkeypatch):
-    runs = [Run(trained, "defaults", seed) for seed in range(2) for trained in (FULL, f"{FULL}+{ADDED}")]
+    runs = [Run(trained, "none", seed) for seed in range(2) for trained in (FULL, f"{FULL}+{ADDED}")]
     runs.append(Run(f"{FULL}+{ADDED}", "acquisition, within", 0))
     sources.do_runs(runs, work, SETTINGS)
     with monkeypatch.context() as patch:
@@ -76,7 +76,7 @@ def test_runs_are_done_once_and_give_differences_with_intervals(work, monkeypatc
         sources.do_runs(runs, work, SETTINGS)
     rows = pd.DataFrame(sources.summarise(runs, work)).set_index(["target", "trained", "option"])
     assert len(rows) == 3 + 2 + 2
-    alone, added = (rows.loc[(SMALL, trained, "defaults"), "accuracy"] for trained in (FULL, f"{FULL}+{ADDED}"))
+    alone, added = (rows.loc[(SMALL, trained, "none"), "accuracy"] for trained in (FULL, f"{FULL}+{ADDED}"))
     assert "difference_value" not in alone
     assert added["difference_value"] == pytest.approx(added["value"] - alone["value"], abs=2e-6)
     low, high = added["difference_interval"]
@@ -86,6 +86,6 @@ def test_runs_are_done_once_and_give_differences_with_intervals(work, monkeypatc
 
 
 def test_an_unknown_option_is_refused_and_one_source_is_not_balanced_within():
-    with pytest.raises(InputError, match="blur: not known; there are defaults; acquisition; within"):
+    with pytest.raises(InputError, match="blur: not known; there are none; acquisition; within"):
         sources.plan(list(TRAINED), ["blur"], 1)
     assert {run.trained for run in sources.plan([FULL, SMALL, f"{FULL}+{ADDED}"], ["within"], 1)} == {f"{FULL}+{ADDED}"}
