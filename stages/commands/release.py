@@ -18,7 +18,8 @@ examples:
   python -m stages release folds-1 folds-2 folds-3 folds-4 folds-5 folds-6 folds-7 --output release
 
 The folder then holds a model as models/ does: model.safetensors, model.json, calibration.json, and its model card as
-README.md; for --models of `predict` and `validate`.
+README.md; for --models of `predict` and `validate`. That holds it against details.json and predictions.csv there: of
+each lesion by the fold that had not trained on it.
 """
 
 
@@ -40,19 +41,20 @@ def main(argv: list[str] | None = None) -> None:
 
     from threadpoolctl import threadpool_limits
 
-    from stages.classifier.calibration import save_calibration
+    from stages.classifier.calibration import described, save_calibration
     from stages.classifier.weights import WEIGHTS, save_model
     from stages.dataset.pixels import PixelStore
     from stages.experiments.pooling import find_run, pool, read_folds
     from stages.experiments.release import calibrate_release, gather_networks
     from stages.figures.model_card import write_model_card
-    from stages.files import PREPARED, replacing
+    from stages.files import DETAILS, PREDICTIONS, PREPARED, replacing, write_csv, write_json
 
     folds = read_folds(find_run(args.revisions))
     store, config = PixelStore(PREPARED), folds[0].revision.config
     with threadpool_limits(config.runtime.cpu_threads):
         predictions, details = pool(folds, store, config)
         calibration = calibrate_release(folds, config.evaluation)
+    details |= {"calibration": described(calibration)}
     network, description = gather_networks(folds)
     tested = store.manifest["image_id"].isin(predictions.table["image_id"])
     split = store.manifest[["image_id"]].assign(split=tested.map({True: "all folds", False: "only trained on"}))
@@ -60,9 +62,11 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir()
         save_model(network, description, folder)
         save_calibration(calibration, folder)
+        write_json(folder / DETAILS.name, details)
+        write_csv(folder / PREDICTIONS.name, predictions.table)
         write_model_card(
             folder / "README.md",
-            details | {"calibration": asdict(calibration)},
+            details,
             asdict(description),
             folder / WEIGHTS,
             config,

@@ -124,7 +124,7 @@ def validate_model(
         table = predictions_table(images.table, "test", labels, probabilities, judged)
         return Predictions(table, judged, calibration.costs if as_told else None)
 
-    predictions, (own, missing) = predictions_with(used), _own_predictions(models, of_model, judged)
+    predictions, (own, missing) = predictions_with(used), own_predictions(models, of_model, judged)
     shown = used if as_told else replace(used, costs=None)
     assessment = assess(predictions, in_judged(raw), images.table, shown, settings)
     repeated = settings.bootstrap_replicates, settings.confidence
@@ -157,7 +157,7 @@ def validate_model(
     return predictions, details, store, explained
 
 
-def _own_predictions(models: Path, calibration: "Calibration", judged: "Classes") -> tuple["Predictions | None", str]:
+def own_predictions(models: Path, calibration: "Calibration", judged: "Classes") -> tuple["Predictions | None", str]:
     """What the model in `models` predicts of its own test images, if it is in that folder, or in metrics/ beside it.
 
     Returns:
