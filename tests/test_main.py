@@ -30,7 +30,7 @@ def test_an_unknown_command_is_refused_with_the_one_that_was_meant():
     done = stages("prdict", "photo.jpg")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: prdict is not a command; did you mean predict?\n"
-    assert "known are check, compare" in stages("zzz").stderr
+    assert "known are audit, check, compare" in stages("zzz").stderr
 
 
 def test_a_command_gets_its_arguments_and_its_mistakes_are_one_line():

@@ -189,7 +189,7 @@ def read_calibration(path: Path, folder: Path) -> Calibration:
 
 def _check_classes(content: Calibration, path: Path, folder: Path) -> None:
     numbers = {"costs are": content.costs, "bias is": content.bias}
-    if any(numbers.values()) and (folder / DESCRIPTION).exists():
+    if any(of is not None for of in numbers.values()) and (folder / DESCRIPTION).exists():
         count = len(read_description(folder / DESCRIPTION).classes)
         for name, of in numbers.items():
             if of is not None and len(of) != count:

@@ -11,7 +11,7 @@ from dvc.repo import Repo
 from stages.commands import check, compare, report, summarize, verify
 from stages.dataset.pixels import MANIFEST
 from stages.errors import InputError
-from stages.experiments import queue, revision
+from stages.experiments import programs, queue, revision
 from stages.experiments.revision import Revision
 from stages.files import PREPARED
 from tests.commands.conftest import ROOT
@@ -56,7 +56,7 @@ def test_commits_of_a_project_below_the_root_are_compared(repository, below, tmp
     assert text.count(".png)") == 4
     with pytest.raises(SystemExit, match="0"):
         summarize.main(["weak", "strong"])
-    assert b"| AUROC | 0.580 | 0.900 |" in capfdbinary.readouterr().out
+    assert b"| AUROC | 0.580 | **0.900** |" in capfdbinary.readouterr().out
     queue.check_data("data/prepared", "HEAD")
 
 
@@ -212,7 +212,7 @@ def test_programs_heed_no_variables_of_another_repository(repository, monkeypatc
 
 
 def test_without_git_one_is_told_to_install_it(repository, monkeypatch):
-    monkeypatch.setattr(revision, "environment_of_programs", lambda: {"PATH": "/nothing"})
+    monkeypatch.setattr(programs, "environment_of_programs", lambda: {"PATH": "/nothing"})
     with pytest.raises(InputError, match="there is no git here; install it"):
         Revision("strong")
 
@@ -253,6 +253,6 @@ def test_an_experiment_that_fails_tells_the_way_back(pipeline, monkeypatch):
     assert "max_epoch:" in Path("params.yaml").read_text(encoding="utf-8")
     assert not Path("model.json").exists()
     way = failed.stderr.partition("`")[2].partition("`")[0]
-    subprocess.run(way, shell=True, check=True, capture_output=True, env=revision.environment_of_programs())
+    subprocess.run(way, shell=True, check=True, capture_output=True, env=programs.environment_of_programs())
     assert git("status", "--porcelain").split() == ["M", "stage.py"]
     assert Path("model.json").exists()
