@@ -16,6 +16,14 @@ def new_parser(name: str, description: str, epilog: str | None = None) -> argpar
     return argparse.ArgumentParser(f"python -m stages {name}", None, description, epilog, formatter_class=layout)
 
 
+def require_new_folder(output: Path) -> None:
+    """Raise an InputError where the folder that `--output` names is there, or cannot be made."""
+    if output.exists():
+        raise InputError(f"--output is {str(output)!r}, which exists; name a folder that does not")
+    if files := [parent for parent in output.parents if parent.is_file()]:
+        raise InputError(f"--output is {str(output)!r}; {files[0]} is a file, not a folder")
+
+
 def print_text(text: str) -> None:
     """Print bytes: the same on every platform, whatever encoding its terminal has."""
     try:

@@ -9,8 +9,7 @@ Writes a table and a page with pictures; no label is changed.
 import argparse
 from pathlib import Path
 
-from stages.command_line import new_parser
-from stages.errors import InputError
+from stages.command_line import new_parser, require_new_folder
 
 EXAMPLES = """\
 examples:
@@ -41,8 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the results, which must not exist yet")
     add("--most", type=_count, default=100, metavar="N", help="lesions in the page (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.output.exists():
-        raise InputError(f"--output is {str(args.output)!r}, which exists; name a folder that does not")
+    require_new_folder(args.output)
     from stages.dataset.pixels import PixelStore
     from stages.evaluation.labels import doubtful_labels
     from stages.experiments.pooling import find_run, images_of, mean_of_two_networks, read_folds

@@ -8,8 +8,7 @@ Reads what Git holds of each experiment, and the images in data/prepared; nothin
 
 from pathlib import Path
 
-from stages.command_line import new_parser
-from stages.errors import InputError
+from stages.command_line import new_parser, require_new_folder
 
 EXAMPLES = """\
 examples:
@@ -34,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     add("revisions", metavar="REV", nargs="*", help="of each fold (default: the experiments of HEAD)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the results, which must not exist yet")
     args = parser.parse_args(argv)
-    if args.output.exists():
-        raise InputError(f"--output is {str(args.output)!r}, which exists; name a folder that does not")
+    require_new_folder(args.output)
     import numpy as np
     from threadpoolctl import threadpool_limits
 

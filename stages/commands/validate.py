@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command_line import new_parser, pair
+from stages.command_line import new_parser, pair, require_new_folder
 from stages.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def validate_model(
     network, description = load_model(models)
     of_model = load_calibration(models)
     used = of_model if calibration is None else read_calibration(calibration, models)
+    if used.fitted_on is not None:
+        say(f"{calibration or models}: the calibration was fitted on {used.fitted_on}; do not judge it on these")
     diagnoses, judged = _judged(description, None if taxonomy is None else read_taxonomy(taxonomy))
     as_told = judged == description.told_apart  # else the costs, which are of diagnoses, are not for them
     changes = {
@@ -297,10 +299,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     meant = "diagnosis of each of your labels, as mole=CODE; nothing after =: leave it out"
     add("--classes", metavar="LABEL=DIAGNOSIS", help=meant, **pairs)
     args = parser.parse_args(argv)
-    if args.output.exists():
-        raise InputError(f"--output is {str(args.output)!r}, which exists; name a folder that does not")
-    if files := [parent for parent in args.output.parents if parent.is_file()]:
-        raise InputError(f"--output is {str(args.output)!r}; {files[0]} is a file, not a folder")
+    require_new_folder(args.output)
     return args
 
 

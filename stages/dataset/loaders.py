@@ -17,7 +17,7 @@ from stages.dataset.folds import read_split, validated_on
 from stages.dataset.pixels import PixelStore
 from stages.dataset.streaming import stream
 from stages.dataset.taxonomy import classes_of, numbers_of
-from stages.errors import regenerate
+from stages.errors import InputError, regenerate
 
 # The rest is for the network: activations of a batch are larger than its images.
 LARGEST_SHARE_OF_GPU_MEMORY = 0.5
@@ -99,10 +99,28 @@ class SplitImages:
 
         Args:
             within_sources: those of the source; else of all sources together, the same in every row.
+
+        Raises:
+            InputError: within sources, nothing compares some of the classes with the others.
         """
         shape = max(1, len(self.store.sources)), len(self.classes.names)
         counts = torch.bincount(self.sources * shape[1] + self.labels, minlength=shape[0] * shape[1]).view(shape)
-        return counts if within_sources else counts.sum(dim=0).expand(shape)
+        if not within_sources:
+            return counts.sum(dim=0).expand(shape)
+        has = counts > 0
+        compared = has[has.any(dim=1)][0]
+        for _ in has:  # with what a source has beside these, and another beside those …
+            compared = has[(has & compared).any(dim=1)].any(dim=0)
+        alone = has.any(dim=0) & ~compared
+        if alone.any():
+            these, those = (
+                ", ".join(name for name, is_one in zip(self.classes.names, of) if is_one) for of in (compared, alone)
+            )
+            raise InputError(
+                f"training.class_balance_within is source, but no source of the training images has both of {these} "
+                f"and of {those}, so that nothing teaches to tell these apart: set it to all, or add such a source"
+            )
+        return counts
 
 
 def class_weights(counts: Tensor, strength: float) -> Tensor:

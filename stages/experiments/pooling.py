@@ -1,13 +1,13 @@
 """A cross-validated run as one: the experiments that test each fold in turn, and all of their test images together."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stages.classifier.calibration import Calibration, apply_temperature
+from stages.classifier.calibration import Calibration, apply_temperature, described
 from stages.classifier.temperature import fit_temperature
 from stages.config import Config
 from stages.dataset.pixels import PixelStore
@@ -91,8 +91,8 @@ def read_folds(revisions: Sequence[Revision]) -> list[Fold]:
         InputError: a fold is missing, or its files are; or the folds are not those of one table of splits.
     """
     first = without_repeats(list(revisions), (FOLD,))[0]
-    by_number = {int(revision.parameters[FOLD]): revision for revision in first}
-    expected = range(int(first[0].parameters["split.folds"]))
+    by_number = {revision.config.split.test_fold: revision for revision in first}
+    expected = range(first[0].config.split.folds)
     if missing := [str(number) for number in expected if number not in by_number]:
         raise InputError(
             f"no run tests fold {', '.join(missing)} of {len(expected)} (split.folds); run "
@@ -203,12 +203,12 @@ def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predicti
         **describe_classes(classes, store.taxonomy),
         "confidence": settings.confidence,
         "bootstrap_replicates": settings.bootstrap_replicates,
-        "calibration": asdict(calibration),
+        "calibration": described(calibration),
         "folds": [
             {
                 "test_fold": fold.number,
                 "revision": fold.revision.commit or fold.revision.name,
-                "calibration": asdict(fold.calibration),
+                "calibration": described(fold.calibration),
             }
             for fold in folds
         ],

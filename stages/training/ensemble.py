@@ -117,9 +117,10 @@ def _train(
     config: Config, train: SplitImages, val: SplitImages, fabric: Processes, folder: Path, metrics: Path
 ) -> Member:
     training = config.training
+    within_sources = training.class_balance_within == "source"
+    class_counts = train.class_counts(within_sources)
     torch.manual_seed(training.seed)
     loggers = create_loggers(config, metrics) if fabric.is_global_zero else []
-    within_sources = training.class_balance_within == "source"
     sampling = SamplingConfig(
         seed=training.seed,
         augmentation=config.data if config.data.augment else None,
@@ -132,7 +133,6 @@ def _train(
     process = fabric.global_rank, fabric.world_size, config.runtime.num_workers
     train_batches = Batches(train, step_images, fabric.device, sampling, *process)
     val_batches = Batches(val, val_images_at_a_time, fabric.device, None, *process)
-    class_counts = train.class_counts(within_sources)
     module = TrainingModule(config, train.store.image_size, class_counts, train.encoding).to(fabric.device)
     checkpoint = Checkpoints(folder, training.checkpoint_minutes)
     try:

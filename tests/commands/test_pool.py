@@ -144,6 +144,12 @@ def _other_split():
     commit_experiment("fold-1", base)
 
 
+def _forget_the_folds():
+    lines = Path("params.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("params.yaml").write_text("".join(line for line in lines if "test_fold" not in line.split(":")[0]))
+    git("commit", "--quiet", "--all", "--message", "before there were folds")
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
@@ -157,6 +163,8 @@ def _other_split():
         (_forget_an_image, NAMES, "data/prepared does not hold the images of these runs: 1 were tested, .*: I125"),
         (_other_split, NAMES, "fold-0 and fold-1 both test I000: their tables of splits are not the same"),
         (lambda: Path("there").mkdir(), ["--output", "there"], "--output is 'there', which exists"),
+        (lambda: None, ["--output", "params.yaml/there"], "--output is .*; params.yaml is a file, not a folder"),
+        (_forget_the_folds, ["HEAD"], r"HEAD:params\.yaml:\n  split\.test_fold is missing"),
     ],
 )
 def test_mistakes_get_a_clear_answer_and_nothing_is_written(cross_validation, change, arguments, message):

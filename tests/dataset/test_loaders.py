@@ -165,15 +165,20 @@ def test_half_the_strength_balances_half_of_the_way(images):
     assert torch.cat(drawn).float().mean().item() == pytest.approx(odds / (1 + odds), abs=0.03)
 
 
+def told_apart_by_source(tiny, folder, names, is_last):
+    """The training images, of which some are of the last of several sources."""
+    shutil.copytree(tiny.folder, folder)
+    manifest = read_csv(folder / MANIFEST, [])
+    write_csv(folder / MANIFEST, manifest.assign(dataset=np.where(is_last, names[-1], names[0])))
+    write_json(folder / SOURCES, {name: {"train_only": False} for name in names})
+    return SplitImages(PixelStore(folder), "train", tiny.split, 7)
+
+
 @pytest.fixture
 def of_two_sources(tiny, tmp_path):
-    """The training images, of which all with odd numbers and the last diagnosis are of one source."""
-    folder = shutil.copytree(tiny.folder, tmp_path / "prepared")
-    manifest = read_csv(folder / MANIFEST, [])
+    """The training images, of which all with odd numbers and the last two diagnoses are of one source."""
     is_small = (np.arange(70) % 2 == 1) & (np.arange(70) % 7 > 4)
-    write_csv(folder / MANIFEST, manifest.assign(dataset=np.where(is_small, "small", "large")))
-    write_json(folder / SOURCES, {name: {"train_only": False} for name in ("large", "small")})
-    images = SplitImages(PixelStore(folder), "train", tiny.split, 7)
+    images = told_apart_by_source(tiny, tmp_path / "prepared", ("large", "small"), is_small)
     assert set(images.labels[images.sources == 1].tolist()) == {5, 6}
     return images
 
@@ -192,6 +197,16 @@ def test_classes_balanced_within_sources_leave_each_source_its_share(of_two_sour
     for source, classes in ((0, 7), (1, 2)):
         share = torch.bincount(labels[sources == source], minlength=7)[-classes:] / (sources == source).sum()
         torch.testing.assert_close(share, torch.full((classes,), 1 / classes), atol=0.04, rtol=0)
+
+
+def test_classes_that_no_source_compares_are_named(tiny, tmp_path):
+    """Each source has diagnoses of its own, as have two collections of one diagnosis each; a third has none."""
+    names = ("large", "none", "small")
+    images = told_apart_by_source(tiny, tmp_path / "prepared", names, np.arange(70) % 7 > 4)
+    last = ", ".join(images.classes.names[5:])
+    with pytest.raises(InputError, match=f"has both of .* and of {last}, so .* to all"):
+        images.class_counts(within_sources=True)
+    assert images.class_counts(within_sources=False).shape == (3, 7)
 
 
 def test_repeated_epochs_are_the_first_again(with_metadata):
