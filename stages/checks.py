@@ -118,5 +118,12 @@ def _hint(place: Location, kind: Any) -> str:
 def _known(place: Location, kind: Any) -> list[str]:
     """The keys of a type, or of a field of a field … of it."""
     for part in place:
-        kind = getattr(kind, "__annotations__", {}).get(part)
-    return list(getattr(kind, "__annotations__", {}))
+        kind = _fields(kind).get(part)
+    return list(_fields(kind))
+
+
+def _fields(kind: Any) -> dict[int | str, Any]:
+    """The types of a type's keys, those that it has inherited too, which `__annotations__` does not have."""
+    if (fields := getattr(kind, "__pydantic_fields__", None)) is None:
+        return getattr(kind, "__annotations__", {})
+    return {name: field.annotation for name, field in fields.items()}

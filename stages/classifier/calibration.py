@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from stages.checks import Count, Flag, Float, Number, Positive, Share, Text, checked
+from stages.checks import Count, Flag, Float, Number, Share, Text, checked
 from stages.classifier.description import DESCRIPTION, read_description
 from stages.errors import InputError, regenerate
 from stages.files import JSON_DECIMALS, MODEL_WEIGHTS, MODELS, parse_json, read_json, sha256_of, write_json
@@ -56,7 +56,9 @@ class Calibration:
 
     test_time_augmentation: Flag
     """Whether probabilities are means over the 8 flips and quarter turns of an image."""
-    temperature: Positive
+    temperature: Annotated[
+        Float, Field(ge=1e-6, le=1e6)
+    ]  # a smaller one would make infinite logits, and no probabilities
     """Divides the logarithms of the probabilities."""
     threshold: Share
     """An image is called malignant at or above this calibrated probability of malignancy."""
@@ -165,8 +167,10 @@ def load_calibration(folder: Path = MODELS) -> Calibration:
     content: _CalibrationFile = read_json(path, _CalibrationFile)
     if content.weights_sha256 is not None and weights.exists() and content.weights_sha256 != sha256_of(weights):
         raise regenerate(f"{path} was not fitted for the weights in {weights}")
-    _check_classes(content, path, folder)
-    return _without_hash(content)
+    try:
+        return _for_classes(content, folder)
+    except ValueError as error:
+        raise regenerate(f"{path}: {error}") from None
 
 
 def read_calibration(path: Path, folder: Path) -> Calibration:
@@ -180,21 +184,18 @@ def read_calibration(path: Path, folder: Path) -> Calibration:
         content: _CalibrationFile = checked(parse_json(path.read_bytes()), _CalibrationFile)
         if content.weights_sha256 != sha256_of(weights):
             raise ValueError(f"it was not fitted for the weights in {weights}")
+        return _for_classes(content, folder)
     except (OSError, ValueError) as error:
         advice = "name a file that `validate --recalibrate` made for this model"
         raise InputError(f"--calibration {path}: {error}; {advice}") from None
-    _check_classes(content, path, folder)
-    return _without_hash(content)
 
 
-def _check_classes(content: Calibration, path: Path, folder: Path) -> None:
+def _for_classes(content: _CalibrationFile, folder: Path) -> Calibration:
+    """What a file holds, for the model in `folder`, if there is one; a ValueError where it is of other classes."""
     numbers = {"costs are": content.costs, "bias is": content.bias}
     if any(of is not None for of in numbers.values()) and (folder / DESCRIPTION).exists():
         count = len(read_description(folder / DESCRIPTION).classes)
         for name, of in numbers.items():
             if of is not None and len(of) != count:
-                raise regenerate(f"{path}: {name} of {len(of)} classes; the model has {count}")
-
-
-def _without_hash(content: _CalibrationFile) -> Calibration:
+                raise ValueError(f"{name} of {len(of)} classes; the model has {count}")
     return Calibration(**{field.name: getattr(content, field.name) for field in fields(Calibration)})

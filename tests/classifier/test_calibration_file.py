@@ -116,7 +116,8 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, weights):
     [
         ("test_time_augmentation", 1, "true or false"),
         ("test_time_augmentation", None, "true or false"),
-        ("temperature", 0, "greater than 0"),
+        ("temperature", 1e-320, "greater than or equal to 0.000001"),
+        ("temperature", 1e308, "less than or equal to 1000000"),
         ("temperature", True, "a valid number"),
         ("temperature", float("nan"), "a finite number"),
         ("temperature", float("inf"), "a finite number"),
@@ -143,7 +144,7 @@ def test_a_changed_file_is_refused_with_what_is_right(tmp_path, key, value, expe
     [
         ("[]", r"the content is \[\]; it must be a mapping"),
         ("{}", "threshold is missing"),
-        (json.dumps(dataclasses.asdict(FITTED) | {"more": 1}), "more is unknown"),
+        (json.dumps(dataclasses.asdict(FITTED) | {"biass": 1}), "biass is unknown; did you mean bias"),
     ],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, content, expected):

@@ -215,6 +215,7 @@ def test_recalibration_is_judged_on_the_rest_and_kept_beside_the_models_own(hosp
     (workspace / "external").rename(workspace / "first")
     again = validated(hospital, "--calibration", "first/calibration.json")
     assert read_details(workspace / "external/details.json")["calibration"]["fitted_on"]["dataset"] == "hospital"
+    assert "was fitted on 28 lesions of hospital, 12 of them malignant; do not judge" in capsys.readouterr().out
     for each, when, threshold in (
         (predictions, "before", details["calibration"]["threshold"]),
         (again, "after", new.threshold),
@@ -248,7 +249,7 @@ def test_a_calibration_of_another_model_is_refused(external, workspace):
     content = json.loads((workspace / "theirs.json").read_text())
     for wrong, said in (
         (content | {"weights_sha256": "0"}, "it was not fitted for the weights in models/model.safetensors"),
-        (content | {"bias": [0.5]}, "bias is of 1 classes; the model has 2"),
+        (content | {"bias": [0.5]}, "--calibration theirs.json: bias is of 1 classes; the model has 2; name a file"),
         (content | {"bias": "no"}, "bias is 'no'; it must be a list"),
     ):
         write_json(workspace / "theirs.json", wrong)
