@@ -15,7 +15,7 @@ from torch import nn
 from stages.config import Config
 from stages.dataset.augmentation import as_float
 from stages.dataset.loaders import Batches, SplitImages
-from stages.errors import DiskFullError, InputError, no_space
+from stages.errors import DiskFullError, InputError, no_space, one_line
 from stages.files import LOGS, MODEL_DESCRIPTION, MODEL_WEIGHTS, WANDB
 from stages.training.module import TrainingModule
 
@@ -87,7 +87,7 @@ def create_loggers(config: Config, metrics: Path) -> list[MetricLogger]:
         metrics: folder for DVCLive.
 
     Raises:
-        InputError: a package is not installed, or Weights & Biases cannot start a run.
+        InputError: a package is not installed, or Weights & Biases or MLflow cannot start a run.
     """
     others = [name for name in config.training.loggers if name != "dvclive"]
     loggers = [_weights_and_biases(config) if name == "wandb" else _lightning_logger(name, config) for name in others]
@@ -119,7 +119,16 @@ def _lightning_logger(name: str, config: Config) -> MetricLogger:
         _require(name, "mlflow")
         address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOGS}/mlflow.db"
         LOGS.mkdir(exist_ok=True)
-        logger = loggers.MLFlowLogger("skin-lesions", tracking_uri=address, artifact_location=str(LOGS / "mlflow"))
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
+
+        try:
+            logger = loggers.MLFlowLogger("skin-lesions", tracking_uri=address, artifact_location=str(LOGS / "mlflow"))
+            logger.experiment  # noqa: B018  # starts the run
+        except MlflowException as error:
+            raise InputError(
+                f"MLflow cannot start a run ({one_line(error)}); set MLFLOW_TRACKING_URI to a server that answers, or "
+                "remove mlflow from training.loggers"
+            ) from None
     logger.log_hyperparams(asdict(config))
     return logger
 

@@ -247,6 +247,13 @@ def test_every_logger_that_is_missing_is_named(name, workspace, quick, monkeypat
         create_loggers(quick(**{"training.loggers": (name,)}), TRAINING_METRICS)
 
 
+def test_an_mlflow_that_does_not_answer_is_said(workspace, quick, monkeypatch):
+    pytest.importorskip("mlflow", reason="needs mlflow: pip install mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://x")
+    with pytest.raises(InputError, match=r"MLflow cannot start a run \(.*nowhere://x.*; set MLFLOW_TRACKING_URI"):
+        create_loggers(quick(**{"training.loggers": ("mlflow",)}), TRAINING_METRICS)
+
+
 @pytest.mark.parametrize("name", ["csv", "tensorboard", "mlflow"])
 def test_lightning_s_loggers_get_the_curves_and_the_parameters(name, workspace, quick, monkeypatch):
     if name != "csv":
