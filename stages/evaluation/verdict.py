@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit, logit, stdtrit
 
 from stages.classifier.calibration import Calibration
@@ -70,12 +69,12 @@ def judge(
         number_there, of, own_number = found[name], "", _UNKNOWN
         match name:
             case "sensitivity_at_threshold":
-                promised, difference, said = target, _less(number_there, target), f"{target:g} was promised"
+                promised, difference, said = target, less(number_there, target), f"{target:g} was promised"
             case "mean_probability":
                 promised, difference = observed, found["excess"]
                 said = f"{number(observed)} of the images are malignant, a difference of {with_interval(difference)}"
             case "calibration_slope":
-                promised, difference = 1.0, _less(number_there, 1)
+                promised, difference = 1.0, less(number_there, 1)
                 said = "it should be 1, and the probabilities are too extreme where it is less"
             case _:
                 if name == "macro_auroc" and known and not shared.all():
@@ -212,6 +211,8 @@ def calibration_slope(score: np.ndarray, is_malignant: np.ndarray, lesions: np.n
     Returns:
         What `estimate` gives of a number; None for both where there is no such slope, as where a threshold tells all.
     """
+    from scipy.optimize import minimize  # which the report page, that judges by `told`, need not load
+
     least = 0.5 * 10.0**-DECIMALS  # what is written as 0 or 1 is as close to it as its last digit says
     logits = logit(np.clip(score, least, 1 - least))
     malignant, benign = logits[is_malignant], logits[~is_malignant]
@@ -292,7 +293,8 @@ def _reach(estimated: dict) -> tuple[float, float]:
     return estimated["value"] - low, high - estimated["value"]
 
 
-def _less(estimated: dict, promised: float) -> dict:
+def less(estimated: dict, promised: float) -> dict:
+    """A number less what was promised, with its interval, as `estimate` gives it."""
     if estimated["value"] is None:
         return _UNKNOWN
     return {"value": estimated["value"] - promised, "interval": [end - promised for end in estimated["interval"]]}

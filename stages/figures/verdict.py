@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
+from stages.evaluation.verdict import BROKEN, HOLDS, MARGINS, UNTOLD, less, told
 from stages.reporting import ATTRIBUTES, PROMISES, capitalized, estimate, number
 
+STATES: Any = {HOLDS: "good", BROKEN: "bad", UNTOLD: "open"}
 CHANCE = 0.5  # the AUROC of a coin
 MOST_SHOWN = 3  # names in a sentence
 
@@ -27,7 +29,7 @@ class Finding(NamedTuple):
 def judge(details: dict) -> list[Finding]:
     """Judge an evaluation: discrimination first, then what the image adds, the promises, leaks, shortcuts and groups.
 
-    A promise counts as broken where the interval of its number excludes it, and as kept where the number reaches it.
+    Of a promise `told` says whether it holds, as on another dataset.
 
     Args:
         details: the content of metrics/details.json.
@@ -49,8 +51,7 @@ def judge(details: dict) -> list[Finding]:
 
 
 def _promise(promise: dict) -> Finding:
-    states: Any = {"holds": "good", "broken": "bad", "cannot be told": "open"}
-    return Finding(states[promise["status"]], PROMISES[promise["name"]], promise["sentence"])
+    return Finding(STATES[promise["status"]], PROMISES[promise["name"]], promise["sentence"])
 
 
 def malignant_auroc(metrics: dict) -> str:
@@ -95,17 +96,10 @@ def _added_by_the_image(details: dict) -> Iterator[Finding]:
 
 def _promised_sensitivity(test: dict, target: float) -> Finding:
     title, point = "The promised sensitivity is reached", test["operating_points"]["target_sensitivity"]
-    found, promised = (
-        point["sensitivity"],
-        f"{number(target)} was promised by the threshold {number(point['threshold'])}",
-    )
-    if found["value"] is None:
-        return Finding("open", title, f"Nothing here is malignant; {promised}.")
-    if found["value"] >= target:
-        return Finding("good", title, f"Reached: {estimate(found)}; {promised}.")
-    if found["interval"][1] < target:
-        return Finding("bad", title, f"Missed: {estimate(found)}; {promised}.")
-    return Finding("open", title, f"Below, by no more than chance may do: {estimate(found)}; {promised}.")
+    found = point["sensitivity"]
+    status, _ = told(less(found, target), MARGINS["sensitivity_at_threshold"], two_sided=False)
+    promised = f"{number(target)} was promised by the threshold {number(point['threshold'])}"
+    return Finding(STATES[status], title, f"{status.capitalize()}: {estimate(found)}; {promised}.")
 
 
 def _calibration(test: dict) -> Finding:

@@ -54,13 +54,14 @@ def test_what_the_image_adds_is_said(added, state, words):
 @pytest.mark.parametrize(
     ("found", "state"),
     [
-        (estimated(0.91, 0.8, 0.97), "good"),
-        (estimated(0.85, 0.7, 0.93), "open"),
+        (estimated(0.91, 0.81, 0.97), "good"),
+        (estimated(0.88, 0.82, 0.93), "good"),
+        (estimated(0.91, 0.7, 0.97), "open"),
         (estimated(0.6, 0.5, 0.7), "bad"),
         (MISSING, "open"),
     ],
 )
-def test_a_promise_is_broken_where_the_interval_excludes_it(found, state):
+def test_the_promised_sensitivity_is_judged_as_on_another_dataset(found, state):
     details = details_of(2)
     details["calibration"]["target_sensitivity"] = 0.9
     details["test"]["operating_points"]["target_sensitivity"]["sensitivity"] = found
