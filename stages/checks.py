@@ -119,7 +119,7 @@ def _known(place: Location, kind: Any) -> list[str]:
     """The keys of a type, or of a field of a field … of it."""
     for part in place:
         kind = _fields(kind).get(part)
-    return list(_fields(kind))
+    return [str(name) for name in _fields(kind)]
 
 
 def _fields(kind: Any) -> dict[int | str, Any]:

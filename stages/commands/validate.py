@@ -352,7 +352,8 @@ def main(argv: list[str] | None = None) -> None:
             save_calibration(new, args.models, folder / CALIBRATION)
         title = f"External validation on {args.data_dir.resolve().name}"
         verdict = describe_verdict(details, args.output)
-        text = "\n".join([title, *notes, "", *verdict, ""])
+        warnings = [f"warning: {warning}" for warning in warnings]
+        text = "\n".join([title, *notes, *warnings, "", *verdict, ""])
         (folder / "verdict.txt").write_text(text, encoding="utf-8", newline="\n")
         about = {
             "Model": describe_model(asdict(read_description(args.models / DESCRIPTION))),
@@ -362,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
         write_report(page, details, folder / "plots" / "pictures", store.manifest, about, title, notes)
         shutil.rmtree(scratch)
     print(*notes, sep="\n", end="\n" * bool(notes))
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     print_metrics(headline_numbers(details["test"]))
-    print(f"wrote {args.output}", "", *verdict, sep="\n")
+    print(f"wrote {args.output}", "", *verdict, sep="\n", flush=True)
+    # Last: they make the verdict worth less.
+    print(*warnings, sep="\n", end="\n" * bool(warnings), file=sys.stderr)

@@ -75,7 +75,9 @@ def judge(
                 said = f"{number(observed)} of the images are malignant, a difference of {with_interval(difference)}"
             case "calibration_slope":
                 promised, difference = 1.0, less(number_there, 1)
-                said = "it should be 1, and the probabilities are too extreme where it is less"
+                said = (
+                    "it should be 1; the probabilities are too extreme where it is less, too cautious where it is more"
+                )
             case _:
                 if name == "macro_auroc" and known and not shared.all():
                     of = f" of the {shared.sum()} diagnoses that both have"

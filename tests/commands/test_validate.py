@@ -132,6 +132,7 @@ def test_it_warns_of_images_and_lesions_that_the_model_was_trained_on(external, 
     assert val in warning
     assert test not in warning
     assert split.loc[train, "lesion_id"] in warning
+    assert "2 images that the model was trained" in (workspace / "external/verdict.txt").read_text(encoding="utf-8")
     details = json.loads((workspace / "external/details.json").read_text())
     # Those of the training and of the validation image, whatever lesion the external table says the latter is of.
     assert details["leakage"]["lesions_in_more_than_one_split"] == 2
