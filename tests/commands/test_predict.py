@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.plain import HAM10000, told_apart
 from stages.classifier import gradcam, weights
 from stages.classifier.calibration import Calibration, save_calibration
-from stages.classifier.networks import build_network
+from stages.classifier.networks import build_network, last_layers
 from stages.classifier.weights import ModelDescription, save_model
 from stages.commands.predict import main
 from stages.dataset.images import decode_square
@@ -151,10 +151,12 @@ def test_an_image_right_at_the_threshold_is_malignant(tmp_path, photos, capsys):
     description = ModelDescription(
         "baseline_cnn", 1, list(told_apart(2).names), HAM10000, 16, [0.5] * 3, [0.2] * 3, [0], [1.0], [], 32, 1
     )
-    save_model(build_network("baseline_cnn", 2, 16), description, tmp_path / "even")
-    # So high a temperature leaves no class more probable than the other.
+    network = build_network("baseline_cnn", 2, 16)
+    for parameter in network.backbone.get_submodule(last_layers(network.backbone)[0]).parameters():
+        parameter.detach().zero_()  # no class is more probable than the other
+    save_model(network, description, tmp_path / "even")
     for threshold, decision in ((0.5, "malignant"), (0.500001, "benign")):
-        save_calibration(Calibration(False, 1e12, threshold, 0.9, 0.5), tmp_path / "even")
+        save_calibration(Calibration(False, 1.0, threshold, 0.9, 0.5), tmp_path / "even")
         main([str(photos), "--models", str(tmp_path / "even"), "--threads", "1"])
         table = pd.read_csv(io.StringIO(capsys.readouterr().out))
         assert set(table["malignant_probability"]) == {0.5}
