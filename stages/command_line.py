@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,15 @@ def new_parser(name: str, description: str, epilog: str | None = None) -> argpar
     """The parser of `python -m stages NAME`, whose help keeps the lines of `epilog`."""
     layout = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
     return argparse.ArgumentParser(f"python -m stages {name}", None, description, epilog, formatter_class=layout)
+
+
+def new_fold_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """The parser of a command that makes a folder of a cross-validation's experiments, whose revisions it takes."""
+    parser = new_parser(name, description, epilog)
+    add = parser.add_argument
+    add("revisions", metavar="REV", nargs="*", help="of each fold (default: the experiments of HEAD)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to write, which must not exist yet")
+    return parser
 
 
 def require_new_folder(output: Path) -> None:
@@ -39,6 +48,18 @@ def pair(text: str) -> tuple[str, str | None]:
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r} is not a pair NAME=VALUE")
     return name, value or None
+
+
+def whole_number(most: int | None = None) -> Callable[[str], int]:
+    """A reader of whole numbers from 1, for `argparse`."""
+    allowed = "a whole number, at least 1" if most is None else f"a whole number from 1 to {most}"
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {allowed}")
+        return int(text)
+
+    return read
 
 
 @contextmanager

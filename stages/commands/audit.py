@@ -6,10 +6,7 @@
 Writes a table and a page with pictures; no label is changed.
 """
 
-import argparse
-from pathlib import Path
-
-from stages.command_line import new_parser, require_new_folder
+from stages.command_line import new_fold_parser, require_new_folder, whole_number
 
 EXAMPLES = """\
 examples:
@@ -21,12 +18,6 @@ first, and labels.html, pictures of the first of them.
 """
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
-    return int(text)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
@@ -34,11 +25,9 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument is wrong, a fold is missing, or the images are not those of the runs; nothing is then
             written.
     """
-    parser = new_parser("audit", "List the lesions whose label a cross-validation's networks doubt.", EXAMPLES)
-    add = parser.add_argument
-    add("revisions", metavar="REV", nargs="*", help="of each fold (default: the experiments of HEAD)")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the results, which must not exist yet")
-    add("--most", type=_count, default=100, metavar="N", help="lesions in the page (default: %(default)s)")
+    parser = new_fold_parser("audit", "List the lesions whose label a cross-validation's networks doubt.", EXAMPLES)
+    help_most = "lesions in the page (default: %(default)s)"
+    parser.add_argument("--most", type=whole_number(), default=100, metavar="N", help=help_most)
     args = parser.parse_args(argv)
     require_new_folder(args.output)
     from stages.dataset.pixels import PixelStore

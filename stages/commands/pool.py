@@ -6,9 +6,7 @@
 Reads what Git holds of each experiment, and the images in data/prepared; nothing is checked out or fitted.
 """
 
-from pathlib import Path
-
-from stages.command_line import new_parser, require_new_folder
+from stages.command_line import new_fold_parser, require_new_folder
 
 EXAMPLES = """\
 examples:
@@ -28,10 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument is wrong, a fold is missing, or the images are not those of the runs; nothing is then
             written.
     """
-    parser = new_parser("pool", "Evaluate the test images of all folds of a cross-validation together.", EXAMPLES)
-    add = parser.add_argument
-    add("revisions", metavar="REV", nargs="*", help="of each fold (default: the experiments of HEAD)")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the results, which must not exist yet")
+    parser = new_fold_parser("pool", "Evaluate the test images of all folds of a cross-validation together.", EXAMPLES)
     args = parser.parse_args(argv)
     require_new_folder(args.output)
     import numpy as np

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command_line import new_parser, pair, print_text, writing
+from stages.command_line import new_parser, pair, print_text, whole_number, writing
 from stages.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -290,12 +290,6 @@ def _write(table: "pd.DataFrame", output: Path | None) -> None:
         write_csv(output, table)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_COUNT:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {LARGEST_COUNT}")
-    return int(text)
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = new_parser(
         "predict",
@@ -315,8 +309,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--models", type=Path, metavar="DIR", default=Path("models"), help="folder of the model (default: models)")
     given = "calibration to use, as `validate --recalibrate` wrote it (default: the model's own)"
     add("--calibration", type=Path, metavar="FILE.json", help=given)
-    add("--batch-size", type=_count, metavar="N", default=64, help="images per prediction step (default: 64)")
-    add("--threads", type=_count, metavar="N", default=os.cpu_count(), help="threads (default: one per core)")
+    count = whole_number(LARGEST_COUNT)
+    add("--batch-size", type=count, metavar="N", default=64, help="images per prediction step (default: 64)")
+    add("--threads", type=count, metavar="N", default=os.cpu_count(), help="threads (default: one per core)")
     return parser.parse_args(argv)
 
 

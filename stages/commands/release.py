@@ -7,9 +7,7 @@
 Its numbers are those of `python -m stages pool`; its temperature and thresholds those of the average.
 """
 
-from pathlib import Path
-
-from stages.command_line import new_parser, require_new_folder
+from stages.command_line import new_fold_parser, require_new_folder
 
 EXAMPLES = """\
 examples:
@@ -29,10 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument is wrong, a fold or its weights are missing, or the images are not those of the runs;
             nothing is then written.
     """
-    parser = new_parser("release", "Make one model of the networks of all folds of a cross-validation.", EXAMPLES)
-    add = parser.add_argument
-    add("revisions", metavar="REV", nargs="*", help="of each fold (default: the experiments of HEAD)")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the model, which must not exist yet")
+    parser = new_fold_parser("release", "Make one model of the networks of all folds of a cross-validation.", EXAMPLES)
     args = parser.parse_args(argv)
     require_new_folder(args.output)
     from dataclasses import asdict
