@@ -313,8 +313,11 @@ def measure(data_dir: Path, root: Path, overrides: dict[str, Any], folds: int, s
         "slots": slots,
         "kept": {key: found["test"][key] for key in ("images", "lesions")},
         "calibrations": calibrations | {"the best there": judge(raw, labels, *best_of(raw, labels))},
-        "pooled": details["test"]["metrics"],
-        "release": found["test"]["metrics"],
+        # By class decisions, where `evaluation.decision` is another than the most probable class.
+        **{
+            name: {"metrics": of["test"]["metrics"]} | {"decided": of["test"].get("decided")}
+            for name, of in (("pooled", details), ("release", found))
+        },
     }
 
 
@@ -353,8 +356,9 @@ def main() -> None:
     print_calibrations(found["calibrations"])
     print(f"\n{found['kept']['lesions']} lesions kept aside; seconds {found['seconds']}\n")
     print("| metric | pooled, single networks | release, lesions kept aside |\n| --- | --- | --- |")
-    for name, of in found["pooled"].items():
-        print(f"| {name} | {of['value']:.3f} | {found['release'][name]['value']:.3f} |")
+    for part in ("metrics", "decided"):
+        for name, of in (found["pooled"][part] or {}).items():
+            print(f"| {part}: {name} | {of['value']:.3f} | {found['release'][part][name]['value']:.3f} |")
 
 
 if __name__ == "__main__":
