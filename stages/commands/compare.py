@@ -1,17 +1,8 @@
 """Compare: is the model of one revision really better than that of another, or only luckier?
 
-Reads the predictions of both through DVC, from its cache or remote; nothing is checked out.
-"""
+Compares the test predictions of two revisions, which it reads through DVC, from its cache or remote: every headline
+metric, the subgroups that got worse, and the decisions that changed. Nothing is checked out.
 
-import argparse
-import sys
-from pathlib import Path
-
-from stages.command_line import new_parser, print_text, writing
-from stages.errors import InputError
-
-EXAMPLES = """\
-examples:
   python -m stages compare main                  the workspace against main
   python -m stages compare main HEAD --md        for a pull request
   python -m stages compare main HEAD --fail-if-worse auroc --fail-if-worse sensitivity_at_threshold
@@ -23,14 +14,16 @@ Exit status: 0; 1 if a metric of --fail-if-worse is worse or was not measured wi
 comparison (the message then starts with "error:"); 2 for a wrong option.
 """
 
+import argparse
+import sys
+from pathlib import Path
+
+from stages.command_line import new_parser, print_text, writing
+from stages.errors import InputError
+
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = new_parser(
-        "compare",
-        "Compare the test predictions of two revisions: every headline metric, the subgroups that got worse, and the "
-        "decisions that changed.",
-        EXAMPLES,
-    )
+    parser = new_parser("compare", __doc__)
     parser.add_argument("base", metavar="REV", help="the revision to compare with")
     parser.add_argument("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
     parser.add_argument("--md", action="store_true", help="print Markdown, for a pull request")

@@ -162,8 +162,7 @@ def _problem_of(path: Path) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    description = "Fetch the files of a published dataset and check them; run it again after an interruption."
-    parser = new_parser("download", description)
+    parser = new_parser("download", __doc__)
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--output", type=Path, help="folder to download into (default: data/ and the dataset's name)")
     parser.add_argument("--url", help="mirror: the address below which the files of --list lie")

@@ -1,22 +1,16 @@
 """Pool: every lesion judged once, by the experiments of a cross-validation together.
 
-    python -m stages sweep -S 'split.test_fold=range(7)' --name folds
-    python -m stages pool --output pooled
-
-Reads what Git holds of each experiment, and the images in data/prepared; nothing is checked out or fitted.
-"""
-
-from stages.command_line import new_fold_parser, require_new_folder
-
-EXAMPLES = """\
-examples:
+  python -m stages sweep -S 'split.test_fold=range(7)' --name folds
   python -m stages pool --output pooled                   the experiments of HEAD
   python -m stages pool folds-1 folds-2 folds-3 folds-4 folds-5 folds-6 folds-7 --output pooled
   python -m stages compare other-pooled pooled            two pooled folders, or one and a revision
 
-The experiments differ in split.test_fold alone, and each fold is tested by one. The folder then has the predictions of
-all images, every number with its interval, pictures, and plots/report.html.
+The experiments differ in split.test_fold alone, and each fold is tested by one. Reads what Git holds of each, and the
+images in data/prepared; nothing is checked out or fitted. The folder then has the predictions of all images, every
+number with its interval, pictures, and plots/report.html.
 """
+
+from stages.command_line import new_fold_parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,9 +20,8 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument is wrong, a fold is missing, or the images are not those of the runs; nothing is then
             written.
     """
-    parser = new_fold_parser("pool", "Evaluate the test images of all folds of a cross-validation together.", EXAMPLES)
+    parser = new_fold_parser("pool", __doc__)
     args = parser.parse_args(argv)
-    require_new_folder(args.output)
     import numpy as np
     from threadpoolctl import threadpool_limits
 

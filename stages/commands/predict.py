@@ -1,6 +1,12 @@
 """Predict: calibrated probabilities and the decision, malignant or benign, for image files, folders and zip archives.
 
-Needs the folder of a trained model and nothing else of the repository.
+  python -m stages predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
+
+Prints a CSV line for each image; the decision is that at the model's threshold. Needs the folder of a trained model and
+nothing else of the repository. A research tool, not a medical device.
+
+Exit status: 0; 1 if an image could not be read (the others are predicted) or there was nothing to predict; 2 if an
+option is wrong.
 """
 
 import argparse
@@ -29,13 +35,6 @@ if TYPE_CHECKING:
     from stages.dataset.encoding import MetadataEncoding
     from stages.dataset.images import ImageFile, ImageProblem
 
-EXAMPLE = """\
-example:
-  python -m stages predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
-
-Exit status: 0; 1 if an image could not be read (the others are predicted) or there was nothing to predict; 2 if an
-option is wrong.
-"""
 LARGEST_COUNT = 1024  # of images in a batch and of threads: more gain nothing and only fill the memory
 NAME_BYTES = 200  # of an overlay's name: file systems allow 255, and its writer adds some
 OVERLAY_SIDE, OVERLAY_TEXT = 320, 15  # pixels that an image in an overlay has at least, and of its text
@@ -291,12 +290,7 @@ def _write(table: "pd.DataFrame", output: Path | None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = new_parser(
-        "predict",
-        "Predict images: one CSV line each with calibrated probabilities and the decision at the model's threshold. "
-        "A research tool, not a medical device.",
-        EXAMPLE,
-    )
+    parser = new_parser("predict", __doc__)
     add = parser.add_argument
     help_images = "JPEG, PNG, BMP, TIFF or WebP file, folder or zip archive of them"
     add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help=help_images)

@@ -1,13 +1,5 @@
-"""Summarize: mean and standard deviation of the headline metrics over folds or seeds, with intervals, as Markdown."""
+"""Summarize: mean and standard deviation of the headline metrics over folds or seeds, with intervals, as Markdown.
 
-import argparse
-import sys
-
-from stages.command_line import new_parser, print_text
-from stages.errors import InputError
-
-EXAMPLES = """\
-examples:
   python -m stages summarize                                   all experiments of HEAD
   python -m stages summarize --over training.seed seed-1 seed-2 seed-3
   python -m stages summarize --metric auroc --metric nll
@@ -15,10 +7,15 @@ examples:
 A revision is a commit, branch, tag or experiment of DVC. Exit status: 0, or 1 if one lacks metrics or failed.
 """
 
+import argparse
+import sys
+
+from stages.command_line import new_parser, print_text
+from stages.errors import InputError
+
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    description = "Print mean ± standard deviation of the headline metrics over folds or seeds, with intervals."
-    parser = new_parser("summarize", description, EXAMPLES)
+    parser = new_parser("summarize", __doc__)
     parser.add_argument("revisions", metavar="REV", nargs="*", help="default: all experiments of HEAD")
     parser.add_argument(
         "--over",

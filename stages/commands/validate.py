@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command_line import new_parser, pair, require_new_folder
+from stages.command_line import new_folder, new_parser, pair
 from stages.errors import InputError
 
 if TYPE_CHECKING:
@@ -281,11 +281,10 @@ def _fraction(text: str) -> float:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    description = "Assess the trained model on another dataset, and say which of its promises hold there."
-    parser = new_parser("validate", description)
+    parser = new_parser("validate", __doc__)
     add = parser.add_argument
     add("data_dir", type=Path, help="folder with the metadata table and the images")
-    add("--output", type=Path, required=True, help="folder for the results, which must not exist yet")
+    add("--output", type=new_folder, required=True, help="folder for the results, which must not exist yet")
     add("--models", type=Path, default=Path("models"), help="folder of the model (default: %(default)s)")
     given = "calibration to use, as --recalibrate wrote it (default: the model's own)"
     add("--calibration", type=Path, metavar="FILE.json", help=given)
@@ -298,9 +297,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--taxonomy", type=Path, metavar="FILE.yaml", help=known)
     meant = "diagnosis of each of your labels, as mole=CODE; nothing after =: leave it out"
     add("--classes", metavar="LABEL=DIAGNOSIS", help=meant, **pairs)
-    args = parser.parse_args(argv)
-    require_new_folder(args.output)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
