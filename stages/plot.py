@@ -29,14 +29,15 @@ from stages.evaluation.history import read_history
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.figures.attention import draw_gradcam
 from stages.figures.calibration import draw_reliability, reliability_table
+from stages.figures.confusion import draw_confusion_matrix
 from stages.figures.decisions import draw_decision_curve, draw_thresholds
 from stages.figures.model_card import write_model_card
-from stages.figures.performance import draw_confusion_matrix, draw_precision_recall, draw_roc
+from stages.figures.performance import draw_precision_recall, draw_roc
 from stages.figures.report import describe_run, write_report
-from stages.figures.samples import draw_mistakes, draw_samples
+from stages.figures.samples import draw_augmentation, draw_mistakes, draw_samples
 from stages.figures.style import save_all
 from stages.figures.subgroups import draw_subgroups, flat_subgroups
-from stages.figures.training import draw_augmentation, draw_training_curves
+from stages.figures.training import draw_training_curves
 from stages.files import (
     AUGMENTED,
     DETAILS,

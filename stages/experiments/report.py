@@ -11,7 +11,8 @@ from stages.evaluation.weighted import DECIDED
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
 from stages.experiments.programs import run_git
 from stages.experiments.revision import PooledRun, Revision, differing_parameters, environment_differences
-from stages.figures.revisions import draw_confusion, draw_curves
+from stages.figures.confusion import draw_changed_confusion
+from stages.figures.revisions import draw_curves
 from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, shortened, signed
 
 COSTS = {"training_seconds": "training [s]", "training_images_per_second": "training speed [images/s]"}
@@ -35,7 +36,7 @@ def draw_pictures(base: Revision, new: Revision) -> dict[str, Figure]:
     matrices = [side.curves["confusion_matrix"] for side in (base, new) if "confusion_matrix" in side.curves]
     classes = new.details.get("classes")
     if len(matrices) == 2 and classes and classes == base.details.get("classes"):
-        figures["confusion_matrix"] = draw_confusion(matrices[0], matrices[1], classes)
+        figures["confusion_matrix"] = draw_changed_confusion(matrices[0], matrices[1], classes)
     return figures
 
 

@@ -8,30 +8,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.evaluation.curves import precision_recall_table, roc_table
 from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.uncertainty import estimate
 from stages.evaluation.weighted import weighted_areas
-from stages.figures.style import (
-    BAND,
-    BLACK,
-    BLUE,
-    GREY,
-    MIN_SHARE,
-    MOST_COUNTED,
-    PALETTE,
-    SMALL,
-    WIDTH,
-    describe,
-    frame_matrix,
-    matrix_height,
-    new_figure,
-    say,
-)
+from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, WIDTH, describe, new_figure, say
 from stages.reporting import estimate as with_interval
-from stages.reporting import number, percent, rounded_percent
+from stages.reporting import number, percent
 
 _SQUARE = 6.4  # inches, the height of axes as wide as the figure
 _PANELS, _PANEL = 3, 1.9  # small axes in a row, and the height of one in inches
@@ -180,48 +164,3 @@ def _explained(predictions: Predictions, details: dict) -> str:
         return band
     small = " Small: each diagnosis against the rest, on axes from 0 to 1." if _has_panels(predictions) else ""
     return f"{band}{small} Solid: malignant diagnoses; dashed: benign ones."
-
-
-def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
-    """Counts and shares of each true class: by the class decided for, and of malignancy at the decision threshold.
-
-    Of many classes the first has shares alone; the report has a table of the counts.
-    """
-    classes, threshold = predictions.classes, details["calibration"]["threshold"]
-    called = predictions.called_malignant(threshold).astype(int)
-    if not classes.are_diagnoses:
-        figure, (first, second) = new_figure(3.3, columns=2, sharey=True)
-    else:
-        height = max(6.4, matrix_height(classes.names))
-        figure, (first, second) = new_figure(height + 2.9, rows=2, height_ratios=[height / 2.9, 1])
-    _draw_matrix(second, predictions.is_malignant.astype(int), called, BENIGN_OR_MALIGNANT.names)
-    second.set_title(f"malignant at or above {threshold:.3g}")
-    _draw_matrix(first, predictions.labels, predictions.predicted, classes.names)
-    first.set_title(predictions.decision)
-    if not classes.are_diagnoses:
-        second.set_ylabel("")
-    explained = "Each cell: images, and their share of the row, which is a true class."
-    if len(classes.names) > MOST_COUNTED:
-        explained += f" Of diagnoses shares from {MIN_SHARE:.0%} on, in percent; the report has the numbers of images."
-    describe(figure, "Confusion matrix", predictions, explained)
-    return figure
-
-
-def _draw_matrix(axes: Axes, labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> None:
-    counts = np.zeros((len(classes), len(classes)), int)
-    np.add.at(counts, (labels, predicted), 1)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    many = len(classes) > MOST_COUNTED
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto" if many else None)
-    for row, column in np.ndindex(*counts.shape):
-        text = f"{counts[row, column]}\n{rounded_percent(share[row, column])}"
-        if many:
-            text = f"{100 * share[row, column]:.0f}" if share[row, column] >= MIN_SHARE else ""
-        axes.text(
-            column, row, text, fontsize=SMALL,
-            ha="center", va="center", color="white" if share[row, column] > 0.5 else "black",
-        )  # fmt: skip
-    frame_matrix(axes, classes)
-    if many:
-        return
-    axes.set_yticks(range(len(classes)), [f"{name}\nn = {total}" for name, total in zip(classes, counts.sum(axis=1))])

@@ -1,28 +1,13 @@
-"""Pictures of two revisions over each other, from the tables in plots/ that Git has of both."""
+"""Curves of two revisions over each other, from the tables in plots/ that Git has of both."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.figures.style import (
-    BAND,
-    BLUE,
-    GREY,
-    MIN_SHARE,
-    MOST_COUNTED,
-    ORANGE,
-    SMALL,
-    describe,
-    frame_matrix,
-    matrix_height,
-    new_figure,
-)
-from stages.reporting import rounded_percent
+from stages.figures.style import BAND, BLUE, GREY, ORANGE, describe, new_figure
 
 # The new revision is drawn last, over the other.
 _STYLES = ({"color": ORANGE, "linestyle": "--"}, {"color": BLUE, "linestyle": "-"})
-_FULL_COLOR = 0.3  # change of a share in the confusion matrix from which on the color is the darkest
 
 
 def draw_curves(name: str, tables: dict[str, pd.DataFrame], confidence: float) -> Figure:
@@ -73,41 +58,3 @@ _CURVES = {
         "Bins of equally many images. Bars: {} Dotted: perfect.",
     ),
 }
-
-
-def draw_confusion(base: pd.DataFrame, new: pd.DataFrame, classes: list[str]) -> Figure:
-    """One confusion matrix of the classes that were decided for, with the images of both revisions in each cell.
-
-    Args:
-        base: columns actual and predicted of plots/confusion_matrix.csv, one row per image.
-        new: the same of the second revision.
-        classes: of both, in their order.
-    """
-    count = len(classes)
-    many = count > MOST_COUNTED
-    figure, axes = new_figure(matrix_height(classes) if many else 1.6 + count * (1.1 if count == 2 else 0.7))
-    counts = [
-        pd.crosstab(table["actual"], table["predicted"])
-        .reindex(index=classes, columns=classes, fill_value=0)
-        .to_numpy()
-        for table in (base, new)
-    ]
-    shares = [matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1) for matrix in counts]
-    gain = (shares[1] - shares[0]) * np.where(np.eye(count), 1, -1)
-    axes.imshow(gain, cmap="PuOr", vmin=-_FULL_COLOR, vmax=_FULL_COLOR, aspect="auto")
-    for row, column in np.ndindex(count, count):
-        text = " → ".join(str(matrix[row, column]) for matrix in counts)
-        if many:
-            change = abs(gain[row, column])
-            text = f"{100 * change:.0f}" if change >= MIN_SHARE else ""
-        if count == 2:  # more classes leave no room
-            text += "\n" + " → ".join(rounded_percent(matrix[row, column]) for matrix in shares)
-        color = "white" if not -0.7 < gain[row, column] / _FULL_COLOR < 0.5 else "black"
-        axes.text(column, row, text, fontsize=SMALL, ha="center", va="center", color=color)
-    frame_matrix(axes, classes)
-    shown = f"By how much, in percent, from {MIN_SHARE:.0%} on." if many else ""
-    describe(
-        figure, "Confusion matrix, base → new",
-        f"Images by the class decided for. Orange: the share of the row got worse; violet: it got better. {shown}",
-    )  # fmt: skip
-    return figure

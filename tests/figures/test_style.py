@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.dataset.pixels import PixelStore
 from stages.evaluation.cases import choose_cases
-from stages.figures.performance import draw_confusion_matrix
+from stages.figures.confusion import draw_confusion_matrix
 from stages.figures.style import SMALL, WIDTH, as_png, describe, new_figure, save_all
 from stages.figures.training import draw_training_curves
 from stages.plot import draw_pictures, draw_tables
