@@ -114,6 +114,11 @@ def headline_numbers(test: dict) -> dict[str, dict]:
     return others | {DECIDED + name: test["decided"][name] for name in _IN_HEADLINE}
 
 
+def of_malignancy(test: dict) -> dict[str, dict]:
+    """The headline read as that of a model of benign and malignant, from that section of metrics/details.json."""
+    return test.get("malignancy", test)["metrics"]
+
+
 def effective_lesions_of(predictions: Predictions) -> EffectiveLesions:
     """From a metric's name to `effective_lesions`; of a mean over classes, those of each class, shape (classes,)."""
     of_malignancy = count_lesions(predictions.lesions, predictions.is_malignant)

@@ -1,10 +1,13 @@
 """Curves of two revisions over each other, from the tables in plots/ that Git has of both."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.figures.style import BAND, BLUE, GREY, ORANGE, describe, new_figure
+from stages.figures.performance import plot_precision_recall, plot_roc
+from stages.figures.style import BLUE, GREY, ORANGE, describe, new_figure
 
 # The new revision is drawn last, over the other.
 _STYLES = ({"color": ORANGE, "linestyle": "--"}, {"color": BLUE, "linestyle": "-"})
@@ -18,11 +21,11 @@ def draw_curves(name: str, tables: dict[str, pd.DataFrame], confidence: float) -
         tables: plots/{name}.csv by the words of the legend, the base first.
         confidence: of the intervals, as 0.95.
     """
-    draw, title, x_label, y_label, explained = _CURVES[name]
+    plot, title, x_label, y_label, explained = _CURVES[name]
     figure, axes = new_figure(6.4)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label)
     for (label, table), style in zip(tables.items(), _STYLES):
-        draw(axes, table, {"label": label, **style})
+        plot(axes, table, label=label, **style)
     if name != "precision_recall":
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.5)
     figure.legend(loc="outside lower left", alignment="left")
@@ -30,31 +33,19 @@ def draw_curves(name: str, tables: dict[str, pd.DataFrame], confidence: float) -
     return figure
 
 
-def _draw_roc(axes: Axes, curve: pd.DataFrame, style: dict) -> None:
-    axes.fill_between(curve["fpr"], curve["lower"], curve["upper"], color=style["color"], **BAND)
-    axes.plot(curve["fpr"], curve["tpr"], **style)
-
-
-def _draw_precision_recall(axes: Axes, curve: pd.DataFrame, style: dict) -> None:
-    axes.fill_between(curve["recall"], curve["lower"], curve["upper"], step="pre", color=style["color"], **BAND)
-    # As in the pictures of one revision: the first point of each sensitivity.
-    corners = curve.drop_duplicates("recall")
-    axes.step(corners["recall"], corners["precision"], where="pre", **style)
-
-
-def _draw_reliability(axes: Axes, bins: pd.DataFrame, style: dict) -> None:
+def _plot_reliability(axes: Axes, bins: pd.DataFrame, **style: Any) -> None:
     bins = bins.dropna(subset=["predicted", "observed", "lower", "upper"])  # bins only of uncalibrated ones
     reach = (bins["observed"] - bins["lower"], bins["upper"] - bins["observed"])
     axes.errorbar(bins["predicted"], bins["observed"], reach, marker="o", capsize=3, **style)
 
 
 _CURVES = {
-    "roc": (_draw_roc, "ROC curve", "1 − specificity", "sensitivity", "Bands: {} Dotted: chance."),
+    "roc": (plot_roc, "ROC curve", "1 − specificity", "sensitivity", "Bands: {} Dotted: chance."),
     "precision_recall": (
-        *(_draw_precision_recall, "Precision–recall curve", "sensitivity (recall)", "precision (PPV)", "Bands: {}"),
+        plot_precision_recall, "Precision–recall curve", "sensitivity (recall)", "precision (PPV)", "Bands: {}",
     ),
     "reliability": (
-        *(_draw_reliability, "Reliability", "predicted probability of malignancy", "observed fraction malignant"),
+        _plot_reliability, "Reliability", "predicted probability of malignancy", "observed fraction malignant",
         "Bins of equally many images. Bars: {} Dotted: perfect.",
     ),
-}
+}  # fmt: skip

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from stages.evaluation.metrics import of_malignancy
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
 from stages.figures.style import BLACK, BLUE, GREY, SMALL, describe, new_figure
@@ -89,7 +90,7 @@ def _name(group: str, malignant: int, benign: int) -> str:
 
 def _overall(test: dict, metric: str) -> dict:
     if metric == "auroc":
-        return test["metrics"]["auroc" if "auroc" in test["metrics"] else "malignant_auroc"]
+        return of_malignancy(test)["auroc"]
     return test["operating_points"]["target_sensitivity"][metric]
 
 
