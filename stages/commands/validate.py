@@ -312,11 +312,11 @@ def main(argv: list[str] | None = None) -> None:
     from stages.classifier.calibration import CALIBRATION, Calibration, save_calibration
     from stages.classifier.description import DESCRIPTION, read_description
     from stages.config import load_config
-    from stages.evaluate import print_metrics, values
+    from stages.evaluate import print_metrics
     from stages.evaluation.metrics import headline_numbers
-    from stages.figures.report import describe_images, describe_model, write_report
-    from stages.files import DETAILS, EVALUATION, MODELS, PREDICTIONS, replacing, write_csv, write_json
-    from stages.plot import draw_pictures, draw_tables, write_plots
+    from stages.figures.report import describe_images, describe_model
+    from stages.files import MODELS, replacing
+    from stages.plot import write_results
 
     config = load_config()
     notes: list[str] = []
@@ -338,12 +338,6 @@ def main(argv: list[str] | None = None) -> None:
         warnings = [f"which images {args.models} was trained on is not known here: some may be among these"]
         if args.models.resolve() == MODELS.resolve():  # the split here is that of the model here
             details["leakage"], warnings = find_overlap(store)
-        write_csv(folder / PREDICTIONS.name, predictions.table)
-        write_json(folder / DETAILS.name, details)
-        write_json(folder / EVALUATION.name, values(headline_numbers(details["test"])))
-        tables = draw_tables(predictions, details)
-        pictures = draw_pictures(predictions, details, tables, store, *explained)
-        write_plots(folder / "plots", tables, pictures)
         if "recalibration" in details:
             new = Calibration(**details["recalibration"]["calibration"])
             save_calibration(new, args.models, folder / CALIBRATION)
@@ -356,8 +350,7 @@ def main(argv: list[str] | None = None) -> None:
             "Model": describe_model(asdict(read_description(args.models / DESCRIPTION))),
             "Data": describe_images(str(args.data_dir), store.manifest),
         }
-        page = folder / "plots" / "report.html"
-        write_report(page, details, folder / "plots" / "pictures", store.manifest, about, title, notes)
+        write_results(folder, predictions, details, store, explained, about=about, title=title, notes=notes)
         shutil.rmtree(scratch)
     print(*notes, sep="\n", end="\n" * bool(notes))
     print_metrics(headline_numbers(details["test"]))
