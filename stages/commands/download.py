@@ -3,8 +3,8 @@
     python -m stages download ham10000              # into data/ham10000
     python -m stages download isic2019 --url https://mirror.example.org/isic2019
 
-A file gets its name once it is complete and is what was published, as far as its publisher states a checksum; a run that
-was interrupted fetches the files that are missing when it runs again. `dvc add` then notes the checksums of all.
+A file gets its name once it is complete and has the checksum that its publisher states, if any; a run that was
+interrupted fetches the files that are missing when it runs again. `dvc add` then notes the checksums of all.
 """
 
 import shlex

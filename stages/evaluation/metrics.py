@@ -19,7 +19,7 @@ from stages.evaluation.weighted import (
     is_mean_over_classes,
     weighted_decisions,
     weighted_metrics,
-    weighted_rates,
+    weighted_rates_of,
 )
 
 _IN_HEADLINE = ("accuracy", "balanced_accuracy")  # of decisions
@@ -86,12 +86,12 @@ def headline(predictions: Predictions, threshold: float, by_cost: bool = False) 
     called, is_malignant = predictions.called_malignant(threshold), predictions.is_malignant
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        decided = weighted_rates(called, is_malignant, np.array([True]), weights)
+        rates = weighted_rates_of(called, is_malignant, weights)
         cheapest = weighted_decisions(predictions.predicted, labels, weights, predictions.classes) if by_cost else {}
         return {
             **weighted_metrics(probabilities, labels, weights, predictions.classes),
-            "sensitivity_at_threshold": decided["sensitivity"][:, 0],
-            "specificity_at_threshold": decided["specificity"][:, 0],
+            "sensitivity_at_threshold": rates["sensitivity"],
+            "specificity_at_threshold": rates["specificity"],
             **weighted_calibration(probabilities, labels, weights),
             **{DECIDED + name: cheapest[name] for name in _IN_HEADLINE if cheapest},
         }

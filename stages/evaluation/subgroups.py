@@ -14,7 +14,7 @@ from stages.evaluation.uncertainty import (
     replicate,
     unit_weights,
 )
-from stages.evaluation.weighted import weighted_areas, weighted_rates
+from stages.evaluation.weighted import weighted_areas, weighted_rates_of
 
 # Fewer lesions say nothing: after 10 true positives of 10, 3 in 10 others might still be false negatives (95 %, the
 # rule of three).
@@ -91,7 +91,11 @@ def assess_subgroups(
         members = [(groups[attribute] == name).to_numpy() for name in names]
 
         def statistic(weights: np.ndarray, members: list[np.ndarray] = members) -> dict[str, np.ndarray]:
-            columns = [_rates(score[mine], called[mine], is_malignant[mine], weights[:, mine]) for mine in members]
+            columns = [
+                weighted_rates_of(called[mine], is_malignant[mine], weights[:, mine])
+                | {"auroc": weighted_areas(score[mine], is_malignant[mine], weights[:, mine])[0]}
+                for mine in members
+            ]
             return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
 
         values, drawn = statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)
@@ -116,14 +120,6 @@ def assess_subgroups(
         }
         result[attribute] = {"groups": described, "worst_gap": gaps}
     return result
-
-
-def _rates(
-    score: np.ndarray, called: np.ndarray, is_malignant: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    rates = weighted_rates(called, is_malignant, np.array([True]), weights)
-    auroc, _ = weighted_areas(score, is_malignant, weights)
-    return {"sensitivity": rates["sensitivity"][:, 0], "specificity": rates["specificity"][:, 0], "auroc": auroc}
 
 
 def _worst_gap(

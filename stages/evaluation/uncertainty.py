@@ -266,11 +266,6 @@ def score_interval(
     return np.minimum(low, value), np.maximum(high, value)  # not even a rounding error leaves the value outside
 
 
-def _tails(confidence: float) -> list[float]:
-    """The percentiles that bound an interval."""
-    return [50 * (1 - confidence), 50 * (1 + confidence)]
-
-
 def _interval_of_gaps(gaps: np.ndarray, drawn: np.ndarray, confidence: float) -> list[float]:
     """An interval of the sum of absolute gaps.
 
@@ -286,7 +281,6 @@ def _interval_of_gaps(gaps: np.ndarray, drawn: np.ndarray, confidence: float) ->
         confidence: as 0.95.
     """
     value, sums = np.abs(gaps).sum(), np.abs(drawn).sum(axis=1)
-    _, upper = np.percentile(sums, _tails(confidence))
-    _, by_chance = np.percentile(np.abs(drawn - gaps).sum(axis=1), _tails(confidence))
+    upper, by_chance = (np.quantile(part, (1 + confidence) / 2) for part in (sums, np.abs(drawn - gaps).sum(axis=1)))
     low = 0.0 if value <= by_chance else max(0.0, 2 * value - upper)
     return [float(low), float(value + upper - sums.mean())]

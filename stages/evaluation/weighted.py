@@ -187,6 +187,12 @@ def weighted_rates(
         }
 
 
+def weighted_rates_of(called: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`weighted_rates` of one decision, `called`, bool of shape (n,): each of shape (replicates,)."""
+    rates = weighted_rates(called, is_positive, np.array([True]), weights)
+    return {name: of_one[:, 0] for name, of_one in rates.items()}
+
+
 def weighted_sensitivity_at(
     specificities: np.ndarray, score: np.ndarray, is_positive: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
