@@ -35,6 +35,14 @@ def new_folder(text: str) -> Path:
     return output
 
 
+def new_file(text: str) -> Path:
+    """A file to write, for `argparse`; an InputError where it is there as something else, as /dev/null is."""
+    path = Path(text)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{text} is not a file; name the one to write")
+    return path
+
+
 def print_text(text: str) -> None:
     """Print bytes: the same on every platform, whatever encoding its terminal has."""
     try:

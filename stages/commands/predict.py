@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command_line import new_parser, pair, print_text, whole_number, writing
+from stages.command_line import new_file, new_parser, pair, print_text, whole_number, writing
 from stages.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -264,8 +264,6 @@ def _problem_of_targets(output: Path | None, gradcam: Path | None, files: list["
     if output is not None:
         if not output.parent.is_dir():
             return f"--output {output}: the folder {output.parent} does not exist; make it first"
-        if output.exists() and not output.is_file():
-            return f"--output {output} is not a file; name the CSV file to write"
         if output.exists() and any(file.path.name == output.name and file.path.samefile(output) for file in files):
             return f"--output {output} is one of the images; name the CSV file to write"
         if not os.access(output.parent, os.W_OK):
@@ -294,7 +292,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     help_images = "JPEG, PNG, BMP, TIFF or WebP file, folder or zip archive of them"
     add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help=help_images)
-    add("--output", type=Path, metavar="FILE.csv", help="file to write (default: standard output)")
+    add("--output", type=new_file, metavar="FILE.csv", help="file to write (default: standard output)")
     add("--gradcam", type=Path, metavar="DIR", help="folder for pictures with Grad-CAM heatmaps of malignancy")
     known = "table of age, sex and localization of the images, for a model that takes them (default: unknown)"
     add("--metadata", type=Path, metavar="TABLE.csv", help=known)

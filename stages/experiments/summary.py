@@ -10,6 +10,7 @@ from stages.experiments.revision import Revision, differing_parameters
 from stages.reporting import LOWER_IS_BETTER, METRICS, MISSING, escape_markdown, markdown_table, number, percent
 
 OVER = ("split.test_fold", "training.seed")
+CONFIDENCE = 0.95  # of the intervals
 _COLUMNS = 2  # of a table that fits a terminal of 100
 REMARK = (
     "Where {} varies, the runs that share a value of it count as one, by their mean. Folds share training images and "
@@ -49,16 +50,12 @@ def independent_values(group: list[Revision], over: tuple[str, ...], metric: str
     return [float(np.mean(of)) for of in values.values()]
 
 
-def render_summary(
-    revisions: list[Revision], over: tuple[str, ...], metrics: list[str] | None = None, confidence: float = 0.95
-) -> str:
+def render_summary(revisions: list[Revision], over: tuple[str, ...]) -> str:
     """A column for each group of runs that differ in nothing but `over`, a row for each metric.
 
     Args:
         revisions: each with metrics.
         over: the parameters that are averaged over.
-        metrics: which; None: all that there are.
-        confidence: of the intervals.
     """
     groups = [without_repeats(group, over) for group in group_revisions(revisions, over)]
     kept = [group for group, _ in groups]
@@ -71,12 +68,12 @@ def render_summary(
     ]
     there = {name for revision in revisions for name in revision.metrics}
     rows = []
-    for name in metrics or [name for name in METRICS if name in there]:
+    for name in (name for name in METRICS if name in there):
         values = [independent_values(group, over, name) for group in kept]
         best = _best(name, values)
-        cells = [_cell(each, confidence) for each in values]
+        cells = [_cell(each) for each in values]
         rows.append([METRICS[name].title, *(f"**{cell}**" if at in best else cell for at, cell in enumerate(cells))])
-    corner = f"mean ± SD ({percent(confidence)} interval)"
+    corner = f"mean ± SD ({percent(CONFIDENCE)} interval)"
     remarks = []
     for head, (group, repeated) in zip(heads, groups):
         runs = ", ".join(f"{revision.name}: {_values(revision, over)}" for revision in group)
@@ -110,7 +107,7 @@ def _best(name: str, values: list[list[float]]) -> list[int]:
     return [at for at, mean in means.items() if mean == best]
 
 
-def _cell(values: list[float], confidence: float) -> str:
+def _cell(values: list[float]) -> str:
     if not values:
         return MISSING
     mean = np.mean(values)
@@ -118,7 +115,7 @@ def _cell(values: list[float], confidence: float) -> str:
         return f"{mean:.3f}"
     # mean ± t(n − 1)·s/√n
     deviation = np.std(values, ddof=1)
-    half = t.ppf((1 + confidence) / 2, len(values) - 1) * deviation / len(values) ** 0.5
+    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * deviation / len(values) ** 0.5
     return f"{mean:.3f} ± {deviation:.3f} ({number(mean - half)} to {number(mean + half)})"
 
 

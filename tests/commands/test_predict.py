@@ -281,7 +281,7 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
         ("no.zip", "no.zip holds no JPEG, PNG, BMP, TIFF or WebP file"),
         ("/dev/null", "/dev/null is neither a file nor a folder"),
         ("photos --output gone/table.csv", "--output gone/table.csv: the folder gone does not exist; make it first"),
-        ("photos --output empty", "--output empty is not a file"),
+        ("photos --output empty", "empty is not a file"),
         ("photos --output photos/3.jpg", "--output photos/3.jpg is one of the images"),
         ("photos --gradcam no.zip", "--gradcam no.zip is not a folder"),
         ("photos --gradcam photos/../photos", "photos holds images to predict, which overlays may replace"),
