@@ -189,11 +189,7 @@ def estimate(
 
 
 def describe(
-    value: np.ndarray,
-    drawn: np.ndarray,
-    confidence: float,
-    lesions: Lesions,
-    bounds: tuple[float, float] = SHARE,
+    value: np.ndarray, drawn: np.ndarray, confidence: float, lesions: Lesions, bounds: tuple[float, float] = SHARE
 ) -> dict | list[dict]:
     """A number, or k of them, with the interval that its replicates give: what `estimate` returns by name.
 
