@@ -43,13 +43,7 @@ def compute_metrics(
         `metrics`: name to number; `classes`: the metrics of each class by its name, for diagnoses;
         `confusion_matrix`: counts, a row for each true class and a column for each that was decided for. The first is
         of the most probable classes, the others of the decisions.
-
-    Raises:
-        ValueError: no images, or numbers that are not probabilities.
     """
-    # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
-    if not (len(labels) and (probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
-        raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
     chosen = probabilities.argmax(axis=1) if decided is None else decided
     names, drawn = classes.names, weighted_metrics(probabilities, labels, unit_weights(labels), classes)
     values = {name: of[0] for name, of in drawn.items()}

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stages.dataset.encoding import UNKNOWN
+from stages.evaluation.predictions import Predictions
 from stages.evaluation.uncertainty import (
     DIFFERENCE,
     count_lesions,
@@ -60,21 +61,13 @@ def most_frequent_first(column: pd.Series) -> list[str]:
 
 
 def assess_subgroups(
-    score: np.ndarray,
-    called: np.ndarray,
-    is_malignant: np.ndarray,
-    lesions: np.ndarray,
-    groups: pd.DataFrame,
-    replicates: int,
-    confidence: float,
+    predictions: Predictions, threshold: float, groups: pd.DataFrame, replicates: int, confidence: float
 ) -> dict:
     """Sensitivity and specificity of the decision, and AUROC, in each group, and the widest gap between two groups.
 
     Args:
-        score: probability of malignancy, shape (n,).
-        called: whether it reaches the decision threshold, bool, shape (n,).
-        is_malignant: bool, shape (n,).
-        lesions: the lesion of each image, shape (n,).
+        predictions: of n images.
+        threshold: of the decision.
         groups: what `subgroup_table` gives, n rows.
         replicates: of the bootstrap.
         confidence: of the intervals.
@@ -85,7 +78,8 @@ def assess_subgroups(
         specificity, both for AUROC), and their difference; None where fewer than two can be assessed. The gap was
         picked as the widest: its interval does not account for that.
     """
-    result = {}
+    score, called = predictions.malignant_probability, predictions.called_malignant(threshold)
+    is_malignant, lesions, result = predictions.is_malignant, predictions.lesions, {}
     for attribute in groups.columns:
         names = most_frequent_first(groups[attribute])
         members = [(groups[attribute] == name).to_numpy() for name in names]
