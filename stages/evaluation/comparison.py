@@ -30,9 +30,8 @@ from stages.evaluation.uncertainty import (
     combine_classes,
     count_lesions,
     effective_lesions,
+    measure,
     range_of,
-    replicate,
-    unit_weights,
 )
 from stages.evaluation.weighted import is_mean_over_classes, weighted_areas
 
@@ -187,9 +186,7 @@ def paired_replicates(
         replicates: of the bootstrap.
         effective: how many lesions a number rests on, by its name.
     """
-    models = [
-        (statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)) for statistic in (base, new)
-    ]
+    models = [measure(statistic, lesions, replicates) for statistic in (base, new)]
     pairs = {}
     for name in models[0][0]:
         values, drawn = ([model[part][name] for model in models] for part in (0, 1))
@@ -199,7 +196,7 @@ def paired_replicates(
         else:
             moved = _move_gaps(values, drawn) if name == "ece" else drawn
             difference = combine(name, moved[1]) - combine(name, moved[0])
-        first, second = (float(combine(name, value[0])) for value in values)
+        first, second = (float(combine(name, value)) for value in values)
         pairs[name] = Pair(first, second, difference, count)
     return pairs
 
@@ -214,13 +211,13 @@ def _move_gaps(values: Sequence[np.ndarray], drawn: Sequence[np.ndarray]) -> np.
     hypothesis has it.
 
     Args:
-        values: the gaps of both models, each of shape (1, k).
+        values: the gaps of both models, each of shape (k,).
         drawn: those of the replicates, each of shape (replicates, k).
 
     Returns:
         Shape (2, replicates, k).
     """
-    gaps = np.concatenate(values)
+    gaps = np.stack(values)
     square, by_chance = np.mean(gaps**2, axis=0), np.mean(np.var(drawn, axis=1), axis=0)
     real = max(0.0, 1 - by_chance.sum() / square.sum()) if square.any() else 0.0
     expected = np.sign(gaps) * np.sqrt(real * square)

@@ -7,16 +7,8 @@ import pandas as pd
 
 from stages.evaluation.decisions import net_benefit
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import (
-    SHARE,
-    Statistic,
-    count_lesions,
-    effective_lesions,
-    replicate,
-    score_interval,
-    unit_weights,
-)
-from stages.evaluation.weighted import weighted_rates, weighted_sensitivity_at, weighted_steps
+from stages.evaluation.uncertainty import SHARE, Statistic, count_lesions, effective_lesions, measure, score_interval
+from stages.evaluation.weighted import unit_weights, weighted_rates, weighted_sensitivity_at, weighted_steps
 
 DECISION_THRESHOLDS = np.linspace(0.01, 0.8, 80)  # nobody waits for more than 80 % before a biopsy
 THRESHOLDS = np.linspace(0, 1, 101)
@@ -136,11 +128,10 @@ def _intervals(
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Value, lower and upper bound of k numbers by name, each of shape (k,) and on as many lesions as the metric."""
     effective = effective_lesions(metric, *count_lesions(test.lesions, test.is_malignant))
-    values = statistic(unit_weights(test.table))
-    drawn = replicate(statistic, test.lesions, replicates)
+    values, drawn = measure(statistic, test.lesions, replicates)
     return {
         name: (value, *score_interval(value, drawn[name], confidence, effective, bounds))
-        for name, (value,) in values.items()
+        for name, value in values.items()
     }
 
 

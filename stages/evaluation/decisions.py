@@ -9,8 +9,7 @@ import pandas as pd
 from stages.classifier.calibration import as_written, cost_matrix, decide
 from stages.config import BALANCED, MOST_PROBABLE
 from stages.errors import InputError, printable
-from stages.evaluation.uncertainty import unit_weights
-from stages.evaluation.weighted import weighted_rates
+from stages.evaluation.weighted import unit_weights, weighted_rates
 
 POWERS = np.linspace(0, 1, 21)  # of the shares of the classes
 

@@ -5,18 +5,12 @@ import numpy as np
 from stages.dataset.taxonomy import Classes
 from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import (
-    EffectiveLesions,
-    Statistic,
-    combine,
-    count_lesions,
-    effective_lesions,
-    unit_weights,
-)
+from stages.evaluation.uncertainty import EffectiveLesions, Statistic, combine, count_lesions, effective_lesions
 from stages.evaluation.weighted import (
     CLASS_METRICS,
     DECIDED,
     is_mean_over_classes,
+    unit_weights,
     weighted_decisions,
     weighted_metrics,
     weighted_rates_of,

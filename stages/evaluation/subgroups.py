@@ -7,14 +7,7 @@ import pandas as pd
 
 from stages.dataset.encoding import UNKNOWN
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import (
-    DIFFERENCE,
-    count_lesions,
-    describe,
-    effective_lesions,
-    replicate,
-    unit_weights,
-)
+from stages.evaluation.uncertainty import DIFFERENCE, count_lesions, describe, effective_lesions, measure
 from stages.evaluation.weighted import weighted_areas, weighted_rates_of
 
 # Fewer lesions say nothing: after 10 true positives of 10, 3 in 10 others might still be false negatives (95 %, the
@@ -92,12 +85,10 @@ def assess_subgroups(
             ]
             return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
 
-        values, drawn = statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)
+        values, drawn = measure(statistic, lesions, replicates)
         counts = np.array([count_lesions(lesions[mine], is_malignant[mine]) for mine in members]).T
         effective = {metric: np.asarray(effective_lesions(metric, *counts)) for metric in METRICS}
-        numbers = {
-            metric: describe(values[metric][0], drawn[metric], confidence, effective[metric]) for metric in METRICS
-        }
+        numbers = {metric: describe(values[metric], drawn[metric], confidence, effective[metric]) for metric in METRICS}
         described = [
             {
                 "name": name,
@@ -109,7 +100,7 @@ def assess_subgroups(
             for row, name in enumerate(names)
         ]
         gaps = {
-            metric: _worst_gap(names, values[metric][0], drawn[metric], effective[metric], confidence)
+            metric: _worst_gap(names, values[metric], drawn[metric], effective[metric], confidence)
             for metric in METRICS
         }
         result[attribute] = {"groups": described, "worst_gap": gaps}

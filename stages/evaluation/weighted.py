@@ -4,6 +4,8 @@ Everywhere `weights` is how often each image counts, at least 0, shape (replicat
 (replicates,), or (replicates, k) for k thresholds or bins, with NaN where a replicate has no such number.
 """
 
+from collections.abc import Sized
+
 import numpy as np
 
 from stages.dataset.taxonomy import Classes
@@ -12,6 +14,11 @@ from stages.evaluation.predictions import malignant_probability
 DECISION_METRICS = ("sensitivity", "specificity", "precision", "f1")  # of one class against the rest
 CLASS_METRICS = (*DECISION_METRICS, "auroc", "auprc")
 DECIDED = "decided_"  # before the name of a metric: by the lowest expected cost, not by the most probable class
+
+
+def unit_weights(images: Sized) -> np.ndarray:
+    """Every image once, shape (1, n): the weights of the test set itself."""
+    return np.ones((1, len(images)))
 
 
 def weighted_metrics(

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.commands.compare import main
 from stages.errors import InputError
-from stages.evaluation import comparison
+from stages.evaluation import uncertainty
 from stages.experiments.revision import Revision
 from stages.files import DETAILS, PREDICTIONS, PREPARED, PUBLISHED, read_json, write_csv, write_json
 from tests.history import IMAGES, add_remote, change_parameter, commit, git, write_predictions
@@ -215,13 +215,13 @@ def test_replicates_come_from_the_parameters(repository):
 
 def test_the_last_bits_do_not_depend_on_the_cores(repository, monkeypatch):
     change_parameter("cpu_threads: 2", "cpu_threads: 1")
-    replicate, threads = comparison.replicate, set()
+    replicate, threads = uncertainty.replicate, set()
 
     def recorded(*arguments):
         threads.update(pool["num_threads"] for pool in threadpool_info())
         return replicate(*arguments)
 
-    monkeypatch.setattr(comparison, "replicate", recorded)
+    monkeypatch.setattr(uncertainty, "replicate", recorded)
     with threadpool_limits(3):
         compared("weak", "strong")
     assert threads == {1}
