@@ -14,6 +14,7 @@ from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
 from stages.config import Config, override
 from stages.dataset.duplicates import near_duplicates_between
+from stages.dataset.images import name_first
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Diagnosis, diagnoses_of, read_taxonomy, translated
@@ -34,8 +35,6 @@ from stages.evaluation.verdict import judge, remarks
 from stages.files import DETAILS, PREDICTIONS, PREPARED, PUBLISHED, SPLIT, read_csv, write_csv
 from stages.prepare import prepare_dataset
 from stages.split import find_leaks
-
-SHOWN = 5  # ids in a warning
 
 
 def validate_model(
@@ -229,7 +228,7 @@ def find_overlap(store: PixelStore) -> tuple[dict | None, list[str]]:
     copies = [" = ".join(pair["image_ids"]) for pair in leakage["near_duplicates"]["pairs"]]
     warnings = [
         f"{len(found)} {one if len(found) == 1 else several} that the model was trained or calibrated on: "
-        f"{', '.join(found[:SHOWN])}{', …' * (len(found) > SHOWN)}"
+        f"{name_first(found)}"
         for found, one, several in (
             (shared["image_id"], "image", "images"),
             (shared["lesion_id"], "lesion", "lesions"),

@@ -9,13 +9,13 @@ whether the AUROC moved or not.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
+from stages.dataset.images import name_first
 from stages.errors import InputError
 from stages.evaluation.metrics import effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions
@@ -39,7 +39,6 @@ BETTER, WORSE, MIXED = "better", "worse", "mixed"
 NO_EVIDENCE = "no evidence of a difference"
 LOWER_IS_BETTER = ("ece", "brier", "nll")
 AT_THRESHOLD = ("sensitivity_at_threshold", "specificity_at_threshold")
-_EXAMPLES = 5
 
 
 class Pair(NamedTuple):
@@ -129,7 +128,7 @@ def compare_predictions(
 
 
 def differences_of_test_sets(
-    base: Predictions, new: Predictions, names: Sequence[str] = ("base", "new"), examples: int = _EXAMPLES
+    base: Predictions, new: Predictions, names: Sequence[str] = ("base", "new"), *, ids: bool = True
 ) -> str:
     """How the images, lesions or labels of two tables of predictions differ; empty if they do not.
 
@@ -137,20 +136,23 @@ def differences_of_test_sets(
         base: predictions, in any order.
         new: others.
         names: what to call the two.
-        examples: how many ids of images to name.
+        ids: whether to name images.
     """
+
+    def examples(of: Iterable[str]) -> str:
+        return f" ({name_first(list(of))})" if ids else ""
+
     for model, name in zip((base, new), names):
-        ids = model.table["image_id"]
-        if ids.empty:
+        images = model.table["image_id"]
+        if images.empty:
             return f"{name} has no test images"
-        if ids.duplicated().any():
-            return f"{name} has an image more than once{_examples(ids[ids.duplicated()], min(1, examples))}"
-    ids = [set(model.table["image_id"]) for model in (base, new)]
-    alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, ids, ids[::-1])]
+        if images.duplicated().any():
+            return f"{name} has an image more than once{examples(images[images.duplicated()])}"
+    both = [set(model.table["image_id"]) for model in (base, new)]
+    alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, both, both[::-1])]
     if any(only for _, only in alone):
-        shared = len(ids[0] & ids[1])
-        parts = [f"{len(only)} only in {name}{_examples(only, examples)}" for name, only in alone if only]
-        return f"{shared} images are in both, " + " and ".join(parts)
+        parts = [f"{len(only)} only in {name}{examples(only)}" for name, only in alone if only]
+        return f"{len(both[0] & both[1])} images are in both, " + " and ".join(parts)
 
     base, new = _in_order(base), _in_order(new)
     same_classes = base.classes == new.classes
@@ -161,13 +163,8 @@ def differences_of_test_sets(
     for what, (first, second) in columns.items():
         differ = np.asarray(first) != np.asarray(second)
         if differ.any():
-            return f"{differ.sum()} images have other {what}{_examples(base.table['image_id'][differ], examples)}"
+            return f"{differ.sum()} images have other {what}{examples(base.table['image_id'][differ])}"
     return ""
-
-
-def _examples(ids: Iterable[str], count: int = _EXAMPLES) -> str:
-    first = list(islice(ids, count + 1))
-    return f" ({', '.join([*first[:count], *(['…'] if len(first) > count else [])])})" if count else ""
 
 
 def _in_order(predictions: Predictions) -> Predictions:

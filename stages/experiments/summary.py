@@ -74,27 +74,25 @@ def render_summary(revisions: list[Revision], over: tuple[str, ...]) -> str:
         cells = [_cell(each) for each in values]
         rows.append([METRICS[name].title, *(f"**{cell}**" if at in best else cell for at, cell in enumerate(cells))])
     corner = f"mean ± SD ({percent(CONFIDENCE)} interval)"
+    several = len(heads) > 1
+    letters = [chr(ord("A") + at) if at < 26 else str(at + 1) for at in range(len(heads))]
     remarks = []
-    for head, (group, repeated) in zip(heads, groups):
+    for letter, head, (group, repeated) in zip(letters, heads, groups):
         runs = ", ".join(f"{revision.name}: {_values(revision, over)}" for revision in group)
         again = f"; not counted, as they repeat others: {', '.join(repeated)}" if repeated else ""
         count = f"{len(group)} {'run' if len(group) == 1 else 'runs'}"
-        remarks.append(f"- {escape_markdown(f'{head}: {count} ({runs}){again}')}.")
+        mark = f"**{letter}** " if several else ""
+        remarks.append(f"- {mark}{escape_markdown(f'{head}: {count} ({runs}){again}')}.")
+    if several:
+        remarks.append("- Bold: the best mean of a row. The test fold is not there to choose by.")
     remarks.append(f"- Intervals: Student's t over runs. {REMARK.format(over[0])}")
-    letters = [chr(ord("A") + at) if at < 26 else str(at + 1) for at in range(len(heads))]
-    if len(heads) > 1:
-        remarks = [f"- **{letter}** {remark.removeprefix('- ')}" for letter, remark in zip(letters, remarks)] + remarks[
-            -1:
-        ]
-    columns = letters if len(heads) > 1 else [escape_markdown(head) for head in heads]
+    columns = letters if several else [escape_markdown(head) for head in heads]
     tables = [
         markdown_table(
             [[corner, *columns[at : at + _COLUMNS]], *([row[0], *row[at + 1 : at + 1 + _COLUMNS]] for row in rows)]
         )
         for at in range(0, len(columns), _COLUMNS)
     ]
-    if len(heads) > 1:
-        remarks.insert(len(heads), "- Bold: the best mean of a row. The test fold is not there to choose by.")
     return "\n\n".join([*tables, "\n".join(remarks), ""]).rstrip("\n") + "\n"
 
 
