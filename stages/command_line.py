@@ -10,15 +10,15 @@ from pathlib import Path
 from stages.errors import InputError
 
 
-def new_parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of `python -m stages NAME`, whose help keeps the lines of texts: of the module's docstring."""
+def new_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m stages NAME`, whose help starts with the text, the docstring of the command's module."""
     layout = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"python -m stages {name}", None, description, epilog, formatter_class=layout)
+    return argparse.ArgumentParser(f"python -m stages {name}", description=text, formatter_class=layout)
 
 
-def new_fold_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+def new_fold_parser(name: str, text: str | None) -> argparse.ArgumentParser:
     """The parser of a command that makes a folder of a cross-validation's experiments, whose revisions it takes."""
-    parser = new_parser(name, description)
+    parser = new_parser(name, text)
     add = parser.add_argument
     add("revisions", metavar="REV", nargs="*", help="of each fold (default: the experiments of HEAD)")
     add("--output", type=new_folder, required=True, metavar="DIR", help="folder to write, which must not exist yet")

@@ -20,12 +20,11 @@ from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Diagnosis, diagnoses_of, read_taxonomy, translated
 from stages.errors import InputError
 from stages.evaluate import explain
-from stages.evaluation.assessment import assess
+from stages.evaluation.assessment import describe_evaluation
 from stages.evaluation.details import read_details
 from stages.evaluation.predictions import (
     Predictions,
     as_malignancy,
-    describe_classes,
     predictions_table,
     read_predictions,
 )
@@ -112,20 +111,10 @@ def validate_model(
 
     predictions, (own, missing) = predictions_with(used), own_predictions(models, of_model, judged)
     shown = used if as_told else replace(used, costs=None)
-    assessment = assess(predictions, in_judged(raw), images.table, shown, settings)
     repeated = settings.bootstrap_replicates, settings.confidence
-    verdict = judge(predictions, own, used, *repeated, missing)
-    details = {
-        **describe_classes(judged, diagnoses),
-        "confidence": settings.confidence,
-        "bootstrap_replicates": settings.bootstrap_replicates,
-        "calibration": described(shown),
-        "val": None,
-        "test": assessment,
-        "verdict": verdict | {"remarks": list(remarks(predictions, own, assessment))},
-        "baselines": None,
-        "leakage": None,
-    }
+    details = describe_evaluation(predictions, in_judged(raw), images.table, diagnoses, shown, settings)
+    details["verdict"] = judge(predictions, own, used, *repeated, missing)
+    details["verdict"]["remarks"] = list(remarks(predictions, own, details["test"]))
     if part is not None:
         new = recalibrate(raw[part], predictions.where(part), description.told_apart, used, data_dir.resolve().name)
         rest = {"before": (predictions.where(~part), used), "after": (predictions_with(new).where(~part), new)}

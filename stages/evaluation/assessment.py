@@ -1,18 +1,19 @@
 """What evaluation says: the calibration of a model, and the section `test` of metrics/details.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.classifier.calibration import Calibration, apply_temperature, as_written
+from stages.classifier.calibration import Calibration, apply_temperature, as_written, described
 from stages.classifier.temperature import fit_temperature
 from stages.config import EvaluationConfig
-from stages.dataset.taxonomy import Classes
+from stages.dataset.taxonomy import Classes, Diagnosis
 from stages.evaluation.calibration import reliability_bins, weighted_calibration, weighted_observed
 from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
 from stages.evaluation.metrics import compute_metrics, effective_lesions_of, headline
-from stages.evaluation.predictions import THRESHOLDS, Predictions, malignant_probability
+from stages.evaluation.predictions import THRESHOLDS, Predictions, describe_classes, malignant_probability
 from stages.evaluation.subgroups import assess_subgroups, not_assessable, subgroup_table
 from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
 from stages.evaluation.weighted import weighted_decisions, weighted_rates, weighted_sensitivity_at
@@ -48,6 +49,30 @@ def fit_calibration(
         target_sensitivity=config.target_sensitivity,
         youden_threshold=as_written(youden_threshold(score, is_malignant)),
     )
+
+
+def describe_evaluation(
+    predictions: Predictions,
+    uncalibrated: np.ndarray,
+    images: pd.DataFrame,
+    taxonomy: Mapping[str, Diagnosis],
+    calibration: Calibration,
+    config: EvaluationConfig,
+    **others: Any,
+) -> dict:
+    """The content of metrics/details.json: the section `test`, and others, of which the usual ones may be None.
+
+    Arguments as for `assess`, and the diagnoses of the dataset.
+    """
+    return {
+        **describe_classes(predictions.classes, taxonomy),
+        "confidence": config.confidence,
+        "bootstrap_replicates": config.bootstrap_replicates,
+        "calibration": described(calibration),
+        "test": assess(predictions, uncalibrated, images, calibration, config),
+        **dict.fromkeys(("val", "baselines", "leakage")),
+        **others,
+    }
 
 
 def assess(
