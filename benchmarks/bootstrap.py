@@ -38,7 +38,8 @@ from benchmarks.plain import told_apart
 from stages.evaluation.decisions import threshold_for_sensitivity
 from stages.evaluation.metrics import effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions, predictions_table
-from stages.evaluation.uncertainty import combine, estimate, unit_weights
+from stages.evaluation.uncertainty import combine, estimate
+from stages.evaluation.weighted import unit_weights
 from stages.files import read_json, write_json
 
 RESULT = Path("benchmarks/results/bootstrap.json")

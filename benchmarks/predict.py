@@ -35,10 +35,11 @@ from stages.classifier.hardware import processor, set_up_device
 from stages.classifier.inference import dihedral_views
 from stages.classifier.networks import NormalizedNetwork, build_network
 from stages.classifier.weights import ModelDescription
-from stages.commands.predict import find_files, predict_images
+from stages.commands.predict import find_files
 from stages.dataset.augmentation import as_float
 from stages.dataset.images import decode_square
 from stages.files import write_csv, write_json
+from stages.prediction import predict_images
 
 SAMPLE = Path("data/sample")
 RESULT = Path("benchmarks/results/predict.json")

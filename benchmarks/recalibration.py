@@ -20,7 +20,8 @@ from stages.classifier.calibration import apply_temperature
 from stages.evaluation.calibration import negative_log_likelihoods, weighted_gaps
 from stages.evaluation.predictions import malignant_probability
 from stages.evaluation.recalibration import fit_temperature_and_bias
-from stages.evaluation.uncertainty import combine, unit_weights
+from stages.evaluation.uncertainty import combine
+from stages.evaluation.weighted import unit_weights
 from stages.files import write_json
 
 RESULT = Path("benchmarks/results/recalibration.json")

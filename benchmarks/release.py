@@ -45,7 +45,7 @@ from stages.evaluation.averaging import calibrate_average
 from stages.evaluation.calibration import weighted_gaps
 from stages.evaluation.decisions import threshold_for_sensitivity
 from stages.evaluation.predictions import Predictions, malignant_probability
-from stages.evaluation.uncertainty import unit_weights
+from stages.evaluation.weighted import unit_weights
 from stages.experiments.pooling import Fold, by_two_networks, pool, read_folds, uncalibrated
 from stages.experiments.revision import WORKSPACE, Revision
 from stages.files import DETAILS, PREDICTIONS, PREPARED, PUBLISHED, read_json, write_json

@@ -48,8 +48,8 @@ from stages.dataset.pixels import PixelStore
 from stages.dataset.sources import read_settings
 from stages.dataset.taxonomy import classes_of, numbers_of
 from stages.errors import InputError
-from stages.evaluation.uncertainty import replicate, unit_weights
-from stages.evaluation.weighted import is_mean_over_classes, mean_over_classes, weighted_metrics
+from stages.evaluation.uncertainty import replicate
+from stages.evaluation.weighted import is_mean_over_classes, mean_over_classes, unit_weights, weighted_metrics
 from stages.files import JSON_DECIMALS, read_json, replacing, write_csv, write_json
 from stages.launch import run
 from stages.prepare import prepare_dataset

@@ -10,27 +10,37 @@ from pathlib import Path
 from stages.errors import InputError
 
 
-def new_parser(name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of `python -m stages NAME`, whose help keeps the lines of `epilog`."""
-    layout = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
-    return argparse.ArgumentParser(f"python -m stages {name}", None, description, epilog, formatter_class=layout)
+def new_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m stages NAME`, whose help starts with the text, the docstring of the command's module."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m stages {name}", description=text, formatter_class=layout)
 
 
-def new_fold_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+def new_fold_parser(name: str, text: str | None) -> argparse.ArgumentParser:
     """The parser of a command that makes a folder of a cross-validation's experiments, whose revisions it takes."""
-    parser = new_parser(name, description, epilog)
+    parser = new_parser(name, text)
     add = parser.add_argument
     add("revisions", metavar="REV", nargs="*", help="of each fold (default: the experiments of HEAD)")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to write, which must not exist yet")
+    add("--output", type=new_folder, required=True, metavar="DIR", help="folder to write, which must not exist yet")
     return parser
 
 
-def require_new_folder(output: Path) -> None:
-    """Raise an InputError where the folder that `--output` names is there, or cannot be made."""
+def new_folder(text: str) -> Path:
+    """A folder that can be made, for `argparse`; an InputError where it is there, or below a file."""
+    output = Path(text)
     if output.exists():
-        raise InputError(f"--output is {str(output)!r}, which exists; name a folder that does not")
+        raise InputError(f"--output is {text!r}, which exists; name a folder that does not")
     if files := [parent for parent in output.parents if parent.is_file()]:
-        raise InputError(f"--output is {str(output)!r}; {files[0]} is a file, not a folder")
+        raise InputError(f"--output is {text!r}; {files[0]} is a file, not a folder")
+    return output
+
+
+def new_file(text: str) -> Path:
+    """A file to write, for `argparse`; an InputError where it is there as something else, as /dev/null is."""
+    path = Path(text)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{text} is not a file; name the one to write")
+    return path
 
 
 def print_text(text: str) -> None:

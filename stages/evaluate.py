@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.classifier.calibration import Calibration, apply_temperature, described, save_calibration
+from stages.classifier.calibration import Calibration, apply_temperature, save_calibration
 from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import extract_features, predict_probabilities
@@ -25,13 +25,13 @@ from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import Classes
 from stages.errors import InputError, regenerate
-from stages.evaluation.assessment import assess, fit_calibration
+from stages.evaluation.assessment import describe_evaluation, fit_calibration
 from stages.evaluation.baselines import assess_baselines
 from stages.evaluation.cases import choose_cases, write_cases
 from stages.evaluation.decisions import decision_costs, read_decision
 from stages.evaluation.details import SplitAudit
 from stages.evaluation.metrics import compute_metrics, headline_numbers
-from stages.evaluation.predictions import Predictions, describe_classes, predictions_table
+from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.sources import file_properties, tell_sources, trivial_properties
 from stages.files import (
     DECIMALS,
@@ -149,28 +149,19 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
     predictions = Predictions(pd.concat(tables, ignore_index=True), classes, calibration.costs)
     validated, tested = predictions.of("val"), predictions.of("test")
     measured = compute_metrics(validated.probabilities, validated.labels, classes, validated.predicted)
-    details = {
-        **describe_classes(classes, store.taxonomy),
-        "confidence": settings.confidence,
-        "bootstrap_replicates": settings.bootstrap_replicates,
-        "calibration": described(calibration),
-        "val": {
+    count, classed = (settings.bootstrap_replicates, settings.confidence), train.labels.numpy()
+    alone = None if encoding is None else apply_temperature(raw[2], calibration.temperature)
+    judged = tested, raw[1], test.table, store.taxonomy, calibration, settings
+    details = describe_evaluation(
+        *judged,
+        val={
             "images": len(validated.table),
             "lesions": len(np.unique(validated.lesions)),
             "metrics": measured["metrics"],
             "confusion_matrix": measured["confusion_matrix"],
         },
-        "test": assess(tested, raw[1], test.table, calibration, settings),
-        "baselines": assess_baselines(
-            tested,
-            test.table,
-            train.table,
-            train.labels.numpy(),
-            settings.bootstrap_replicates,
-            settings.confidence,
-            None if encoding is None else apply_temperature(raw[2], calibration.temperature),
-        ),
-    }
+        baselines=assess_baselines(tested, test.table, train.table, classed, *count, alone),
+    )
     if store.sources:
         table = pd.concat([val.table, test.table])
         each = [Batches(images, settings.batch_size, device) for images in (val, test)]

@@ -6,6 +6,7 @@ Reads `data/predictions.csv`, `data/prepared/`, `data/split.csv`, `data/augmente
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,20 +27,23 @@ from stages.evaluation.curves import (
 )
 from stages.evaluation.details import read_details
 from stages.evaluation.history import read_history
+from stages.evaluation.metrics import headline_numbers
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.figures.attention import draw_gradcam
 from stages.figures.calibration import draw_reliability, reliability_table
+from stages.figures.confusion import draw_confusion_matrix
 from stages.figures.decisions import draw_decision_curve, draw_thresholds
 from stages.figures.model_card import write_model_card
-from stages.figures.performance import draw_confusion_matrix, draw_precision_recall, draw_roc
+from stages.figures.performance import draw_precision_recall, draw_roc
 from stages.figures.report import describe_run, write_report
-from stages.figures.samples import draw_mistakes, draw_samples
+from stages.figures.samples import draw_augmentation, draw_mistakes, draw_samples
 from stages.figures.style import save_all
 from stages.figures.subgroups import draw_subgroups, flat_subgroups
-from stages.figures.training import draw_augmentation, draw_training_curves
+from stages.figures.training import draw_training_curves
 from stages.files import (
     AUGMENTED,
     DETAILS,
+    EVALUATION,
     GRADCAM,
     MODEL_CARD,
     MODEL_DESCRIPTION,
@@ -55,6 +59,7 @@ from stages.files import (
     read_array,
     replacing,
     write_csv,
+    write_json,
 )
 from stages.launch import run_stage
 
@@ -87,12 +92,7 @@ def draw_tables(predictions: Predictions, details: dict) -> dict[str, pd.DataFra
 
 
 def draw_pictures(
-    predictions: Predictions,
-    details: dict,
-    tables: dict[str, pd.DataFrame],
-    store: PixelStore,
-    cases: pd.DataFrame,
-    heatmaps: np.ndarray,
+    predictions: Predictions, details: dict, tables: dict[str, pd.DataFrame], store: PixelStore
 ) -> dict[str, Figure]:
     """The pictures of predictions, by the name of their file.
 
@@ -101,8 +101,6 @@ def draw_pictures(
         details: what metrics/details.json holds of them: confidence, bootstrap_replicates, calibration and test.
         tables: what `draw_tables` gives.
         store: that holds their pixels.
-        cases: the images that Grad-CAM explains, columns case and image_id.
-        heatmaps: theirs, uint8, shape (cases, cells, cells).
     """
     return {
         "roc": draw_roc(predictions, details, tables["roc"]),
@@ -114,7 +112,6 @@ def draw_pictures(
         "subgroups": draw_subgroups(predictions, details, tables["subgroups"]),
         "sample_predictions": draw_samples(predictions, store),
         "mistakes": draw_mistakes(predictions, store),
-        "gradcam": draw_gradcam(predictions, details, cases, heatmaps, store),
     }
 
 
@@ -126,6 +123,36 @@ def write_plots(folder: Path, tables: dict[str, pd.DataFrame], pictures: dict[st
     with replacing(folder / PICTURES.name) as partial:
         partial.mkdir()
         save_all(pictures, partial)
+
+
+def write_results(
+    folder: Path,
+    predictions: Predictions,
+    details: dict,
+    store: PixelStore,
+    explained: tuple[pd.DataFrame, np.ndarray] | None,
+    **page: Any,
+) -> None:
+    """Write what `evaluate` and `plot` write, of other images than those of the pipeline's test fold.
+
+    Args:
+        folder: where to.
+        predictions: of the images.
+        details: the content of metrics/details.json.
+        store: that holds their pixels.
+        explained: the images that Grad-CAM explains, and their heatmaps; None: there is no network to explain any.
+        page: of the report page, what `write_report` takes.
+    """
+    write_csv(folder / PREDICTIONS.name, predictions.table)
+    write_json(folder / DETAILS.name, details)
+    metrics = headline_numbers(details["test"])
+    write_json(folder / EVALUATION.name, {name: number["value"] for name, number in metrics.items()})
+    tables, plots = draw_tables(predictions, details), folder / PLOTS
+    pictures = draw_pictures(predictions, details, tables, store)
+    if explained is not None:
+        pictures["gradcam"] = draw_gradcam(predictions, details, *explained, store)
+    write_plots(plots, tables, pictures)
+    write_report(plots / REPORT.name, details, plots / PICTURES.name, store.manifest, **page)
 
 
 def check_images(test: Predictions, cases: pd.DataFrame, store: PixelStore) -> None:
@@ -167,7 +194,8 @@ def main() -> None:
     check_images(test, cases, store)
 
     tables = draw_tables(test, details) | {"training": history}
-    pictures = draw_pictures(test, details, tables, store, cases, heatmaps)
+    pictures = draw_pictures(test, details, tables, store)
+    pictures["gradcam"] = draw_gradcam(test, details, cases, heatmaps, store)
     pictures["training_curves"] = draw_training_curves(history, details, description)
     pictures["augmentation"] = draw_augmentation(read_examples(AUGMENTED))
     write_plots(PLOTS, tables, pictures)

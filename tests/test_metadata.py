@@ -14,13 +14,13 @@ from stages.classifier.calibration import save_calibration
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
 from stages.commands import predict
-from stages.commands.validate import validate_model
 from stages.dataset.pixels import MANIFEST, PixelStore, shard_path
 from stages.errors import InputError
 from stages.evaluate import evaluate_model
 from stages.evaluation.details import read_details
 from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_csv, write_csv, write_json
 from stages.training.fit import train_model
+from stages.validation import validate_model
 
 CPU = torch.device("cpu")
 EVALUATION = {"evaluation.bootstrap_replicates": 100, "evaluation.gradcam_cases": 1}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.plain import ROOT
-from stages import evaluate, plot, prepare, publish, split, train
+from stages import evaluate, plot, prepare, publish, split, train, validation
 from stages.commands import compare, predict, report, validate
 from stages.config import load_config
 from stages.dataset.taxonomy import classes_of, read_taxonomy
@@ -166,11 +166,11 @@ def test_a_dataset_with_codes_of_its_own_is_judged_by_what_they_share_with_the_m
     for number in range(8):
         Image.new("RGB", (20, 20), (number * 12, 100, 100)).save(folder / f"R{number}.png")
     config, said = load_config(), []
-    _, details, *_ = validate.validate_model(config, folder, tmp_path / "one", MODELS, {}, {}, theirs, said.append)
+    _, details, *_ = validation.validate_model(config, folder, tmp_path / "one", MODELS, {}, {}, theirs, said.append)
     assert "left out 4 images" in "".join(said)
     assert (details["test"]["images"], details["test"]["malignant_images"]) == (4, 4)
     theirs.write_text("M1: {name: one, malignant: true}\nB1: {name: other, malignant: false}\n")
-    _, details, *_ = validate.validate_model(config, folder, tmp_path / "two", MODELS, {}, {}, theirs, said.append)
+    _, details, *_ = validation.validate_model(config, folder, tmp_path / "two", MODELS, {}, {}, theirs, said.append)
     assert details["classes"] == ["benign", "malignant"]
     assert (details["test"]["images"], details["test"]["malignant_images"]) == (8, 4)
 

@@ -1,21 +1,14 @@
 """Audit: the lesions whose label is doubtful, by a cross-validation's networks that have not trained on them.
 
-    python -m stages sweep -S 'split.test_fold=range(7)' --name folds
-    python -m stages audit --output doubtful-labels
-
-Writes a table and a page with pictures; no label is changed.
-"""
-
-from stages.command_line import new_fold_parser, require_new_folder, whole_number
-
-EXAMPLES = """\
-examples:
+  python -m stages sweep -S 'split.test_fold=range(7)' --name folds
   python -m stages audit --output doubtful-labels         the experiments of HEAD
   python -m stages audit folds-1 folds-2 folds-3 folds-4 folds-5 folds-6 folds-7 --output doubtful-labels
 
 The folder then holds labels.csv, all lesions for which the model is confident in another class, the most doubtful
-first, and labels.html, pictures of the first of them.
+first, and labels.html, pictures of the first of them; no label is changed.
 """
+
+from stages.command_line import new_fold_parser, whole_number
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,11 +18,10 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument is wrong, a fold is missing, or the images are not those of the runs; nothing is then
             written.
     """
-    parser = new_fold_parser("audit", "List the lesions whose label a cross-validation's networks doubt.", EXAMPLES)
+    parser = new_fold_parser("audit", __doc__)
     help_most = "lesions in the page (default: %(default)s)"
     parser.add_argument("--most", type=whole_number(), default=100, metavar="N", help=help_most)
     args = parser.parse_args(argv)
-    require_new_folder(args.output)
     from stages.dataset.pixels import PixelStore
     from stages.evaluation.labels import doubtful_labels
     from stages.experiments.pooling import find_run, images_of, mean_of_two_networks, read_folds

@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: see `find_problems`.
     """
-    description = "Check that dvc.lock belongs to the code and that the DVC remote has every output."
-    new_parser("check", description).parse_args(argv)
+    new_parser("check", __doc__).parse_args(argv)
     if problems := find_problems():
         sys.exit("\n".join(problems))
     print("dvc.lock matches the code")

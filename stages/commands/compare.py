@@ -1,17 +1,8 @@
 """Compare: is the model of one revision really better than that of another, or only luckier?
 
-Reads the predictions of both through DVC, from its cache or remote; nothing is checked out.
-"""
+Compares the test predictions of two revisions, which it reads through DVC, from its cache or remote: every headline
+metric, the subgroups that got worse, and the decisions that changed. Nothing is checked out.
 
-import argparse
-import sys
-from pathlib import Path
-
-from stages.command_line import new_parser, print_text, writing
-from stages.errors import InputError
-
-EXAMPLES = """\
-examples:
   python -m stages compare main                  the workspace against main
   python -m stages compare main HEAD --md        for a pull request
   python -m stages compare main HEAD --fail-if-worse auroc --fail-if-worse sensitivity_at_threshold
@@ -23,29 +14,10 @@ Exit status: 0; 1 if a metric of --fail-if-worse is worse or was not measured wi
 comparison (the message then starts with "error:"); 2 for a wrong option.
 """
 
+import sys
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = new_parser(
-        "compare",
-        "Compare the test predictions of two revisions: every headline metric, the subgroups that got worse, and the "
-        "decisions that changed.",
-        EXAMPLES,
-    )
-    parser.add_argument("base", metavar="REV", help="the revision to compare with")
-    parser.add_argument("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
-    parser.add_argument("--md", action="store_true", help="print Markdown, for a pull request")
-    parser.add_argument("--no-ids", action="store_true", help="print no ids of images, which may be private")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole comparison to a file, too")
-    parser.add_argument(
-        "--fail-if-worse",
-        action="append",
-        default=[],
-        metavar="METRIC",
-        help="exit with status 1 if this metric of metrics/evaluation.json is worse; may be repeated",
-    )
-    parser.add_argument("--replicates", type=int, metavar="N", help="bootstrap replicates (default: as in params.yaml)")
-    parser.add_argument("--confidence", type=float, metavar="C", help="of the intervals (default: as in params.yaml)")
-    return parser.parse_args(argv)
+from stages.command_line import new_file, new_parser, print_text, writing
+from stages.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,18 +26,23 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: an argument is wrong, or the revisions cannot be compared.
     """
-    args = _parse(argv)
-    if args.json and args.json.exists() and not args.json.is_file():
-        raise InputError(f"--json {args.json} is not a file; name the JSON file to write")
-    from stages.config import load_config, override
+    parser = new_parser("compare", __doc__)
+    add = parser.add_argument
+    add("base", metavar="REV", help="the revision to compare with")
+    add("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
+    add("--md", action="store_true", help="print Markdown, for a pull request")
+    add("--no-ids", action="store_true", help="print no ids of images, which may be private")
+    add("--json", type=new_file, metavar="FILE", help="write the whole comparison to a file, too")
+    worse = "exit with status 1 if this metric of metrics/evaluation.json is worse; may be repeated"
+    add("--fail-if-worse", action="append", default=[], metavar="METRIC", help=worse)
+    args = parser.parse_args(argv)
+    from stages.config import load_config
     from stages.evaluation.comparison import WORSE
     from stages.experiments.comparison import compare_revisions, render_comparison, warn_of_stale_results
     from stages.experiments.revision import find_revision
     from stages.files import write_json
 
-    given = {"evaluation.bootstrap_replicates": args.replicates, "evaluation.confidence": args.confidence}
-    config = override(load_config(), {key: value for key, value in given.items() if value is not None})
-    result = compare_revisions(find_revision(args.base), find_revision(args.new), config, ids=not args.no_ids)
+    result = compare_revisions(find_revision(args.base), find_revision(args.new), load_config(), ids=not args.no_ids)
     metrics = result["metrics"]
     for name in args.fail_if_worse:
         if name not in metrics:

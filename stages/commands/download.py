@@ -3,9 +3,8 @@
     python -m stages download ham10000              # into data/ham10000
     python -m stages download isic2019 --url https://mirror.example.org/isic2019
 
-A file gets its name once it is complete and has the published checksum; a run that was interrupted fetches the files
-that are missing when it runs again. The folder's SHA256SUMS, which `sha256sum -c` reads, has the checksum of each file:
-where its publisher states none, the file must stay what it was at the first download.
+A file gets its name once it is complete and has the checksum that its publisher states, if any; a run that was
+interrupted fetches the files that are missing when it runs again. `dvc add` then notes the checksums of all.
 """
 
 import shlex
@@ -13,19 +12,16 @@ import shutil
 import sys
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.command_line import new_parser
 from stages.errors import InputError, no_space
 
-SUMS = "SHA256SUMS"
 RETRIES = 2  # of a download that fails
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(NamedTuple):
     """A published file: its name here and on mirrors, its address, and what its publisher states of size and MD5."""
 
     name: str
@@ -34,8 +30,7 @@ class RemoteFile:
     md5: str | None = None
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """A published dataset: its files, and what its users must know."""
 
     title: str
@@ -93,34 +88,21 @@ def download_dataset(dataset: Dataset, folder: Path, url: str | None = None) -> 
 
     pooch.get_logger().setLevel("WARNING")
     partial = folder / ".download.partial"  # DVC ignores what ends so
-    sums = {}
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        if (folder / SUMS).exists():
-            lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-            sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     except OSError as error:
-        raise InputError(f"{folder} cannot be written or read ({error}); name another with --output") from None
+        raise InputError(f"{folder} cannot be written ({error}); name another with --output") from None
+    advice = f"download it from {dataset.page} into {folder}, or name a mirror with --url"
     try:
         for file in dataset.files:
-            path, recorded = folder / file.name, sums.get(file.name)
-            known = f"md5:{file.md5}" if file.md5 else f"sha256:{recorded}" if recorded else None
-            advice = f"download it from {dataset.page} into {folder}, or name a mirror with --url"
-            if not file.md5 and recorded:
-                advice += f"; if a new version was published, remove the line of the file in {folder / SUMS}"
-            if path.exists():
-                digest = known and pooch.file_hash(path, known.partition(":")[0])
-                if known and known.partition(":")[2] != digest:
-                    raise InputError(f"{path} has the checksum {digest}, not {known}; move it away, and {advice}")
-            else:
+            path = folder / file.name
+            if not path.exists():
                 address = f"{url.rstrip('/')}/{file.name}" if url else file.url
-                _fetch(address, partial / file.name, known, advice)
+                _fetch(address, partial / file.name, file.md5 and f"md5:{file.md5}", advice)
                 (partial / file.name).replace(path)
+            elif file.md5 and (digest := pooch.file_hash(path, "md5")) != file.md5:
+                raise InputError(f"{path} has the checksum {digest}, not {file.md5}; move it away, and {advice}")
             print(f"{file.name}: complete", flush=True)
-            if recorded is None:
-                sums[file.name] = pooch.file_hash(path)
-                text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-                (folder / SUMS).write_text(text, encoding="utf-8", newline="\n")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -162,8 +144,7 @@ def _problem_of(path: Path) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    description = "Fetch the files of a published dataset and check them; run it again after an interruption."
-    parser = new_parser("download", description)
+    parser = new_parser("download", __doc__)
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--output", type=Path, help="folder to download into (default: data/ and the dataset's name)")
     parser.add_argument("--url", help="mirror: the address below which the files of --list lie")

@@ -1,23 +1,17 @@
 """Release: one model of the networks of a cross-validation, which every lesion has trained.
 
-    python -m stages sweep -S 'split.test_fold=range(7)' --name folds
-    python -m stages release --output release
-    python -m stages predict photo.jpg --models release
-
-Its numbers are those of `python -m stages pool`; its temperature and thresholds those of the average.
-"""
-
-from stages.command_line import new_fold_parser, require_new_folder
-
-EXAMPLES = """\
-examples:
+  python -m stages sweep -S 'split.test_fold=range(7)' --name folds
   python -m stages release --output release               the experiments of HEAD
   python -m stages release folds-1 folds-2 folds-3 folds-4 folds-5 folds-6 folds-7 --output release
+  python -m stages predict photo.jpg --models release
 
-The folder then holds a model as models/ does: model.safetensors, model.json, calibration.json, and its model card as
-README.md; for --models of `predict` and `validate`. That holds it against details.json and predictions.csv there: of
-each lesion by the fold that had not trained on it.
+Its numbers are those of `python -m stages pool`; its temperature and thresholds those of the average. The folder holds
+a model as models/ does: model.safetensors, model.json, calibration.json, and its model card as README.md; for --models
+of `predict` and `validate`. That holds it against details.json and predictions.csv there: of each lesion by the fold
+that had not trained on it.
 """
+
+from stages.command_line import new_fold_parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,9 +21,8 @@ def main(argv: list[str] | None = None) -> None:
         InputError: an argument is wrong, a fold or its weights are missing, or the images are not those of the runs;
             nothing is then written.
     """
-    parser = new_fold_parser("release", "Make one model of the networks of all folds of a cross-validation.", EXAMPLES)
+    parser = new_fold_parser("release", __doc__)
     args = parser.parse_args(argv)
-    require_new_folder(args.output)
     from dataclasses import asdict
 
     from threadpoolctl import threadpool_limits

@@ -1,22 +1,16 @@
 """Report: what a pull request changes, as Markdown with pictures: the verdict first, then what it rests on.
 
-Metrics, parameters, curves and costs come from Git; predictions, and with them the verdict, through DVC from its cache
-or remote. Where these are not available, the report says so and shows the rest. Nothing is checked out.
-"""
-
-from pathlib import Path
-from urllib.parse import quote
-
-from stages.command_line import new_parser, print_text, writing
-from stages.errors import InputError
-
-EXAMPLES = """\
-examples:
   python -m stages report                                the workspace against main
   python -m stages report main HEAD --output report.md   two commits
 
-The pictures are beside the report, in a folder of its name: report_pictures/ for report.md.
+Metrics, parameters, curves and costs come from Git; predictions, and with them the verdict, through DVC from its cache
+or remote. Where these are not available, the report says so and shows the rest. Nothing is checked out. The pictures
+are beside the report, in a folder of its name: report_pictures/ for report.md.
 """
+
+from urllib.parse import quote
+
+from stages.command_line import new_file, new_parser, print_text, writing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,15 +19,12 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: there is no such revision, one of its files is damaged, or the report cannot be written.
     """
-    description = "Write what changed between two revisions as Markdown with pictures, for a pull request."
-    parser = new_parser("report", description, EXAMPLES)
+    parser = new_parser("report", __doc__)
     parser.add_argument("base", metavar="BASE", nargs="?", default="main", help="compare with this (default: main)")
     parser.add_argument("new", metavar="REV", nargs="?", default="workspace", help="the new one (default: workspace)")
-    parser.add_argument("--output", type=Path, default=Path("report.md"), metavar="FILE", help="default: report.md")
+    parser.add_argument("--output", type=new_file, default="report.md", metavar="FILE", help="default: report.md")
     parser.add_argument("--no-ids", action="store_true", help="name no images: their ids may be private")
     args = parser.parse_args(argv)
-    if args.output.exists() and not args.output.is_file():  # as /dev/null, which would be replaced
-        raise InputError(f"--output {args.output} is not a file; name the Markdown file to write")
     from stages.experiments.report import draw_pictures, render_report
     from stages.experiments.revision import find_revision, has_remote
     from stages.figures.style import as_png

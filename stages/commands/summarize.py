@@ -1,35 +1,15 @@
-"""Summarize: mean and standard deviation of the headline metrics over folds or seeds, with intervals, as Markdown."""
+"""Summarize: mean and standard deviation of the headline metrics over folds or seeds, with intervals, as Markdown.
 
-import argparse
-import sys
-
-from stages.command_line import new_parser, print_text
-from stages.errors import InputError
-
-EXAMPLES = """\
-examples:
   python -m stages summarize                                   all experiments of HEAD
   python -m stages summarize --over training.seed seed-1 seed-2 seed-3
-  python -m stages summarize --metric auroc --metric nll
 
 A revision is a commit, branch, tag or experiment of DVC. Exit status: 0, or 1 if one lacks metrics or failed.
 """
 
+import sys
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    description = "Print mean ± standard deviation of the headline metrics over folds or seeds, with intervals."
-    parser = new_parser("summarize", description, EXAMPLES)
-    parser.add_argument("revisions", metavar="REV", nargs="*", help="default: all experiments of HEAD")
-    parser.add_argument(
-        "--over",
-        action="append",
-        metavar="KEY",
-        help="a parameter in which the runs of a group differ; may be repeated (default: split.test_fold and "
-        "training.seed)",
-    )
-    parser.add_argument("--metric", action="append", metavar="METRIC", help="only this one; may be repeated")
-    parser.add_argument("--confidence", type=float, default=0.95, metavar="C", help="interval level (default: 0.95)")
-    return parser.parse_args(argv)
+from stages.command_line import new_parser, print_text
+from stages.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,12 +18,14 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: an option is wrong, or there is nothing to summarize.
     """
-    args = _parse(argv)
-    if not 0 < args.confidence < 1:
-        raise InputError(f"--confidence is {args.confidence}; it must be above 0 and below 1")
+    parser = new_parser("summarize", __doc__)
+    parser.add_argument("revisions", metavar="REV", nargs="*", help="default: all experiments of HEAD")
+    key = "parameter in which runs of a group differ; may be repeated (default: split.test_fold and training.seed)"
+    parser.add_argument("--over", action="append", metavar="KEY", help=key)
+    args = parser.parse_args(argv)
     from stages.experiments.revision import Revision, list_experiments
     from stages.experiments.summary import OVER, render_summary
-    from stages.reporting import METRICS, escape_markdown
+    from stages.reporting import escape_markdown
 
     names, failed = (args.revisions, []) if args.revisions else list_experiments()
     if not names:
@@ -53,13 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     known = {key for revision in revisions for key in revision.parameters}
     if unknown := [key for key in over if key not in known]:
         raise InputError(f"--over {unknown[0]} is not a parameter of these experiments, as split.test_fold is")
-    there = {name for revision in revisions for name in revision.metrics}
-    if unknown := [name for name in args.metric or [] if name not in there]:
-        listed = ", ".join(name for name in METRICS if name in there)
-        raise InputError(f"--metric {unknown[0]} is not a headline metric of these experiments; they have {listed}")
     measured = [revision for revision in revisions if revision.metrics]
     missing = [revision.name for revision in revisions if not revision.metrics]
-    text = render_summary(measured, over, args.metric, args.confidence) if measured else ""
+    text = render_summary(measured, over) if measured else ""
     for problem, without in (("has no metrics", missing), ("failed", failed)):
         text += "".join(f"- **{escape_markdown(name)}** {problem} and is not counted.\n" for name in without)
     print_text(text)

@@ -1,21 +1,9 @@
-"""Sweep: run queued experiments to their end, or search for better parameters with Optuna."""
+"""Sweep: run queued experiments to their end, or search for better parameters with Optuna.
 
-import argparse
-import re
-import signal
-import sys
-from typing import Any
-
-from stages.command_line import new_parser
-from stages.errors import InputError
-
-DESCRIPTION = """\
 Run the experiments of DVC's queue to its end, as many at once as there are GPUs for, and print their parameters and
 headline metrics. Ctrl-C ends those that run, and queues them again for the next sweep. What killed workers left
 unfinished is run again, too.
-"""
-EXAMPLES = """\
-examples:
+
   python -m stages sweep -S 'split.test_fold=range(7)' --name folds
   dvc exp run -S 'training.learning_rate=1e-4,3e-4' --queue && python -m stages sweep
   python -m stages sweep --slurm partition=gpu,gpus=1,time=4:00:00 --jobs 20
@@ -32,6 +20,14 @@ Exit status: 0; 1 if an experiment failed, or after a mistake (the message then 
 option.
 """
 
+import argparse
+import re
+import signal
+import sys
+from typing import Any
+
+from stages.command_line import new_parser
+from stages.errors import InputError
 
 LONGEST = 20  # letters of a name or value in a table
 SHOWN = {
@@ -80,7 +76,7 @@ def results_table(names: list[str]) -> str:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = new_parser("sweep", DESCRIPTION, EXAMPLES)
+    parser = new_parser("sweep", __doc__)
     add = parser.add_argument
     override = "queue experiments first: each combination of comma lists, range() and choice()"
     add("-S", "--set-param", action="append", default=[], metavar="KEY=VALUES", help=override)

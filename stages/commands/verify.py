@@ -2,6 +2,16 @@
 
 Checks the commit out into a temporary clone, gets its data from DVC, runs every stage again, and compares the hash of
 each file that the stages wrote with that of the commit's. Neither the workspace nor DVC's cache is changed.
+
+  python -m stages verify                     the commit that is checked out
+  python -m stages verify v1.2 --tolerance 0.02
+
+A revision is a commit, branch, tag or experiment of DVC. On another kind of processor it gives other bytes; there
+--tolerance asks whether it gives the same numbers in metrics/evaluation.json.
+
+Exit status: 0 if every file of every output is the same, or, with --tolerance, if the numbers of
+metrics/evaluation.json are within it and no file is new or missing; 1 if not, or if the revision cannot be verified
+(the message then starts with "error:"); 2 for a wrong option.
 """
 
 import contextlib
@@ -24,18 +34,6 @@ if TYPE_CHECKING:
 STATUSES = SAME, DIFFERENT, NEW, MISSING, UNLOCKED = "same", "different", "new", "missing", "unlocked"
 EVALUATION = "metrics/evaluation.json"
 LISTED = 5  # changed files of the workspace that a line names
-EXAMPLES = f"""\
-examples:
-  python -m stages verify                     the commit that is checked out
-  python -m stages verify v1.2 --tolerance 0.02
-
-A revision is a commit, branch, tag or experiment of DVC. On another kind of processor it gives other bytes; there
---tolerance asks whether it gives the same numbers in {EVALUATION}.
-
-Exit status: 0 if every file of every output is the same, or, with --tolerance, if the numbers of
-{EVALUATION} are within it and no file is new or missing; 1 if not, or if the revision cannot be verified (the
-message then starts with "error:"); 2 for a wrong option.
-"""
 
 
 class Verification(NamedTuple):
@@ -217,8 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: see `verify_revision`.
     """
-    description = "Run a commit's pipeline again and say of every file of its outputs whether it is the same."
-    parser = new_parser("verify", description, EXAMPLES)
+    parser = new_parser("verify", __doc__)
     parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="(default: HEAD)")
     parser.add_argument(
         "--tolerance",

@@ -1,18 +1,19 @@
 """What evaluation says: the calibration of a model, and the section `test` of metrics/details.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.classifier.calibration import Calibration, apply_temperature, as_written
+from stages.classifier.calibration import Calibration, apply_temperature, as_written, described
 from stages.classifier.temperature import fit_temperature
 from stages.config import EvaluationConfig
-from stages.dataset.taxonomy import Classes
+from stages.dataset.taxonomy import Classes, Diagnosis
 from stages.evaluation.calibration import reliability_bins, weighted_calibration, weighted_observed
 from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
 from stages.evaluation.metrics import compute_metrics, effective_lesions_of, headline
-from stages.evaluation.predictions import THRESHOLDS, Predictions, malignant_probability
+from stages.evaluation.predictions import THRESHOLDS, Predictions, describe_classes, malignant_probability
 from stages.evaluation.subgroups import assess_subgroups, not_assessable, subgroup_table
 from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
 from stages.evaluation.weighted import weighted_decisions, weighted_rates, weighted_sensitivity_at
@@ -50,6 +51,30 @@ def fit_calibration(
     )
 
 
+def describe_evaluation(
+    predictions: Predictions,
+    uncalibrated: np.ndarray,
+    images: pd.DataFrame,
+    taxonomy: Mapping[str, Diagnosis],
+    calibration: Calibration,
+    config: EvaluationConfig,
+    **others: Any,
+) -> dict:
+    """The content of metrics/details.json: the section `test`, and others, of which the usual ones may be None.
+
+    Arguments as for `assess`, and the diagnoses of the dataset.
+    """
+    return {
+        **describe_classes(predictions.classes, taxonomy),
+        "confidence": config.confidence,
+        "bootstrap_replicates": config.bootstrap_replicates,
+        "calibration": described(calibration),
+        "test": assess(predictions, uncalibrated, images, calibration, config),
+        **dict.fromkeys(("val", "baselines", "leakage")),
+        **others,
+    }
+
+
 def assess(
     predictions: Predictions,
     uncalibrated: np.ndarray,
@@ -66,45 +91,30 @@ def assess(
         calibration: as it was fixed on the validation images; nothing is fitted here. Of pooled folds, whose thresholds
             the predictions have, what stands for all.
         config: replicates, confidence and prevalences.
-
-    Raises:
-        ValueError: no images, or numbers that are not probabilities.
     """
-    if not np.isfinite(uncalibrated).all():
-        raise ValueError("the probabilities before temperature scaling must be finite")
-    score, is_malignant = predictions.malignant_probability, predictions.is_malignant
-    labels, lesions = predictions.labels, predictions.lesions
-    classes = predictions.classes
-    decided = predictions.predicted
-    measured = compute_metrics(predictions.probabilities, labels, classes, decided)
-
+    score, is_malignant, labels = predictions.malignant_probability, predictions.is_malignant, predictions.labels
+    lesions, classes, decided = predictions.lesions, predictions.classes, predictions.predicted
     total, malignant, _ = count_lesions(lesions, is_malignant)
-    effective_here, settings = effective_lesions_of(predictions), (config.bootstrap_replicates, config.confidence)
+    settings, of_these = (config.bootstrap_replicates, config.confidence), effective_lesions_of(predictions)
 
-    def estimated(statistic: Statistic, effective: EffectiveLesions = effective_here) -> dict:
+    def estimated(statistic: Statistic, effective: EffectiveLesions = of_these) -> dict:
         return estimate(statistic, lesions, *settings, effective)
 
-    def headline_of(assessed: Predictions) -> dict:
-        return estimated(headline(assessed, calibration.threshold), effective_lesions_of(assessed))
-
-    def calibration_of(probabilities: np.ndarray) -> dict:
-        return estimated(lambda weights: weighted_calibration(probabilities, labels, weights))
-
-    of_decisions, of_diagnoses = {}, {}
+    measured = compute_metrics(predictions.probabilities, labels, classes, decided)
+    metrics, others = estimated(headline(predictions, calibration.threshold)), {}
     if not predictions.is_most_probable:
-        numbers = estimated(lambda weights: weighted_decisions(decided, labels, weights, classes))
-        of_decisions = {"decided": numbers}
-    if "classes" in measured:
-        two_classes = predictions.benign_or_malignant
-        of_diagnoses = {"malignancy": {"metrics": headline_of(two_classes)}, "classes": measured["classes"]}
+        others["decided"] = estimated(lambda weights: weighted_decisions(decided, labels, weights, classes))
+    if classes.are_diagnoses:
+        two_classes, others["classes"] = predictions.benign_or_malignant, measured["classes"]
+        of_two = estimated(headline(two_classes, calibration.threshold), effective_lesions_of(two_classes))
+        others["malignancy"] = {"metrics": of_two}
     return {
         "images": len(lesions),
         "lesions": total,
         "malignant_images": int(is_malignant.sum()),
         "malignant_lesions": malignant,
-        "metrics": headline_of(predictions),
-        **of_decisions,
-        **of_diagnoses,
+        "metrics": metrics,
+        **others,
         "confusion_matrix": measured["confusion_matrix"],
         "operating_points": {
             key: _operating_point(predictions, name, getattr(calibration, name), config.prevalences, estimated)
@@ -112,21 +122,14 @@ def assess(
         },
         **_at_levels(score, is_malignant, estimated),
         "calibration": {
-            "before": calibration_of(uncalibrated),
-            "after": calibration_of(predictions.probabilities),
+            "before": estimated(lambda weights: weighted_calibration(uncalibrated, labels, weights)),
+            "after": {name: metrics[name] for name in ("ece", "brier", "nll")},
             "reliability": {
                 "before": _reliability(malignant_probability(uncalibrated, classes), is_malignant, lesions, estimated),
                 "after": _reliability(score, is_malignant, lesions, estimated),
             },
         },
-        "subgroups": assess_subgroups(
-            score,
-            predictions.called_malignant(calibration.threshold),
-            is_malignant,
-            lesions,
-            subgroup_table(images),
-            *settings,
-        ),
+        "subgroups": assess_subgroups(predictions, calibration.threshold, subgroup_table(images), *settings),
         "not_assessable": not_assessable(images),
     }
 

@@ -28,12 +28,13 @@ def choose_cases(predictions: Predictions, threshold: float, count: int) -> pd.D
         without images has no rows.
     """
     probability, is_malignant = predictions.malignant_probability, predictions.is_malignant
-    predicted = probability >= threshold
-    chosen = (
-        _first_of_lesions(predictions, is_malignant & predicted, -probability, count),
-        _first_of_lesions(predictions, is_malignant & ~predicted, probability, count),
-        _first_of_lesions(predictions, ~is_malignant & predicted, -probability, count),
+    called = probability >= threshold
+    kinds = (
+        (is_malignant & called, -probability),
+        (is_malignant & ~called, probability),
+        (~is_malignant & called, -probability),
     )
+    chosen = [_first_of_lesions(predictions, among, rank, count) for among, rank in kinds]
     return pd.DataFrame(
         {
             "case": np.repeat(KINDS, [len(rows) for rows in chosen]),

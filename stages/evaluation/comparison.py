@@ -9,13 +9,13 @@ whether the AUROC moved or not.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
+from stages.dataset.images import name_first
 from stages.errors import InputError
 from stages.evaluation.metrics import effective_lesions_of, headline
 from stages.evaluation.predictions import Predictions
@@ -30,9 +30,8 @@ from stages.evaluation.uncertainty import (
     combine_classes,
     count_lesions,
     effective_lesions,
+    measure,
     range_of,
-    replicate,
-    unit_weights,
 )
 from stages.evaluation.weighted import is_mean_over_classes, weighted_areas
 
@@ -40,7 +39,6 @@ BETTER, WORSE, MIXED = "better", "worse", "mixed"
 NO_EVIDENCE = "no evidence of a difference"
 LOWER_IS_BETTER = ("ece", "brier", "nll")
 AT_THRESHOLD = ("sensitivity_at_threshold", "specificity_at_threshold")
-_EXAMPLES = 5
 
 
 class Pair(NamedTuple):
@@ -130,7 +128,7 @@ def compare_predictions(
 
 
 def differences_of_test_sets(
-    base: Predictions, new: Predictions, names: Sequence[str] = ("base", "new"), examples: int = _EXAMPLES
+    base: Predictions, new: Predictions, names: Sequence[str] = ("base", "new"), *, ids: bool = True
 ) -> str:
     """How the images, lesions or labels of two tables of predictions differ; empty if they do not.
 
@@ -138,20 +136,23 @@ def differences_of_test_sets(
         base: predictions, in any order.
         new: others.
         names: what to call the two.
-        examples: how many ids of images to name.
+        ids: whether to name images.
     """
+
+    def examples(of: Iterable[str]) -> str:
+        return f" ({name_first(list(of))})" if ids else ""
+
     for model, name in zip((base, new), names):
-        ids = model.table["image_id"]
-        if ids.empty:
+        images = model.table["image_id"]
+        if images.empty:
             return f"{name} has no test images"
-        if ids.duplicated().any():
-            return f"{name} has an image more than once{_examples(ids[ids.duplicated()], min(1, examples))}"
-    ids = [set(model.table["image_id"]) for model in (base, new)]
-    alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, ids, ids[::-1])]
+        if images.duplicated().any():
+            return f"{name} has an image more than once{examples(images[images.duplicated()])}"
+    both = [set(model.table["image_id"]) for model in (base, new)]
+    alone = [(name, sorted(mine - other)) for name, mine, other in zip(names, both, both[::-1])]
     if any(only for _, only in alone):
-        shared = len(ids[0] & ids[1])
-        parts = [f"{len(only)} only in {name}{_examples(only, examples)}" for name, only in alone if only]
-        return f"{shared} images are in both, " + " and ".join(parts)
+        parts = [f"{len(only)} only in {name}{examples(only)}" for name, only in alone if only]
+        return f"{len(both[0] & both[1])} images are in both, " + " and ".join(parts)
 
     base, new = _in_order(base), _in_order(new)
     same_classes = base.classes == new.classes
@@ -162,13 +163,8 @@ def differences_of_test_sets(
     for what, (first, second) in columns.items():
         differ = np.asarray(first) != np.asarray(second)
         if differ.any():
-            return f"{differ.sum()} images have other {what}{_examples(base.table['image_id'][differ], examples)}"
+            return f"{differ.sum()} images have other {what}{examples(base.table['image_id'][differ])}"
     return ""
-
-
-def _examples(ids: Iterable[str], count: int = _EXAMPLES) -> str:
-    first = list(islice(ids, count + 1))
-    return f" ({', '.join([*first[:count], *(['…'] if len(first) > count else [])])})" if count else ""
 
 
 def _in_order(predictions: Predictions) -> Predictions:
@@ -187,9 +183,7 @@ def paired_replicates(
         replicates: of the bootstrap.
         effective: how many lesions a number rests on, by its name.
     """
-    models = [
-        (statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)) for statistic in (base, new)
-    ]
+    models = [measure(statistic, lesions, replicates) for statistic in (base, new)]
     pairs = {}
     for name in models[0][0]:
         values, drawn = ([model[part][name] for model in models] for part in (0, 1))
@@ -199,7 +193,7 @@ def paired_replicates(
         else:
             moved = _move_gaps(values, drawn) if name == "ece" else drawn
             difference = combine(name, moved[1]) - combine(name, moved[0])
-        first, second = (float(combine(name, value[0])) for value in values)
+        first, second = (float(combine(name, value)) for value in values)
         pairs[name] = Pair(first, second, difference, count)
     return pairs
 
@@ -214,13 +208,13 @@ def _move_gaps(values: Sequence[np.ndarray], drawn: Sequence[np.ndarray]) -> np.
     hypothesis has it.
 
     Args:
-        values: the gaps of both models, each of shape (1, k).
+        values: the gaps of both models, each of shape (k,).
         drawn: those of the replicates, each of shape (replicates, k).
 
     Returns:
         Shape (2, replicates, k).
     """
-    gaps = np.concatenate(values)
+    gaps = np.stack(values)
     square, by_chance = np.mean(gaps**2, axis=0), np.mean(np.var(drawn, axis=1), axis=0)
     real = max(0.0, 1 - by_chance.sum() / square.sum()) if square.any() else 0.0
     expected = np.sign(gaps) * np.sqrt(real * square)

@@ -7,16 +7,8 @@ import pandas as pd
 
 from stages.evaluation.decisions import net_benefit
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import (
-    SHARE,
-    Statistic,
-    count_lesions,
-    effective_lesions,
-    replicate,
-    score_interval,
-    unit_weights,
-)
-from stages.evaluation.weighted import weighted_rates, weighted_steps
+from stages.evaluation.uncertainty import SHARE, Statistic, count_lesions, effective_lesions, measure, score_interval
+from stages.evaluation.weighted import unit_weights, weighted_rates, weighted_sensitivity_at, weighted_steps
 
 DECISION_THRESHOLDS = np.linspace(0.01, 0.8, 80)  # nobody waits for more than 80 % before a biopsy
 THRESHOLDS = np.linspace(0, 1, 101)
@@ -78,15 +70,12 @@ def roc_with_band(test: Predictions, replicates: int, confidence: float) -> pd.D
         replicates: of the bootstrap over lesions.
         confidence: as 0.95.
     """
-    curve = roc_table(test.is_malignant, test.malignant_probability)
+    curve, score = roc_table(test.is_malignant, test.malignant_probability), test.malignant_probability
 
-    def sensitivity(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        false_positives, true_positives = np.cumsum(negatives), np.cumsum(positives)
-        # 1e-6: weights are counts, so anything less is a rounding error.
-        reached = np.searchsorted(false_positives, _GRID * false_positives[-1] + 1e-6, side="right")
-        return np.r_[0, true_positives][reached] / true_positives[-1]
+    def sensitivity(weights: np.ndarray) -> np.ndarray:
+        return weighted_sensitivity_at(1 - _GRID, score, test.is_malignant, weights)
 
-    return curve.assign(**_band(test, curve["fpr"].to_numpy(), sensitivity, "sensitivity", replicates, confidence))
+    return _with_band(curve, "fpr", sensitivity, "sensitivity", test, replicates, confidence)
 
 
 def precision_recall_with_band(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:
@@ -96,32 +85,37 @@ def precision_recall_with_band(test: Predictions, replicates: int, confidence: f
     """
     curve = precision_recall_table(test.is_malignant, test.malignant_probability)
 
-    def precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        true_positives, predicted_positive = np.cumsum(positives), np.cumsum(positives + negatives)
-        # The first step with that many of the positives, and at least one image.
-        reached = np.searchsorted(true_positives, np.maximum(_GRID * true_positives[-1], 1) - 1e-6, side="left")
-        return true_positives[reached] / predicted_positive[reached]
-
-    return curve.assign(**_band(test, curve["recall"].to_numpy(), precision, "precision", replicates, confidence))
-
-
-def _band(
-    test: Predictions, at: np.ndarray, curve: Callable, metric: str, replicates: int, confidence: float
-) -> dict[str, np.ndarray]:
-    """The intervals of a curve's height, which is the metric, at the places `at` of the horizontal axis."""
-    if not len(at):
-        return {"lower": np.empty(0), "upper": np.empty(0)}
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        steps = weighted_steps(test.malignant_probability, test.is_malignant, weights)
+    def precision(weights: np.ndarray) -> np.ndarray:
         heights = np.full((len(weights), len(_GRID)), np.nan)
-        for row, (positives, negatives) in enumerate(zip(*steps)):
+        steps = weighted_steps(test.malignant_probability, test.is_malignant, weights)
+        for height, positives, negatives in zip(heights, *steps):
             if positives.any() and negatives.any():
-                heights[row] = curve(positives, negatives)
-        return {"height": heights}
+                true_positives, predicted_positive = np.cumsum(positives), np.cumsum(positives + negatives)
+                # The first step with that many of the positives, and at least one image; weights are counts, so
+                # anything less than 1e-6 is a rounding error.
+                wanted = np.maximum(_GRID * true_positives[-1], 1) - 1e-6
+                reached = np.searchsorted(true_positives, wanted, side="left")
+                height[:] = true_positives[reached] / predicted_positive[reached]
+        return heights
 
-    _, *band = _intervals(statistic, test, metric, replicates, confidence)["height"]
-    return {name: np.asarray(np.interp(at, _GRID, edge)) for name, edge in zip(("lower", "upper"), band)}
+    return _with_band(curve, "recall", precision, "precision", test, replicates, confidence)
+
+
+def _with_band(
+    curve: pd.DataFrame,
+    axis: str,
+    heights: Callable,
+    metric: str,
+    test: Predictions,
+    replicates: int,
+    confidence: float,
+) -> pd.DataFrame:
+    """A curve with the intervals of its height, which is the metric: of weights, at `_GRID` of the horizontal axis."""
+    if not len(curve):
+        return curve.assign(lower=0.0, upper=0.0)
+    _, *band = _intervals(lambda weights: {"height": heights(weights)}, test, metric, replicates, confidence)["height"]
+    lower, upper = (np.interp(curve[axis], _GRID, edge) for edge in band)
+    return curve.assign(lower=lower, upper=upper)
 
 
 def _intervals(
@@ -134,11 +128,10 @@ def _intervals(
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Value, lower and upper bound of k numbers by name, each of shape (k,) and on as many lesions as the metric."""
     effective = effective_lesions(metric, *count_lesions(test.lesions, test.is_malignant))
-    values = statistic(unit_weights(test.table))
-    drawn = replicate(statistic, test.lesions, replicates)
+    values, drawn = measure(statistic, test.lesions, replicates)
     return {
         name: (value, *score_interval(value, drawn[name], confidence, effective, bounds))
-        for name, (value,) in values.items()
+        for name, value in values.items()
     }
 
 

@@ -1,17 +1,15 @@
 """From a probability to a decision: thresholds, predictive values, and whether deciding so does more good than harm."""
 
-import csv
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from stages.classifier.calibration import as_written, cost_matrix, decide
 from stages.config import BALANCED, MOST_PROBABLE
 from stages.errors import InputError, printable
-from stages.evaluation.uncertainty import unit_weights
-from stages.evaluation.weighted import weighted_rates
+from stages.evaluation.weighted import unit_weights, weighted_rates
 
 POWERS = np.linspace(0, 1, 21)  # of the shares of the classes
 
@@ -33,31 +31,29 @@ def read_decision(decision: str, classes: Sequence[str]) -> str | np.ndarray:
     if decision in (MOST_PROBABLE, BALANCED):
         return decision
     try:
-        with Path(decision).open(encoding="utf-8-sig", newline="") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if any(row)]
-    except (OSError, ValueError, csv.Error) as error:
+        table = pd.read_csv(decision, index_col=0, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"evaluation.decision is {decision!r}, which cannot be read ({printable(error)}); it must be "
             f"{MOST_PROBABLE}, {BALANCED} or a CSV file of costs"
         ) from None
-    expected = ", ".join(classes)
-    head, body = rows[0][1] if rows else [], rows[1:]
-    for what, found in (("columns", head[1:]), ("rows", [row[0] for _, row in body])):
+    for what, found in (("columns", list(table.columns)), ("rows", list(table.index))):
         if sorted(found) != sorted(classes):
-            given = printable(", ".join(found)) or "no classes"
+            given, expected = printable(", ".join(found)) or "no classes", ", ".join(classes)
             raise InputError(f"{decision}: the {what} are of {given}; they must be of {expected}, each once")
-    costs = np.zeros((len(classes), len(classes)))
-    for number, (name, *cells) in body:
-        true, place = classes.index(name), f"{decision}: row {number} ({name})"
-        if len(cells) != len(classes):
-            raise InputError(f"{place} has {len(cells)} costs; it must have {len(classes)}, one for each column")
-        for column, cell in zip(head[1:], cells):
-            costs[true, classes.index(column)] = _cost(cell, f"{place}, column {column}")
-        least = int(np.where(np.arange(len(classes)) == true, np.inf, costs[true]).argmin())
-        if costs[true, true] >= costs[true, least]:
+    table = table.loc[list(classes), list(classes)]
+    costs = np.array(
+        [
+            [_cost(cell, f"{decision}: row {true}, column {name}") for name, cell in row.items()]
+            for true, row in table.iterrows()
+        ]
+    )
+    for number, true in enumerate(classes):
+        least = int(np.where(np.arange(len(classes)) == number, np.inf, costs[number]).argmin())
+        if costs[number, number] >= costs[number, least]:
             raise InputError(
-                f"{place}: the right decision costs {costs[true, true]:g} and a wrong one, {classes[least]}, "
-                f"{costs[true, least]:g}; the right one must cost less than all others of its row"
+                f"{decision}: row {true}: the right decision costs {costs[number, number]:g} and a wrong one, "
+                f"{classes[least]}, {costs[number, least]:g}; the right one must cost less than all others of its row"
             )
     return costs
 

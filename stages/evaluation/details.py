@@ -22,6 +22,11 @@ Attribute = Literal["age", "sex", "localization", "dataset", "dx_type", "skin_ty
 Rate = Literal["sensitivity", "specificity", "auroc"]
 
 
+def optional(what: str) -> Any:
+    """A field that need not be there, with what the schema says of it."""
+    return Field(default=None, description=what)
+
+
 def said(what: str, **limits: Any) -> Any:
     """A field that must be there, with what the schema says of it."""
     return Field(description=what, **limits)
@@ -258,7 +263,7 @@ _DECIDED = (
 class BinaryAssessment(Assessment[BinaryHeadline]):
     """The test images for 2 classes."""
 
-    decided: BinaryDecisions[Estimate] | None = Field(default=None, description=_DECIDED)
+    decided: BinaryDecisions[Estimate] | None = optional(_DECIDED)
 
 
 class Malignancy(_Model):
@@ -281,7 +286,7 @@ class OneAgainstRest(_Model):
 class DiagnosisAssessment(Assessment[DiagnosisHeadline]):
     """The test images for diagnoses."""
 
-    decided: DiagnosisDecisions[Estimate] | None = Field(default=None, description=_DECIDED)
+    decided: DiagnosisDecisions[Estimate] | None = optional(_DECIDED)
     malignancy: Malignancy
     classes: dict[Text, OneAgainstRest] = said("Each against the rest, by the class decided for.", min_length=3)
 
@@ -313,9 +318,7 @@ class Baselines(_Model, Generic[Estimates]):
 
     majority_class: MajorityClass[Estimates]
     metadata: Metadata[Estimates]
-    image_alone: ImageAlone[Estimates] | None = Field(
-        default=None, description="Not there where the classifier takes the image alone."
-    )
+    image_alone: ImageAlone[Estimates] | None = optional("Not there where the classifier takes the image alone.")
 
 
 class Pair(_Model):
@@ -441,13 +444,13 @@ class _Details(_Model, Generic[Metrics, Headline, Estimates]):
     calibration: Calibration = said(
         "What models/calibration.json holds, frozen since; of pooled folds the median of each number."
     )
-    folds: list[Fold] | None = Field(
-        default=None, description="Not there but in what `python -m stages pool` writes: test then means all folds."
+    folds: list[Fold] | None = optional(
+        "Not there but in what `python -m stages pool` writes: test then means all folds."
     )
     leakage: Leakage | None = said("What the splits share; null for another dataset.")
-    sources: Sources | None = Field(default=None, description="Not there where the images are of one dataset.")
-    verdict: Verdict | None = Field(default=None, description="Of another dataset only.")
-    recalibration: Recalibration | None = Field(default=None, description="Of another dataset, if asked for.")
+    sources: Sources | None = optional("Not there where the images are of one dataset.")
+    verdict: Verdict | None = optional("Of another dataset only.")
+    recalibration: Recalibration | None = optional("Of another dataset, if asked for.")
     val: Validation[Metrics] | None = said("What the epoch, the temperature and the thresholds were chosen on.")
     test: Headline
     baselines: Baselines[Estimates] | None = said("Reached without looking at the images; null for another dataset.")

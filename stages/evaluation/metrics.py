@@ -5,21 +5,15 @@ import numpy as np
 from stages.dataset.taxonomy import Classes
 from stages.evaluation.calibration import weighted_calibration
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import (
-    EffectiveLesions,
-    Statistic,
-    combine,
-    count_lesions,
-    effective_lesions,
-    unit_weights,
-)
+from stages.evaluation.uncertainty import EffectiveLesions, Statistic, combine, count_lesions, effective_lesions
 from stages.evaluation.weighted import (
     CLASS_METRICS,
     DECIDED,
     is_mean_over_classes,
+    unit_weights,
     weighted_decisions,
     weighted_metrics,
-    weighted_rates,
+    weighted_rates_of,
 )
 
 _IN_HEADLINE = ("accuracy", "balanced_accuracy")  # of decisions
@@ -43,13 +37,7 @@ def compute_metrics(
         `metrics`: name to number; `classes`: the metrics of each class by its name, for diagnoses;
         `confusion_matrix`: counts, a row for each true class and a column for each that was decided for. The first is
         of the most probable classes, the others of the decisions.
-
-    Raises:
-        ValueError: no images, or numbers that are not probabilities.
     """
-    # A NaN fails every comparison, so ask for what is right rather than for what is wrong.
-    if not (len(labels) and (probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)):
-        raise ValueError("probabilities must be at least 0 and sum to 1 in every row")
     chosen = probabilities.argmax(axis=1) if decided is None else decided
     names, drawn = classes.names, weighted_metrics(probabilities, labels, unit_weights(labels), classes)
     values = {name: of[0] for name, of in drawn.items()}
@@ -86,12 +74,12 @@ def headline(predictions: Predictions, threshold: float, by_cost: bool = False) 
     called, is_malignant = predictions.called_malignant(threshold), predictions.is_malignant
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        decided = weighted_rates(called, is_malignant, np.array([True]), weights)
+        rates = weighted_rates_of(called, is_malignant, weights)
         cheapest = weighted_decisions(predictions.predicted, labels, weights, predictions.classes) if by_cost else {}
         return {
             **weighted_metrics(probabilities, labels, weights, predictions.classes),
-            "sensitivity_at_threshold": decided["sensitivity"][:, 0],
-            "specificity_at_threshold": decided["specificity"][:, 0],
+            "sensitivity_at_threshold": rates["sensitivity"],
+            "specificity_at_threshold": rates["specificity"],
             **weighted_calibration(probabilities, labels, weights),
             **{DECIDED + name: cheapest[name] for name in _IN_HEADLINE if cheapest},
         }
@@ -112,6 +100,11 @@ def headline_numbers(test: dict) -> dict[str, dict]:
         return test["metrics"]
     others = {name: number for name, number in test["metrics"].items() if name != "macro_sensitivity"}
     return others | {DECIDED + name: test["decided"][name] for name in _IN_HEADLINE}
+
+
+def of_malignancy(test: dict) -> dict[str, dict]:
+    """The headline read as that of a model of benign and malignant, from that section of metrics/details.json."""
+    return test.get("malignancy", test)["metrics"]
 
 
 def effective_lesions_of(predictions: Predictions) -> EffectiveLesions:

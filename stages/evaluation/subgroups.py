@@ -6,15 +6,9 @@ import numpy as np
 import pandas as pd
 
 from stages.dataset.encoding import UNKNOWN
-from stages.evaluation.uncertainty import (
-    DIFFERENCE,
-    count_lesions,
-    describe,
-    effective_lesions,
-    replicate,
-    unit_weights,
-)
-from stages.evaluation.weighted import weighted_areas, weighted_rates
+from stages.evaluation.predictions import Predictions
+from stages.evaluation.uncertainty import DIFFERENCE, count_lesions, describe, effective_lesions, measure
+from stages.evaluation.weighted import weighted_areas, weighted_rates_of
 
 # Fewer lesions say nothing: after 10 true positives of 10, 3 in 10 others might still be false negatives (95 %, the
 # rule of three).
@@ -60,21 +54,13 @@ def most_frequent_first(column: pd.Series) -> list[str]:
 
 
 def assess_subgroups(
-    score: np.ndarray,
-    called: np.ndarray,
-    is_malignant: np.ndarray,
-    lesions: np.ndarray,
-    groups: pd.DataFrame,
-    replicates: int,
-    confidence: float,
+    predictions: Predictions, threshold: float, groups: pd.DataFrame, replicates: int, confidence: float
 ) -> dict:
     """Sensitivity and specificity of the decision, and AUROC, in each group, and the widest gap between two groups.
 
     Args:
-        score: probability of malignancy, shape (n,).
-        called: whether it reaches the decision threshold, bool, shape (n,).
-        is_malignant: bool, shape (n,).
-        lesions: the lesion of each image, shape (n,).
+        predictions: of n images.
+        threshold: of the decision.
         groups: what `subgroup_table` gives, n rows.
         replicates: of the bootstrap.
         confidence: of the intervals.
@@ -85,21 +71,24 @@ def assess_subgroups(
         specificity, both for AUROC), and their difference; None where fewer than two can be assessed. The gap was
         picked as the widest: its interval does not account for that.
     """
-    result = {}
+    score, called = predictions.malignant_probability, predictions.called_malignant(threshold)
+    is_malignant, lesions, result = predictions.is_malignant, predictions.lesions, {}
     for attribute in groups.columns:
         names = most_frequent_first(groups[attribute])
         members = [(groups[attribute] == name).to_numpy() for name in names]
 
         def statistic(weights: np.ndarray, members: list[np.ndarray] = members) -> dict[str, np.ndarray]:
-            columns = [_rates(score[mine], called[mine], is_malignant[mine], weights[:, mine]) for mine in members]
+            columns = [
+                weighted_rates_of(called[mine], is_malignant[mine], weights[:, mine])
+                | {"auroc": weighted_areas(score[mine], is_malignant[mine], weights[:, mine])[0]}
+                for mine in members
+            ]
             return {metric: np.stack([column[metric] for column in columns], axis=1) for metric in METRICS}
 
-        values, drawn = statistic(unit_weights(lesions)), replicate(statistic, lesions, replicates)
+        values, drawn = measure(statistic, lesions, replicates)
         counts = np.array([count_lesions(lesions[mine], is_malignant[mine]) for mine in members]).T
         effective = {metric: np.asarray(effective_lesions(metric, *counts)) for metric in METRICS}
-        numbers = {
-            metric: describe(values[metric][0], drawn[metric], confidence, effective[metric]) for metric in METRICS
-        }
+        numbers = {metric: describe(values[metric], drawn[metric], confidence, effective[metric]) for metric in METRICS}
         described = [
             {
                 "name": name,
@@ -111,19 +100,11 @@ def assess_subgroups(
             for row, name in enumerate(names)
         ]
         gaps = {
-            metric: _worst_gap(names, values[metric][0], drawn[metric], effective[metric], confidence)
+            metric: _worst_gap(names, values[metric], drawn[metric], effective[metric], confidence)
             for metric in METRICS
         }
         result[attribute] = {"groups": described, "worst_gap": gaps}
     return result
-
-
-def _rates(
-    score: np.ndarray, called: np.ndarray, is_malignant: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    rates = weighted_rates(called, is_malignant, np.array([True]), weights)
-    auroc, _ = weighted_areas(score, is_malignant, weights)
-    return {"sensitivity": rates["sensitivity"][:, 0], "specificity": rates["specificity"][:, 0], "auroc": auroc}
 
 
 def _worst_gap(

@@ -10,7 +10,7 @@ for a number near the end of its range. The percentiles of the replicates do not
 one side (benchmarks/README.md has the coverage of both).
 """
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits
 
 from stages.evaluation.calibration import LARGEST_NLL
-from stages.evaluation.weighted import DECIDED, is_mean_over_classes, mean_over_classes
+from stages.evaluation.weighted import DECIDED, is_mean_over_classes, mean_over_classes, unit_weights
 
 SEED = 0  # of the draws; the intervals are results, and results can be produced again
 # Weights of this many images are held at once, 2 MB of float64: what is computed from them stays in a core's cache,
@@ -36,11 +36,6 @@ SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # ranges: of most numbers, and of t
 _MEANS_OVER_IMAGES = ("accuracy", "ece", "brier", "nll")
 # Digits of a number that are more than rounding errors: a perfect AUROC may come out as 1 - 1e-16.
 DIGITS = 12
-
-
-def unit_weights(images: Sized) -> np.ndarray:
-    """Every image once, shape (1, n): the weights of the test set itself."""
-    return np.ones((1, len(images)))
 
 
 def _draws(lesions: int, replicates: int, at_once: int) -> Iterator[np.ndarray]:
@@ -84,6 +79,12 @@ def replicate(statistic: Statistic, lesions: np.ndarray, replicates: int) -> dic
             for drawn in draws(len(names), replicates, at_once)
         ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def measure(statistic: Statistic, lesions: np.ndarray, replicates: int) -> tuple[dict, dict]:
+    """The numbers of the test set itself, of shape () or (k,), and of its replicates, as `replicate` gives them."""
+    values = {name: number for name, (number,) in statistic(unit_weights(lesions)).items()}
+    return values, replicate(statistic, lesions, replicates)
 
 
 def count_lesions(lesions: np.ndarray, is_positive: np.ndarray) -> tuple[int, int, int]:
@@ -176,9 +177,9 @@ def estimate(
         name that are not part of one. Both are None where there is no value; replicates without a value are left out of
         an interval.
     """
-    values, drawn = statistic(unit_weights(lesions)), replicate(statistic, np.asarray(lesions), replicates)
+    values, drawn = measure(statistic, lesions, replicates)
     numbers = {}
-    for name, (value,) in values.items():
+    for name, value in values.items():
         draws, count = combine(name, drawn[name]), effective(name)
         if is_mean_over_classes(name):
             draws, count = combine_classes(drawn[name], count)
@@ -189,11 +190,7 @@ def estimate(
 
 
 def describe(
-    value: np.ndarray,
-    drawn: np.ndarray,
-    confidence: float,
-    lesions: Lesions,
-    bounds: tuple[float, float] = SHARE,
+    value: np.ndarray, drawn: np.ndarray, confidence: float, lesions: Lesions, bounds: tuple[float, float] = SHARE
 ) -> dict | list[dict]:
     """A number, or k of them, with the interval that its replicates give: what `estimate` returns by name.
 
@@ -266,11 +263,6 @@ def score_interval(
     return np.minimum(low, value), np.maximum(high, value)  # not even a rounding error leaves the value outside
 
 
-def _tails(confidence: float) -> list[float]:
-    """The percentiles that bound an interval."""
-    return [50 * (1 - confidence), 50 * (1 + confidence)]
-
-
 def _interval_of_gaps(gaps: np.ndarray, drawn: np.ndarray, confidence: float) -> list[float]:
     """An interval of the sum of absolute gaps.
 
@@ -286,7 +278,6 @@ def _interval_of_gaps(gaps: np.ndarray, drawn: np.ndarray, confidence: float) ->
         confidence: as 0.95.
     """
     value, sums = np.abs(gaps).sum(), np.abs(drawn).sum(axis=1)
-    _, upper = np.percentile(sums, _tails(confidence))
-    _, by_chance = np.percentile(np.abs(drawn - gaps).sum(axis=1), _tails(confidence))
+    upper, by_chance = (np.quantile(part, (1 + confidence) / 2) for part in (sums, np.abs(drawn - gaps).sum(axis=1)))
     low = 0.0 if value <= by_chance else max(0.0, 2 * value - upper)
     return [float(low), float(value + upper - sums.mean())]

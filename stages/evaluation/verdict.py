@@ -18,8 +18,8 @@ from stages.evaluation.calibration import weighted_gaps
 from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import MIN_LESIONS
-from stages.evaluation.uncertainty import DIFFERENCE, combine, count_lesions, estimate, unit_weights
-from stages.evaluation.weighted import weighted_areas, weighted_rates
+from stages.evaluation.uncertainty import DIFFERENCE, combine, count_lesions, estimate
+from stages.evaluation.weighted import unit_weights, weighted_areas, weighted_rates
 from stages.files import DECIMALS
 from stages.reporting import ATTRIBUTES, PROMISES, number, rounded_percent
 from stages.reporting import estimate as with_interval

@@ -4,6 +4,8 @@ Everywhere `weights` is how often each image counts, at least 0, shape (replicat
 (replicates,), or (replicates, k) for k thresholds or bins, with NaN where a replicate has no such number.
 """
 
+from collections.abc import Sized
+
 import numpy as np
 
 from stages.dataset.taxonomy import Classes
@@ -12,6 +14,11 @@ from stages.evaluation.predictions import malignant_probability
 DECISION_METRICS = ("sensitivity", "specificity", "precision", "f1")  # of one class against the rest
 CLASS_METRICS = (*DECISION_METRICS, "auroc", "auprc")
 DECIDED = "decided_"  # before the name of a metric: by the lowest expected cost, not by the most probable class
+
+
+def unit_weights(images: Sized) -> np.ndarray:
+    """Every image once, shape (1, n): the weights of the test set itself."""
+    return np.ones((1, len(images)))
 
 
 def weighted_metrics(
@@ -185,6 +192,12 @@ def weighted_rates(
             "ppv": true_positives / (true_positives + false_positives),
             "npv": true_negatives / (true_negatives + false_negatives),
         }
+
+
+def weighted_rates_of(called: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`weighted_rates` of one decision, `called`, bool of shape (n,): each of shape (replicates,)."""
+    rates = weighted_rates(called, is_positive, np.array([True]), weights)
+    return {name: of_one[:, 0] for name, of_one in rates.items()}
 
 
 def weighted_sensitivity_at(

@@ -43,7 +43,7 @@ def compare_revisions(base: Revision, new: Revision, config: Config, *, ids: boo
         InputError: they were evaluated on different test images; says how these differ, and the parameters.
     """
     names, sides = (base.name, new.name), (base.predictions, new.predictions)
-    if problem := differences_of_test_sets(*sides, names, **({} if ids else {"examples": 0})):
+    if problem := differences_of_test_sets(*sides, names, ids=ids):
         raise InputError(
             f"{base.name} and {new.name} were evaluated on different test images and cannot be compared: {problem}; "
             + _why_test_sets_differ(base, new)

@@ -13,8 +13,8 @@ from stages.config import Config
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, diagnoses_of, numbers_of
 from stages.errors import InputError
-from stages.evaluation.assessment import assess
-from stages.evaluation.predictions import DECIDED, THRESHOLDS, Predictions, describe_classes, predictions_table
+from stages.evaluation.assessment import describe_evaluation
+from stages.evaluation.predictions import DECIDED, THRESHOLDS, Predictions, predictions_table
 from stages.experiments.revision import WORKSPACE, Revision, differing_parameters, list_experiments
 from stages.experiments.summary import group_revisions, without_repeats
 from stages.files import DECIMALS, PREPARED
@@ -199,12 +199,10 @@ def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predicti
     order = pd.Index(tested["image_id"]).get_indexer(pd.Index(images["image_id"]))
     calibration = _typical([fold.calibration for fold in folds])
     predictions = Predictions(tested.iloc[order].reset_index(drop=True), classes, calibration.costs)
-    return predictions, {
-        **describe_classes(classes, store.taxonomy),
-        "confidence": settings.confidence,
-        "bootstrap_replicates": settings.bootstrap_replicates,
-        "calibration": described(calibration),
-        "folds": [
+    judged = predictions, np.concatenate(raw)[order], images, store.taxonomy, calibration, settings
+    return predictions, describe_evaluation(
+        *judged,
+        folds=[
             {
                 "test_fold": fold.number,
                 "revision": fold.revision.commit or fold.revision.name,
@@ -212,11 +210,8 @@ def pool(folds: list[Fold], store: PixelStore, config: Config) -> tuple[Predicti
             }
             for fold in folds
         ],
-        "val": None,
-        "test": assess(predictions, np.concatenate(raw)[order], images, calibration, settings),
-        "baselines": None,
-        "leakage": _leakage([fold.leakage for fold in folds if fold.leakage]),
-    }
+        leakage=_leakage([fold.leakage for fold in folds if fold.leakage]),
+    )
 
 
 def images_of(predictions: Predictions, store: PixelStore) -> pd.DataFrame:

@@ -8,12 +8,8 @@ from typing import Any
 
 from stages.errors import InputError, one_line
 
-QUEUED, RUNNING, SUCCESS, FAILED = (
-    "Queued",
-    "Running",
-    "Success",
-    "Failed",
-)  # experiments, as `dvc queue status` has them
+# Experiments, as `dvc queue status` has them.
+QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 
 
 def run_git(*arguments: str, **options: Any) -> str:
@@ -38,14 +34,9 @@ def run_dvc(*arguments: str, **options: Any) -> str:
 def _printed_by(command: list[str], **options: Any) -> str:
     # In a session of its own: Ctrl-C is for the command, which then ends all in order.
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True} | options
-    streams = {
-        "stdin": subprocess.DEVNULL,
-        "env": environment_of_programs(),
-        "encoding": "utf-8",
-        "errors": "surrogateescape",
-    }
+    options |= {"stdin": subprocess.DEVNULL, "env": environment_of_programs()}
     try:
-        done = subprocess.run(command, check=False, **streams, **options)  # noqa: S603
+        done = subprocess.run(command, check=False, encoding="utf-8", errors="surrogateescape", **options)  # noqa: S603
     except FileNotFoundError as error:
         raise InputError(f"there is no {error.filename} here; install it") from None
     if done.returncode:

@@ -1,7 +1,5 @@
 """What changed between two revisions as one page of Markdown with pictures, for a pull request."""
 
-from collections import Counter
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,7 +9,8 @@ from stages.evaluation.weighted import DECIDED
 from stages.experiments.comparison import compare_revisions, render_comparison, short_name, warn_of_stale_results
 from stages.experiments.programs import run_git
 from stages.experiments.revision import PooledRun, Revision, differing_parameters, environment_differences
-from stages.figures.revisions import draw_confusion, draw_curves
+from stages.figures.confusion import draw_changed_confusion
+from stages.figures.revisions import draw_curves
 from stages.reporting import METRICS, MISSING, code, estimate, markdown_table, shortened, signed
 
 COSTS = {"training_seconds": "training [s]", "training_images_per_second": "training speed [images/s]"}
@@ -35,7 +34,7 @@ def draw_pictures(base: Revision, new: Revision) -> dict[str, Figure]:
     matrices = [side.curves["confusion_matrix"] for side in (base, new) if "confusion_matrix" in side.curves]
     classes = new.details.get("classes")
     if len(matrices) == 2 and classes and classes == base.details.get("classes"):
-        figures["confusion_matrix"] = draw_confusion(matrices[0], matrices[1], classes)
+        figures["confusion_matrix"] = draw_changed_confusion(matrices[0], matrices[1], classes)
     return figures
 
 
@@ -141,20 +140,21 @@ def _data(base: Revision, new: Revision, names: list[str]) -> str:
 
 def _changed_images(base: pd.DataFrame, new: pd.DataFrame, names: list[str]) -> str:
     """Which images of the two manifests differ, by diagnosis."""
-    before, after = (dict(zip(table["image_id"], table["dx"])) for table in (base, new))
-    relabelled = sum(before[image] != after[image] for image in before.keys() & after.keys())
-    if before.keys() == after.keys() and not relabelled:
+    before, after = (table.set_index("image_id")["dx"] for table in (base, new))
+    shared = before.index.intersection(after.index)
+    relabelled, added, removed = (before[shared] != after[shared]).sum(), after.drop(shared), before.drop(shared)
+    if not relabelled and added.empty and removed.empty:
         return f"The same {len(new)} images of {new['lesion_id'].nunique()} lesions, with the same diagnoses."
-    added, removed = after.keys() - before.keys(), before.keys() - after.keys()
     old, young = set(base["lesion_id"]), set(new["lesion_id"])
+    tables = before, after, added, removed
     rows = [
-        ["images", *map(str, map(len, (before, after, added, removed)))],
-        ["lesions", *map(str, map(len, (old, young, young - old, old - young)))],
+        ["images", *(str(len(table)) for table in tables)],
+        ["lesions", *(str(len(lesions)) for lesions in (old, young, young - old, old - young))],
+        *(
+            [f"images of {code(diagnosis)}", *(str((table == diagnosis).sum()) for table in tables)]
+            for diagnosis in sorted({*before, *after})
+        ),
     ]
-    here = Counter(before.values()), Counter(after.values())
-    came, went = Counter(after[image] for image in added), Counter(before[image] for image in removed)
-    for diagnosis in sorted(here[0] | here[1]):
-        rows.append([f"images of {code(diagnosis)}", *(str(count[diagnosis]) for count in (*here, came, went))])
     table = markdown_table([["", *names, "added", "removed"], *rows])
     return table + (f"\n\n{relabelled} images that are in both have another diagnosis now." if relabelled else "")
 

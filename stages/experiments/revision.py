@@ -20,6 +20,7 @@ from dvc.repo import Repo
 from dvc.scm import RevError, SCMError, resolve_rev
 from typing_extensions import TypedDict
 
+from stages import files
 from stages.checks import Flag, Float, Whole, checked
 from stages.classifier.calibration import Costs
 from stages.config import PARAMS, Config, load_config, parse_yaml
@@ -30,22 +31,6 @@ from stages.evaluation.metrics import headline_numbers
 from stages.evaluation.predictions import Predictions, read_predictions
 from stages.experiments.programs import run_dvc, run_git
 from stages.experiments.staleness import open_repository, stale_stages
-from stages.files import (
-    DETAILS,
-    ENVIRONMENT,
-    EVALUATION,
-    MODEL_WEIGHTS,
-    PLOTS,
-    PREDICTIONS,
-    PREPARED,
-    PUBLISHED,
-    SPLIT_METRICS,
-    TABLES,
-    TRAINING_METRICS,
-    md5_of,
-    read_csv,
-    read_json,
-)
 
 T = TypeVar("T")
 WORKSPACE = "workspace"
@@ -165,12 +150,14 @@ class Revision:
         """The MD5 of each file below a folder by its path, or of the file at `path`; empty where not available."""
         if self._files is None:
             root = self._folder / path
-            files = [root] * root.is_file() + [file for file in root.rglob("*") if file.is_file()]
-            return {file.relative_to(self._folder).as_posix(): md5_of(file.read_bytes()) for file in files}
+            found = [root] * root.is_file() + [file for file in root.rglob("*") if file.is_file()]
+            return {file.relative_to(self._folder).as_posix(): files.md5_of(file.read_bytes()) for file in found}
         try:
             # DVC knows the hashes of what it keeps; what Git has is read.
-            files = self._files.find(path, detail=True)
-            return {name: about.get("md5") or md5_of(self._files.read_bytes(name)) for name, about in files.items()}
+            found = self._files.find(path, detail=True)
+            return {
+                name: about.get("md5") or files.md5_of(self._files.read_bytes(name)) for name, about in found.items()
+            }
         except Exception:  # the list of the folder's files is not available
             return {}
 
@@ -182,10 +169,7 @@ class Revision:
     def evaluated(self) -> Predictions:
         """The predictions of the validation and test images."""
         taxonomy, costs = self.details.get("taxonomy"), self.details.get("calibration", {}).get("costs")
-        predictions = self._load(PUBLISHED[PREDICTIONS], lambda file: read_predictions(file, taxonomy, costs))
-        if predictions is None:
-            raise self.lacks(PUBLISHED[PREDICTIONS])
-        return predictions
+        return self._required(files.PUBLISHED[files.PREDICTIONS], lambda file: read_predictions(file, taxonomy, costs))
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -195,10 +179,7 @@ class Revision:
     @cached_property
     def results(self) -> dict[str, Any]:
         """All of metrics/details.json, which must be as this commit's code writes it."""
-        results = self._load(PUBLISHED[DETAILS], read_details)
-        if results is None:
-            raise self.lacks(PUBLISHED[DETAILS])
-        return results
+        return self._required(files.PUBLISHED[files.DETAILS], read_details)
 
     @cached_property
     def threshold(self) -> float | None:
@@ -209,23 +190,23 @@ class Revision:
     def images(self) -> pd.DataFrame | None:
         """The manifest; None where it is not available."""
         try:
-            self.read(PREPARED / MANIFEST)
+            self.read(files.PREPARED / MANIFEST)
         except InputError:
             return None
-        return self._load(PREPARED / MANIFEST, lambda file: read_csv(file, MANIFEST_COLUMNS))
+        return self._load(files.PREPARED / MANIFEST, lambda file: files.read_csv(file, MANIFEST_COLUMNS))
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
         """Those of `CURVES` that there are."""
 
         def read(file: Path) -> pd.DataFrame:
-            table = read_csv(file, CURVES[file.stem]).filter(CURVES[file.stem])
+            table = files.read_csv(file, CURVES[file.stem]).filter(CURVES[file.stem])
             try:
                 return table if file.stem == "confusion_matrix" else table.astype(float)
             except ValueError as error:
                 raise regenerate(f"{file}: {one_line(error)}") from None
 
-        tables = {name: self._load(PLOTS / f"{name}.csv", read) for name in CURVES}
+        tables = {name: self._load(files.PLOTS / f"{name}.csv", read) for name in CURVES}
         return {name: table for name, table in tables.items() if table is not None}
 
     @cached_property
@@ -238,10 +219,7 @@ class Revision:
     @cached_property
     def config(self) -> Config:
         """params.yaml as this commit's code reads it."""
-        config = self._load(PARAMS, load_config)
-        if config is None:
-            raise self.lacks(PARAMS)
-        return config
+        return self._required(PARAMS, load_config)
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -269,18 +247,18 @@ class Revision:
     @cached_property
     def metrics(self) -> dict[str, float | None]:
         """metrics/evaluation.json; as all that follow, it is empty if there is no such file."""
-        return self._json(EVALUATION, dict[str, Float | None])
+        return self._json(files.EVALUATION, dict[str, Float | None])
 
     @cached_property
     def val_loss(self) -> float | None:
         """The validation loss that `training.monitor` names, of the kept epoch (of an ensemble's first network)."""
-        val = self._json(PUBLISHED[TRAINING_METRICS] / "metrics.json", _TrainingSummary).get("val", {})
+        val = self._json(files.PUBLISHED[files.TRAINING_METRICS] / "metrics.json", _TrainingSummary).get("val", {})
         return val.get(str(self.parameters.get("training.monitor")).removeprefix("val_"))
 
     @cached_property
     def details(self) -> dict[str, Any]:
         """`calibration`, `classes`, `taxonomy`, `confidence` and metrics of metrics/details.json."""
-        return self._json(PUBLISHED[DETAILS], _Details)
+        return self._json(files.PUBLISHED[files.DETAILS], _Details)
 
     @cached_property
     def estimates(self) -> dict[str, dict[str, Any]]:
@@ -302,13 +280,13 @@ class Revision:
     @cached_property
     def splits(self) -> dict[str, dict[str, Any]]:
         """The counts of images and lesions in metrics/split.json, by split."""
-        return self._json(PUBLISHED[SPLIT_METRICS], _Splits)
+        return self._json(files.PUBLISHED[files.SPLIT_METRICS], _Splits)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """metrics/environment.json; empty where it tells of other weights than this revision's."""
-        environment = self._json(ENVIRONMENT, dict[str, str | Flag | Whole | Float | None])
-        made = self.outputs.get(MODEL_WEIGHTS.as_posix()), None
+        environment = self._json(files.ENVIRONMENT, dict[str, str | Flag | Whole | Float | None])
+        made = self.outputs.get(files.MODEL_WEIGHTS.as_posix()), None
         return environment if environment.get("weights_md5") in made else {}
 
     def _unavailable(self, path: Path, error: Exception) -> InputError:
@@ -332,8 +310,13 @@ class Revision:
             except InputError as error:
                 raise InputError(str(error).replace(str(file), f"{self.name}:{path.as_posix()}")) from None
 
+    def _required(self, path: Path, reader: Callable[[Path], T]) -> T:
+        if (content := self._load(path, reader)) is None:
+            raise self.lacks(path)
+        return content
+
     def _json(self, path: Path, kind: Any) -> Any:
-        return self._load(path, lambda file: read_json(file, kind)) or {}
+        return self._load(path, lambda file: files.read_json(file, kind)) or {}
 
     def _yaml(self, path: Path, kind: Any) -> Any:
         try:
@@ -358,16 +341,16 @@ class PooledRun(Revision):
 
     def read(self, path: Path) -> bytes | None:
         """The content of a file, where `pool` has written it; the images are those of the workspace."""
-        if path == PREPARED / MANIFEST:
+        if path == files.PREPARED / MANIFEST:
             return path.read_bytes() if path.is_file() else None
-        inside = Path("plots", TABLES.name, path.name) if path.parent == PLOTS else Path(path.name)
+        inside = Path("plots", files.TABLES.name, path.name) if path.parent == files.PLOTS else Path(path.name)
         return super().read(inside)
 
 
 def find_revision(name: str) -> Revision:
     """The revision of this name, or what `python -m stages pool` wrote to the folder of this name."""
     # Not by `Path`, which fails where a name is too long for a file.
-    is_pooled = all(os.path.isfile(f"{name}/{file.name}") for file in (PREDICTIONS, DETAILS, PARAMS))  # noqa: PTH113
+    is_pooled = all(os.path.isfile(f"{name}/{file.name}") for file in (files.PREDICTIONS, files.DETAILS, PARAMS))  # noqa: PTH113
     return PooledRun(Path(name)) if is_pooled else Revision(name)
 
 

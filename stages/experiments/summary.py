@@ -10,6 +10,7 @@ from stages.experiments.revision import Revision, differing_parameters
 from stages.reporting import LOWER_IS_BETTER, METRICS, MISSING, escape_markdown, markdown_table, number, percent
 
 OVER = ("split.test_fold", "training.seed")
+CONFIDENCE = 0.95  # of the intervals
 _COLUMNS = 2  # of a table that fits a terminal of 100
 REMARK = (
     "Where {} varies, the runs that share a value of it count as one, by their mean. Folds share training images and "
@@ -49,16 +50,12 @@ def independent_values(group: list[Revision], over: tuple[str, ...], metric: str
     return [float(np.mean(of)) for of in values.values()]
 
 
-def render_summary(
-    revisions: list[Revision], over: tuple[str, ...], metrics: list[str] | None = None, confidence: float = 0.95
-) -> str:
+def render_summary(revisions: list[Revision], over: tuple[str, ...]) -> str:
     """A column for each group of runs that differ in nothing but `over`, a row for each metric.
 
     Args:
         revisions: each with metrics.
         over: the parameters that are averaged over.
-        metrics: which; None: all that there are.
-        confidence: of the intervals.
     """
     groups = [without_repeats(group, over) for group in group_revisions(revisions, over)]
     kept = [group for group, _ in groups]
@@ -71,33 +68,31 @@ def render_summary(
     ]
     there = {name for revision in revisions for name in revision.metrics}
     rows = []
-    for name in metrics or [name for name in METRICS if name in there]:
+    for name in (name for name in METRICS if name in there):
         values = [independent_values(group, over, name) for group in kept]
         best = _best(name, values)
-        cells = [_cell(each, confidence) for each in values]
+        cells = [_cell(each) for each in values]
         rows.append([METRICS[name].title, *(f"**{cell}**" if at in best else cell for at, cell in enumerate(cells))])
-    corner = f"mean ± SD ({percent(confidence)} interval)"
+    corner = f"mean ± SD ({percent(CONFIDENCE)} interval)"
+    several = len(heads) > 1
+    letters = [chr(ord("A") + at) if at < 26 else str(at + 1) for at in range(len(heads))]
     remarks = []
-    for head, (group, repeated) in zip(heads, groups):
+    for letter, head, (group, repeated) in zip(letters, heads, groups):
         runs = ", ".join(f"{revision.name}: {_values(revision, over)}" for revision in group)
         again = f"; not counted, as they repeat others: {', '.join(repeated)}" if repeated else ""
         count = f"{len(group)} {'run' if len(group) == 1 else 'runs'}"
-        remarks.append(f"- {escape_markdown(f'{head}: {count} ({runs}){again}')}.")
+        mark = f"**{letter}** " if several else ""
+        remarks.append(f"- {mark}{escape_markdown(f'{head}: {count} ({runs}){again}')}.")
+    if several:
+        remarks.append("- Bold: the best mean of a row. The test fold is not there to choose by.")
     remarks.append(f"- Intervals: Student's t over runs. {REMARK.format(over[0])}")
-    letters = [chr(ord("A") + at) if at < 26 else str(at + 1) for at in range(len(heads))]
-    if len(heads) > 1:
-        remarks = [f"- **{letter}** {remark.removeprefix('- ')}" for letter, remark in zip(letters, remarks)] + remarks[
-            -1:
-        ]
-    columns = letters if len(heads) > 1 else [escape_markdown(head) for head in heads]
+    columns = letters if several else [escape_markdown(head) for head in heads]
     tables = [
         markdown_table(
             [[corner, *columns[at : at + _COLUMNS]], *([row[0], *row[at + 1 : at + 1 + _COLUMNS]] for row in rows)]
         )
         for at in range(0, len(columns), _COLUMNS)
     ]
-    if len(heads) > 1:
-        remarks.insert(len(heads), "- Bold: the best mean of a row. The test fold is not there to choose by.")
     return "\n\n".join([*tables, "\n".join(remarks), ""]).rstrip("\n") + "\n"
 
 
@@ -110,7 +105,7 @@ def _best(name: str, values: list[list[float]]) -> list[int]:
     return [at for at, mean in means.items() if mean == best]
 
 
-def _cell(values: list[float], confidence: float) -> str:
+def _cell(values: list[float]) -> str:
     if not values:
         return MISSING
     mean = np.mean(values)
@@ -118,7 +113,7 @@ def _cell(values: list[float], confidence: float) -> str:
         return f"{mean:.3f}"
     # mean ± t(n − 1)·s/√n
     deviation = np.std(values, ddof=1)
-    half = t.ppf((1 + confidence) / 2, len(values) - 1) * deviation / len(values) ** 0.5
+    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * deviation / len(values) ** 0.5
     return f"{mean:.3f} ± {deviation:.3f} ({number(mean - half)} to {number(mean + half)})"
 
 

@@ -28,16 +28,16 @@ def reliability_table(details: dict) -> pd.DataFrame:
 
 
 def _bins(bins: list[dict]) -> pd.DataFrame:
-    lower, upper = zip(*(one["observed"]["interval"] for one in bins))
-    return pd.DataFrame(
+    rows = [
         {
-            "predicted": [one["predicted"] for one in bins],
-            "observed": [one["observed"]["value"] for one in bins],
-            "lower": lower,
-            "upper": upper,
-            "images": pd.array([one["images"] for one in bins], "Int64"),  # stays whole beside an empty field
+            "predicted": one["predicted"],
+            "observed": one["observed"]["value"],
+            **dict(zip(("lower", "upper"), one["observed"]["interval"])),
+            "images": one["images"],
         }
-    )
+        for one in bins
+    ]
+    return pd.DataFrame(rows).astype({"images": "Int64"})  # stays whole beside an empty field
 
 
 def draw_reliability(predictions: Predictions, details: dict, bins: pd.DataFrame) -> Figure:

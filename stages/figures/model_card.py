@@ -185,13 +185,8 @@ def _characteristics(
         yield f"diagnosis: {dx}", [_share(part["dx"] == dx) for part in parts]
     yield "age in years: median (quartiles)", [_quartiles(part["age"]) for part in parts]
     yield "age: missing", [_share(part["age"].isna()) for part in parts]
-    for column, most in (
-        ("sex", None),
-        ("localization", _MOST_LOCALIZATIONS),
-        ("dataset", None),
-        ("dx_type", None),
-        ("skin_type", None),
-    ):
+    for column in ("sex", "localization", "dataset", "dx_type", "skin_type"):
+        most = _MOST_LOCALIZATIONS if column == "localization" else None
         names = most_frequent_first(images[column]) if column in images else []
         if column == "dataset" and len(names) == 1:
             continue

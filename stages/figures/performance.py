@@ -3,35 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.evaluation.curves import precision_recall_table, roc_table
-from stages.evaluation.metrics import effective_lesions_of
+from stages.evaluation.metrics import of_malignancy
 from stages.evaluation.predictions import Predictions
-from stages.evaluation.uncertainty import estimate
-from stages.evaluation.weighted import weighted_areas
-from stages.figures.style import (
-    BAND,
-    BLACK,
-    BLUE,
-    GREY,
-    MIN_SHARE,
-    MOST_COUNTED,
-    PALETTE,
-    SMALL,
-    WIDTH,
-    describe,
-    frame_matrix,
-    matrix_height,
-    new_figure,
-    say,
-)
-from stages.reporting import estimate as with_interval
-from stages.reporting import number, percent, rounded_percent
+from stages.figures.style import BAND, BLACK, BLUE, GREY, PALETTE, SMALL, WIDTH, describe, new_figure, say
+from stages.reporting import estimate, number, percent
 
 _SQUARE = 6.4  # inches, the height of axes as wide as the figure
 _PANELS, _PANEL = 3, 1.9  # small axes in a row, and the height of one in inches
@@ -46,19 +26,9 @@ def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Fi
         details: what metrics/details.json holds of them, as in all pictures.
         curve: what `roc_with_band` gives for them.
     """
-
-    def draw_diagnosis(axes: Axes, truth: np.ndarray, score: np.ndarray, **style: Any) -> None:
-        drawn = roc_table(truth, score)
-        if len(drawn):
-            axes.plot(drawn["fpr"], drawn["tpr"], **style)
-
-    metrics, point = details["test"]["metrics"], details["test"]["operating_points"]["target_sensitivity"]
-    figure, axes = _draw_diagnoses(predictions, details, "auroc", draw_diagnosis)
+    point = details["test"]["operating_points"]["target_sensitivity"]
+    figure, axes = _draw_curves(predictions, details, "auroc", curve, roc_table, plot_roc)
     if len(curve):
-        style = _malignant_style(predictions)
-        area = with_interval(metrics["auroc" if "auroc" in metrics else "malignant_auroc"])
-        axes.plot(curve["fpr"], curve["tpr"], label=f"malignant {area}", **style)
-        axes.fill_between(curve["fpr"], curve["lower"], curve["upper"], color=style["color"], **BAND)
         axes.plot(
             1 - point["specificity"]["value"], point["sensitivity"]["value"], "D", color=BLACK, markersize=8,
             markerfacecolor="white", markeredgewidth=2, label=f"decision threshold {point['threshold']:.3g}",
@@ -78,18 +48,8 @@ def draw_precision_recall(predictions: Predictions, details: dict, curve: pd.Dat
         details: see `draw_roc`.
         curve: what `precision_recall_with_band` gives for them.
     """
-
-    def draw_diagnosis(axes: Axes, truth: np.ndarray, score: np.ndarray, **style: Any) -> None:
-        drawn = precision_recall_table(truth, score)
-        if len(drawn):
-            _draw_steps(axes, drawn, **style)
-
-    figure, axes = _draw_diagnoses(predictions, details, "auprc", draw_diagnosis)
+    figure, axes = _draw_curves(predictions, details, "auprc", curve, precision_recall_table, plot_precision_recall)
     if len(curve):
-        style = _malignant_style(predictions)
-        _draw_steps(axes, curve, label=f"malignant {with_interval(_auprc(predictions, details))}", **style)
-        band = curve["recall"], curve["lower"], curve["upper"]
-        axes.fill_between(*band, step="pre", color=style["color"], **BAND)
         axes.axhline(predictions.is_malignant.mean(), color=GREY, linestyle=":", linewidth=1.5)
     axes.set(xlabel="sensitivity (recall)", ylabel="precision (PPV)")
     _finish(predictions, axes, "AUPRC", "no image is malignant")
@@ -100,8 +60,27 @@ def draw_precision_recall(predictions: Predictions, details: dict, curve: pd.Dat
     return figure
 
 
-def _draw_diagnoses(predictions: Predictions, details: dict, area: str, draw: Callable) -> tuple[Figure, Axes]:
-    """A figure with the curve of each diagnosis, and its axes for that of malignancy.
+def plot_roc(axes: Axes, curve: pd.DataFrame, **style: Any) -> None:
+    """What `roc_table` gives, with its band if it has one."""
+    axes.plot(curve["fpr"], curve["tpr"], **style)
+    if "lower" in curve:
+        axes.fill_between(curve["fpr"], curve["lower"], curve["upper"], color=style["color"], **BAND)
+
+
+def plot_precision_recall(axes: Axes, curve: pd.DataFrame, **style: Any) -> None:
+    """What `precision_recall_table` gives, with its band if it has one."""
+    # Average precision is the step-wise sum of the first point of each sensitivity: the curve above that very area.
+    corners = curve.drop_duplicates("recall")
+    axes.step(corners["recall"], corners["precision"], where="pre", **style)
+    if "lower" in curve:
+        band = curve["recall"], curve["lower"], curve["upper"]
+        axes.fill_between(*band, step="pre", color=style["color"], **BAND)
+
+
+def _draw_curves(
+    predictions: Predictions, details: dict, area: str, curve: pd.DataFrame, table: Callable, plot: Callable
+) -> tuple[Figure, Axes]:
+    """A figure with the curves of each diagnosis and of malignancy, and the axes of the latter.
 
     Curves of a few diagnoses are in the same axes; more, which nobody could tell apart there, have small ones below.
 
@@ -109,7 +88,9 @@ def _draw_diagnoses(predictions: Predictions, details: dict, area: str, draw: Ca
         predictions: of the evaluated images.
         details: what metrics/details.json holds of them.
         area: the metric in `details` that belongs to the curve.
-        draw: draws one curve into axes, given truth, score and how the line looks.
+        curve: that of malignancy.
+        table: gives the curve of a diagnosis from truth and score.
+        plot: draws a curve into axes.
     """
     names = predictions.classes.names if predictions.classes.are_diagnoses else ()
     if _has_panels(predictions):
@@ -136,32 +117,17 @@ def _draw_diagnoses(predictions: Predictions, details: dict, area: str, draw: Ca
             style |= {"color": PALETTE[index], "label": f"{name} {value} (n = {truth.sum()})"}
         else:
             panel.set_title(f"{name}\n{value} (n = {truth.sum()})", fontsize=SMALL)
-        draw(panel, truth, predictions.probabilities[:, index], **style)
+        if len(drawn := table(truth, predictions.probabilities[:, index])):
+            plot(panel, drawn, **style)
+    if len(curve):
+        alone = _has_panels(predictions) or not names
+        style = {"color": BLUE} if alone else {"color": BLACK, "linewidth": 2.5}
+        plot(axes, curve, label=f"malignant {estimate(of_malignancy(details['test'])[area])}", **style)
     return figure, axes
 
 
 def _has_panels(predictions: Predictions) -> bool:
     return len(predictions.classes.names) > len(PALETTE)
-
-
-def _draw_steps(axes: Axes, curve: pd.DataFrame, **style: Any) -> None:
-    # Average precision is the step-wise sum of the first point of each sensitivity: the curve above that very area.
-    corners = curve.drop_duplicates("recall")
-    axes.step(corners["recall"], corners["precision"], where="pre", **style)
-
-
-def _malignant_style(predictions: Predictions) -> dict:
-    alone = _has_panels(predictions) or not predictions.classes.are_diagnoses
-    return {"color": BLUE} if alone else {"color": BLACK, "linewidth": 2.5}
-
-
-def _auprc(predictions: Predictions, details: dict) -> dict:
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        _, auprc = weighted_areas(predictions.malignant_probability, predictions.is_malignant, weights)
-        return {"auprc": auprc}
-
-    settings = predictions.lesions, details["bootstrap_replicates"], details["confidence"]
-    return estimate(statistic, *settings, effective_lesions_of(predictions))["auprc"]
 
 
 def _finish(predictions: Predictions, axes: Axes, area: str, nothing: str) -> None:
@@ -180,48 +146,3 @@ def _explained(predictions: Predictions, details: dict) -> str:
         return band
     small = " Small: each diagnosis against the rest, on axes from 0 to 1." if _has_panels(predictions) else ""
     return f"{band}{small} Solid: malignant diagnoses; dashed: benign ones."
-
-
-def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
-    """Counts and shares of each true class: by the class decided for, and of malignancy at the decision threshold.
-
-    Of many classes the first has shares alone; the report has a table of the counts.
-    """
-    classes, threshold = predictions.classes, details["calibration"]["threshold"]
-    called = predictions.called_malignant(threshold).astype(int)
-    if not classes.are_diagnoses:
-        figure, (first, second) = new_figure(3.3, columns=2, sharey=True)
-    else:
-        height = max(6.4, matrix_height(classes.names))
-        figure, (first, second) = new_figure(height + 2.9, rows=2, height_ratios=[height / 2.9, 1])
-    _draw_matrix(second, predictions.is_malignant.astype(int), called, BENIGN_OR_MALIGNANT.names)
-    second.set_title(f"malignant at or above {threshold:.3g}")
-    _draw_matrix(first, predictions.labels, predictions.predicted, classes.names)
-    first.set_title(predictions.decision)
-    if not classes.are_diagnoses:
-        second.set_ylabel("")
-    explained = "Each cell: images, and their share of the row, which is a true class."
-    if len(classes.names) > MOST_COUNTED:
-        explained += f" Of diagnoses shares from {MIN_SHARE:.0%} on, in percent; the report has the numbers of images."
-    describe(figure, "Confusion matrix", predictions, explained)
-    return figure
-
-
-def _draw_matrix(axes: Axes, labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> None:
-    counts = np.zeros((len(classes), len(classes)), int)
-    np.add.at(counts, (labels, predicted), 1)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    many = len(classes) > MOST_COUNTED
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto" if many else None)
-    for row, column in np.ndindex(*counts.shape):
-        text = f"{counts[row, column]}\n{rounded_percent(share[row, column])}"
-        if many:
-            text = f"{100 * share[row, column]:.0f}" if share[row, column] >= MIN_SHARE else ""
-        axes.text(
-            column, row, text, fontsize=SMALL,
-            ha="center", va="center", color="white" if share[row, column] > 0.5 else "black",
-        )  # fmt: skip
-    frame_matrix(axes, classes)
-    if many:
-        return
-    axes.set_yticks(range(len(classes)), [f"{name}\nn = {total}" for name, total in zip(classes, counts.sum(axis=1))])

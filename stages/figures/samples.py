@@ -1,4 +1,4 @@
-"""Pictures of images with what was predicted for them."""
+"""Pictures of images: what was predicted for them, and what augmentation made of them."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,6 +46,26 @@ def draw_mistakes(predictions: Predictions, store: PixelStore) -> Figure:
         figure, "The most confident mistakes", predictions,
         f"{wrong} mistakes in all, of which at most one of a lesion is shown.",
     )  # fmt: skip
+    return figure
+
+
+def draw_augmentation(examples: np.ndarray) -> Figure:
+    """Training images beside what augmentation made of each: what the network saw.
+
+    Args:
+        examples: uint8, shape (images, 1 + versions, size, size, 3), the image itself first.
+    """
+    images, columns = examples.shape[:2]
+    side, heading = side_of(columns), 0.3  # inches
+    figure, axes = new_canvas(heading + images * (side + GAP))
+    axes.text(GAP, heading - 0.06, "image", va="bottom")
+    if columns > 1:
+        axes.text(2 * GAP + side, heading - 0.06, "augmented", va="bottom")
+    for line, row in enumerate(examples):
+        for column, pixels in enumerate(row):
+            show(axes, pixels, GAP + column * (side + GAP), heading + line * (side + GAP), side)
+    versions = f"each {columns - 1} times, drawn anew in every epoch" if columns > 1 else "data.augment is false"
+    describe(figure, "What the network is trained on", f"n = {images} of the training images, {versions}.")
     return figure
 
 

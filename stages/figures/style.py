@@ -4,7 +4,6 @@ import io
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ BAND = {"alpha": 0.2, "linewidth": 0}  # of an interval around a line
 WIDTH = 6.0  # inches
 SMALL = 10.5  # points
 GAP = 0.1  # inches between images
-MOST_COUNTED = 7  # classes whose confusion matrix has room for numbers of images
-MIN_SHARE = 0.05  # of a row, which a matrix of more classes writes down
-_MATRIX_ROW = 0.22  # inches
-_LETTER = 0.09  # inches
-_LETTERS_BELOW = 42  # that fit side by side below a matrix
-_MOST_NAMED = 24  # columns; of more only the rows, which have the same order, are named
 _LEFT = 0.02  # of the width
 _TITLE = 0.36  # inches
 _CAPTION_LINE = 0.19  # inches
@@ -95,24 +88,6 @@ def side_of(columns: int) -> float:
 def show(axes: Axes, image: np.ndarray, left: float, top: float, side: float) -> None:
     """Draw an image (height, width, 3) as a square with sides of `side` inches on a canvas."""
     axes.imshow(image, extent=(left, left + side, top + side, top), aspect="auto")
-
-
-def matrix_height(classes: Sequence[str]) -> float:
-    """The height in inches of a confusion matrix of many classes, with the names below it."""
-    return _MATRIX_ROW * len(classes) + _LETTER * max(map(len, classes)) + 1
-
-
-def frame_matrix(axes: Axes, classes: Sequence[str]) -> None:
-    """Make axes those of a confusion matrix: a row for each true class, a column for each predicted one."""
-    wide = len(classes) * max(map(len, classes)) > _LETTERS_BELOW
-    axes.set_xticks(range(len(classes)), classes, rotation=90 if wide else 0)
-    if len(classes) > _MOST_NAMED:
-        axes.set_xticks([])
-    axes.set_yticks(range(len(classes)), classes)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set(xlabel="predicted", ylabel="true")
 
 
 def describe(figure: Figure, title: str, *paragraphs: str | Predictions) -> None:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from stages.evaluation.metrics import of_malignancy
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
 from stages.figures.style import BLACK, BLUE, GREY, SMALL, describe, new_figure
@@ -54,9 +55,10 @@ def draw_subgroups(predictions: Predictions, details: dict, groups: pd.DataFrame
         groups: what `flat_subgroups` gives.
     """
     names, lines = _lay_out(predictions, groups)
+    overall = of_malignancy(details["test"]) | details["test"]["operating_points"]["target_sensitivity"]
     figure, panels = new_figure(1.3 + _ROW * len(names), columns=len(METRICS), sharey=True)
     for axes, metric in zip(panels, METRICS):
-        _draw_panel(axes, groups, lines, metric, _overall(details["test"], metric))
+        _draw_panel(axes, groups, lines, metric, overall[metric])
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     panels[0].set_yticks(range(len(names)), names)
     headings = set(range(1, len(names))) - set(lines)
@@ -85,12 +87,6 @@ def _lay_out(predictions: Predictions, groups: pd.DataFrame) -> tuple[list[str],
 
 def _name(group: str, malignant: int, benign: int) -> str:
     return f"{group}  {malignant} + {benign}"
-
-
-def _overall(test: dict, metric: str) -> dict:
-    if metric == "auroc":
-        return test["metrics"]["auroc" if "auroc" in test["metrics"] else "malignant_auroc"]
-    return test["operating_points"]["target_sensitivity"][metric]
 
 
 def _draw_panel(axes: Axes, groups: pd.DataFrame, lines: list[int], metric: str, overall: dict) -> None:

@@ -1,23 +1,10 @@
-"""Pictures of the course of training, and of what the network saw in it."""
+"""The picture of the course of training."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stages.figures.style import (
-    BLUE,
-    GAP,
-    GREEN,
-    GREY,
-    ORANGE,
-    VERMILION,
-    describe,
-    new_canvas,
-    new_figure,
-    show,
-    side_of,
-)
+from stages.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, describe, new_figure
 
 
 def draw_training_curves(history: pd.DataFrame, details: dict, description: dict) -> Figure:
@@ -52,24 +39,4 @@ def draw_training_curves(history: pd.DataFrame, details: dict, description: dict
         figure, f"Training: epoch {kept} of {len(history)} was kept{which}",
         f"{f'Validation images: fold {folds[0]}' if folds else count}. Dotted: the best epoch on them.",
     )  # fmt: skip
-    return figure
-
-
-def draw_augmentation(examples: np.ndarray) -> Figure:
-    """Training images beside what augmentation made of each: what the network saw.
-
-    Args:
-        examples: uint8, shape (images, 1 + versions, size, size, 3), the image itself first.
-    """
-    images, columns = examples.shape[:2]
-    side, heading = side_of(columns), 0.3  # inches
-    figure, axes = new_canvas(heading + images * (side + GAP))
-    axes.text(GAP, heading - 0.06, "image", va="bottom")
-    if columns > 1:
-        axes.text(2 * GAP + side, heading - 0.06, "augmented", va="bottom")
-    for line, row in enumerate(examples):
-        for column, pixels in enumerate(row):
-            show(axes, pixels, GAP + column * (side + GAP), heading + line * (side + GAP), side)
-    versions = f"each {columns - 1} times, drawn anew in every epoch" if columns > 1 else "data.augment is false"
-    describe(figure, "What the network is trained on", f"n = {images} of the training images, {versions}.")
     return figure

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.commands.compare import main
 from stages.errors import InputError
-from stages.evaluation import comparison
+from stages.evaluation import uncertainty
 from stages.experiments.revision import Revision
 from stages.files import DETAILS, PREDICTIONS, PREPARED, PUBLISHED, read_json, write_csv, write_json
 from tests.history import IMAGES, add_remote, change_parameter, commit, git, write_predictions
@@ -208,30 +208,27 @@ def test_two_and_seven_classes_are_compared_by_malignancy(repository):
     assert result["metrics"]["auroc"]["verdict"] == "better"
 
 
-def test_replicates_and_confidence_come_from_the_parameters_unless_given(repository):
+def test_replicates_come_from_the_parameters(repository):
     change_parameter("bootstrap_replicates: 300", "bootstrap_replicates: 150")
     assert compared("weak")["bootstrap_replicates"] == 150
-    assert compared("weak", "--confidence", "0.8")["confidence"] == 0.8
-    with pytest.raises(InputError, match=r"evaluation\.bootstrap_replicates is 3; it must be"):
-        main(["weak", "--replicates", "3"])
 
 
 def test_the_last_bits_do_not_depend_on_the_cores(repository, monkeypatch):
     change_parameter("cpu_threads: 2", "cpu_threads: 1")
-    replicate, threads = comparison.replicate, set()
+    replicate, threads = uncertainty.replicate, set()
 
     def recorded(*arguments):
         threads.update(pool["num_threads"] for pool in threadpool_info())
         return replicate(*arguments)
 
-    monkeypatch.setattr(comparison, "replicate", recorded)
+    monkeypatch.setattr(uncertainty, "replicate", recorded)
     with threadpool_limits(3):
         compared("weak", "strong")
     assert threads == {1}
 
 
 def test_a_result_that_cannot_be_written_is_told_and_nothing_is_lost(repository):
-    with pytest.raises(InputError, match="--json data is not a file"):
+    with pytest.raises(InputError, match="data is not a file"):
         main(["weak", "--json", "data"])
     assert PUBLISHED[PREDICTIONS].exists()
     with pytest.raises(InputError, match=r"--json params\.yaml/result\.json cannot be written"):

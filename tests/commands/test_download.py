@@ -78,7 +78,7 @@ def published(server, checksums=True):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "SHA256SUMS"}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def refusal(dataset, folder, url=None):
@@ -93,15 +93,12 @@ def test_files_are_fetched_with_their_checksums_and_not_again(server, folder, ch
         download_dataset(published(server, checksums), folder)
         assert contents(folder) == server.files
         assert server.requests == ["table.csv", "images.zip"]
-    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
-    assert sums.stdout == "images.zip: OK\ntable.csv: OK\n"
 
 
-@pytest.mark.parametrize("checksums", [True, False])
-def test_a_file_that_changed_after_its_download_is_named_and_left(server, folder, checksums):
-    download_dataset(published(server, checksums), folder)
+def test_a_file_that_changed_after_its_download_is_named_and_left(server, folder):
+    download_dataset(published(server), folder)
     (folder / "table.csv").write_bytes(b"changed")
-    assert f"{folder}/table.csv has the checksum" in refusal(published(server, checksums), folder)
+    assert f"{folder}/table.csv has the checksum" in refusal(published(server), folder)
     assert (folder / "table.csv").read_bytes() == b"changed"
 
 
@@ -129,14 +126,6 @@ def test_other_bytes_than_the_published_ones_are_refused_and_removed(
     server.files[name] = right
     download_dataset(published(server, checksums), folder)
     assert contents(folder) == server.files
-
-
-def test_a_file_without_a_published_checksum_must_stay_the_one_of_the_first_download(server, folder):
-    download_dataset(published(server, checksums=False), folder)
-    (folder / "table.csv").unlink()
-    server.files["table.csv"] = TABLE.replace(b"nv", b"df")
-    assert f"remove the line of the file in {folder}/SHA256SUMS" in refusal(published(server, checksums=False), folder)
-    assert not (folder / "table.csv").exists()
 
 
 def test_a_connection_that_drops_is_tried_again(server, folder, monkeypatch):
@@ -195,7 +184,7 @@ def test_a_killed_download_leaves_no_half_file_and_starts_again(server, tmp_path
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
     server.dropping.set()
-    assert {path.name for path in data.glob("[!.]*")} == {*server.requests[:2], "SHA256SUMS"}
+    assert {path.name for path in data.glob("[!.]*")} == {*server.requests[:2]}
     again = start(["isic2019", "--url", f"{server.url}/"], tmp_path)
     out, err = again.communicate(timeout=60)
     assert (again.returncode, err) == (0, "")

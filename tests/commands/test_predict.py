@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from benchmarks.plain import HAM10000, told_apart
-from stages.classifier import gradcam, weights
+from stages import prediction
+from stages.classifier import weights
 from stages.classifier.calibration import Calibration, save_calibration
 from stages.classifier.networks import build_network, last_layers
 from stages.classifier.weights import ModelDescription, save_model
@@ -281,7 +282,7 @@ def test_nothing_is_written_where_no_image_can_be_read(run, photos):
         ("no.zip", "no.zip holds no JPEG, PNG, BMP, TIFF or WebP file"),
         ("/dev/null", "/dev/null is neither a file nor a folder"),
         ("photos --output gone/table.csv", "--output gone/table.csv: the folder gone does not exist; make it first"),
-        ("photos --output empty", "--output empty is not a file"),
+        ("photos --output empty", "empty is not a file"),
         ("photos --output photos/3.jpg", "--output photos/3.jpg is one of the images"),
         ("photos --gradcam no.zip", "--gradcam no.zip is not a folder"),
         ("photos --gradcam photos/../photos", "photos holds images to predict, which overlays may replace"),
@@ -367,8 +368,8 @@ def test_a_large_folder_is_not_decoded_into_memory_at_once(photos, model, monkey
         counts["used"] += sum(map(len, batches))
         return np.full((len(batches[0]), 7), 1 / 7)
 
-    monkeypatch.setattr("stages.dataset.images.decode_square", decode)
-    monkeypatch.setattr("stages.classifier.inference.predict_calibrated", infer)
+    monkeypatch.setattr("stages.prediction.decode_square", decode)
+    monkeypatch.setattr("stages.prediction.predict_calibrated", infer)
     main([str(photos), "--models", str(model), "--threads", "2", "--batch-size", "8"])
     assert counts["used"] == 310
     assert counts["most"] <= 24
@@ -402,7 +403,7 @@ def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run
 
 
 def test_gradcam_of_a_network_without_feature_maps_is_refused_and_nothing_written(run, photos, monkeypatch):
-    monkeypatch.setattr(gradcam, "gradcam_heatmaps", lambda *_, **__: None)
+    monkeypatch.setattr(prediction, "gradcam_heatmaps", lambda *_, **__: None)
     run(photos, "--gradcam", "maps", "--output", "table.csv", problem="--gradcam: baseline_cnn has no feature maps")
     assert names(".") == ["photos"]
 

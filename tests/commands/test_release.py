@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from stages import validation
 from stages.classifier.calibration import load_calibration
 from stages.classifier.networks import build_network
 from stages.classifier.weights import load_model, save_model
-from stages.commands import predict, release, validate
+from stages.commands import predict, release
 from stages.errors import InputError
 from stages.files import MODEL_WEIGHTS, read_csv
 from tests.cross_validation import FOLDS, SIZE, commit_experiment, outputs, write_fold
@@ -57,7 +58,7 @@ def test_its_calibration_is_not_that_of_a_fold_but_of_a_less_confident_average(r
 
 
 def test_validate_holds_it_against_what_the_folds_said_of_lesions_they_had_not_seen(released):
-    own, missing = validate.own_predictions(released, load_calibration(released), load_model(released)[1].told_apart)
+    own, missing = validation.own_predictions(released, load_calibration(released), load_model(released)[1].told_apart)
     assert own is not None, missing
     assert len(own.table) == len(read_csv(released / "predictions.csv", []))
 

@@ -116,8 +116,8 @@ def test_names_and_values_mean_nothing_but_themselves(repository):
     [
         (["nonsense"], "'nonsense' is not a commit"),
         ([""], "the name of a revision is empty"),
-        (["weak", "--output", "data"], "--output data is not a file"),
-        (["weak", "--output", "pipe"], "--output pipe is not a file"),
+        (["weak", "--output", "data"], "data is not a file"),
+        (["weak", "--output", "pipe"], "pipe is not a file"),
         (["weak", "--output", "params.yaml/report.md"], "cannot be written"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.plain import HAM10000
-from stages import evaluate
+from stages import evaluate, validation
 from stages.classifier.calibration import Calibration, FittedOn, read_calibration, save_calibration
 from stages.commands import predict, validate
 from stages.config import load_config
@@ -190,7 +190,7 @@ def test_the_verdict_holds_the_model_against_its_own_test_images(hospital, works
     assert f"{rounded_percent(share)} of the model's own test lesions." in details["verdict"]["remarks"][0]
     # Those of a model that was trained since are another's.
     save_calibration(CALIBRATION)
-    _, details, *_ = validate.validate_model(load_config(), hospital.folder, workspace / "scratch", MODELS, {}, {})
+    _, details, *_ = validation.validate_model(load_config(), hospital.folder, workspace / "scratch", MODELS, {}, {})
     sentences = [promise["sentence"] for promise in details["verdict"]["promises"]]
     assert "is not known (metrics/details.json is of another model)" in sentences[1]
 
@@ -236,7 +236,7 @@ def test_recalibration_is_judged_on_the_rest_and_kept_beside_the_models_own(hosp
 def test_a_part_that_is_none_is_refused(external, fraction, capsys):
     with pytest.raises(SystemExit):
         validated(external, f"--recalibrate={fraction}")
-    assert f"'{fraction}' must be a number above 0 and below 1" in capsys.readouterr().err
+    assert f"--recalibrate: invalid fraction value: '{fraction}'" in capsys.readouterr().err
 
 
 def test_a_part_of_too_few_lesions_is_refused_and_nothing_left(external, workspace):

@@ -128,19 +128,3 @@ def test_only_benign_diagnoses_have_no_malignant_auroc():
     probabilities, labels = random_predictions(7)
     benign = ~np.isin(labels, MALIGNANT)
     assert metrics_of(probabilities[benign], labels[benign])["metrics"]["malignant_auroc"] is None
-
-
-@pytest.mark.parametrize(
-    "probabilities",
-    [
-        [[np.nan, 0.5], [0.5, 0.5]],
-        [[np.inf, 0.0], [0.5, 0.5]],
-        [[-0.1, 1.1], [0.5, 0.5]],
-        [[0.5, 0.6], [0.5, 0.5]],
-        np.empty((0, 2)),
-    ],
-    ids=str,
-)
-def test_what_are_no_probabilities_is_refused(probabilities):
-    with pytest.raises(ValueError, match="must be"):
-        metrics_of(np.array(probabilities), np.arange(len(probabilities)))

@@ -13,7 +13,8 @@ from stages.errors import InputError
 from stages.evaluation.calibration import weighted_gaps
 from stages.evaluation.predictions import Predictions, as_malignancy, malignant_probability, predictions_table
 from stages.evaluation.recalibration import draw_part, fit_temperature_and_bias, recalibrate
-from stages.evaluation.uncertainty import combine, unit_weights
+from stages.evaluation.uncertainty import combine
+from stages.evaluation.weighted import unit_weights
 
 OWN = Calibration(True, 1.0, 0.3, 0.9, 0.5)
 HOME = {2: [0.8, 0.2], 7: [0.03, 0.05, 0.11, 0.01, 0.11, 0.67, 0.02]}

@@ -4,6 +4,8 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.plain import told_apart
+from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.subgroups import METRICS, assess_subgroups, subgroup_table
 
 THRESHOLD = 0.5
@@ -21,7 +23,10 @@ def images():
 
 
 def assess(score, truth, lesions, groups, replicates=200):
-    return assess_subgroups(score, score >= THRESHOLD, truth, lesions, groups, replicates, 0.95)
+    images = pd.DataFrame({"image_id": np.arange(len(score)).astype(str), "lesion_id": lesions})
+    labels, classes = np.where(truth, "malignant", "benign").tolist(), told_apart(2)
+    table = predictions_table(images, "test", labels, np.stack([1 - score, score], axis=1), classes)
+    return assess_subgroups(Predictions(table, classes), THRESHOLD, groups, replicates, 0.95)
 
 
 def test_each_image_has_a_group_of_each_kind():

@@ -4,7 +4,8 @@ import pytest
 from stages.evaluation.curves import precision_recall_with_band, roc_with_band
 from stages.evaluation.metrics import compute_metrics
 from stages.evaluation.predictions import Predictions
-from stages.figures.performance import draw_confusion_matrix, draw_precision_recall, draw_roc
+from stages.figures.confusion import draw_confusion_matrix
+from stages.figures.performance import draw_precision_recall, draw_roc
 
 CURVES = {draw_roc: roc_with_band, draw_precision_recall: precision_recall_with_band}
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.plain import told_apart
-from stages.figures.revisions import draw_confusion, draw_curves
+from stages.figures.confusion import draw_changed_confusion
+from stages.figures.revisions import draw_curves
 from stages.figures.style import SMALL, WIDTH
 
 CURVES = {
@@ -39,7 +40,7 @@ def test_bins_that_only_the_other_calibration_has_are_left_out():
 def test_the_confusion_matrix_counts_both_revisions(texts_of):
     base = pd.DataFrame({"actual": ["benign"] * 4, "predicted": ["benign"] * 3 + ["malignant"]})
     new = base.assign(predicted="benign")
-    figure = draw_confusion(base, new, ["benign", "malignant"])
+    figure = draw_changed_confusion(base, new, ["benign", "malignant"])
     texts = [text.get_text() for text in texts_of(figure)]
     assert any(text.startswith("3 → 4\n75") for text in texts)
     assert any(text.startswith("1 → 0\n25") for text in texts)
@@ -53,7 +54,7 @@ def test_the_confusion_matrix_of_twenty_classes_writes_the_larger_changes(texts_
     classes = list(told_apart(20).names)
     base = pd.DataFrame({"actual": np.repeat(classes, 20), "predicted": classes * 20})
     new = base.assign(predicted=base["predicted"].where(base.index > 3, classes[0]))
-    figure = draw_confusion(base, new, classes)
+    figure = draw_changed_confusion(base, new, classes)
     texts = texts_of(figure)
     assert {text.get_text() for text in texts} >= {"5", "15", *classes}
     assert min(text.get_size() for text in texts) >= SMALL

@@ -13,7 +13,8 @@ from PIL import Image
 
 from stages.dataset.pixels import PixelStore
 from stages.evaluation.cases import choose_cases
-from stages.figures.performance import draw_confusion_matrix
+from stages.figures.attention import draw_gradcam
+from stages.figures.confusion import draw_confusion_matrix
 from stages.figures.style import SMALL, WIDTH, as_png, describe, new_figure, save_all
 from stages.figures.training import draw_training_curves
 from stages.plot import draw_pictures, draw_tables
@@ -43,11 +44,12 @@ def pictures(request, judged, tiny):
     history = pd.DataFrame(dict.fromkeys(curves, epochs))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = draw_pictures(predictions, details, draw_tables(predictions, details), store, cases, heatmaps)
+        drawn = draw_pictures(predictions, details, draw_tables(predictions, details), store)
         return drawn | {
+            "gradcam": draw_gradcam(predictions, details, cases, heatmaps, store),
             "training_curves": draw_training_curves(
                 history.assign(epoch=range(1, 9)), details, {"epochs": [7], "validation_folds": []}
-            )
+            ),
         }
 
 
