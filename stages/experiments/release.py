@@ -9,9 +9,11 @@ import numpy as np
 
 from stages.classifier.calibration import Calibration
 from stages.classifier.description import DESCRIPTION, ModelDescription
+from stages.classifier.fusion import METADATA
 from stages.classifier.networks import Ensemble
 from stages.classifier.weights import WEIGHTS, load_model
 from stages.config import MOST_NETWORKS, EvaluationConfig
+from stages.dataset.encoding import widest
 from stages.errors import InputError
 from stages.evaluation.averaging import calibrate_average
 from stages.evaluation.decisions import BALANCED, decision_costs
@@ -46,12 +48,20 @@ def gather_networks(folds: Sequence[Fold]) -> tuple[Ensemble, ModelDescription]:
         )
     first = descriptions[0]
     for fold, other in zip(folds, descriptions):
-        for key in ("architecture", "classes", "taxonomy", "image_size", "detail", "mean", "std", "metadata"):
+        for key in ("architecture", "classes", "taxonomy", "image_size", "detail", "mean", "std"):
             if getattr(other, key) != getattr(first, key):
                 raise InputError(f"the models of {fold.revision.name} and {folds[0].revision.name} differ in {key}")
+    # The training images of one fold may lack a site that those of another have.
+    encodings = [each.metadata for each in descriptions for _ in range(each.networks) if each.metadata]
+    metadata = widest(encodings) if encodings else None
+    for member, own in zip(members, encodings):
+        getattr(member.backbone, METADATA).adopt(own, metadata)
     return Ensemble(members), replace(
         first,
         networks=len(members),
+        metadata=metadata,
+        lesions_sha256=None,
+        teacher_sha256=None,
         epochs=[epoch for each in descriptions for epoch in each.epochs],
         val_losses=[loss for each in descriptions for loss in each.val_losses],
         validation_folds=[
@@ -71,13 +81,13 @@ def calibrate_release(folds: Sequence[Fold], config: EvaluationConfig) -> Calibr
     are found anew on the mean of two networks at the temperature of that: of calibrated probabilities they do not
     depend on how many networks are averaged.
     """
-    pooled, tested, validated = by_two_networks(folds)
+    pooled, *networks = by_two_networks(folds)
     labels, classes = pooled.labels, pooled.classes
     settings = replace(config, test_time_augmentation=folds[0].calibration.test_time_augmentation)
-    calibration = calibrate_average(tested, validated, labels, classes, len(folds), settings)
+    calibration = calibrate_average(*networks, labels, classes, len(folds), settings)
     costs = [fold.calibration.costs for fold in folds]
     if all(each == costs[0] for each in costs):
         return replace(calibration, costs=costs[0])
     counts = np.bincount(labels, minlength=len(classes.names))
-    found = decision_costs(BALANCED, mean_of_two_networks(folds).probabilities, labels, counts)
+    found = decision_costs(BALANCED, mean_of_two_networks(pooled, *networks).probabilities, labels, counts)
     return replace(calibration, costs=tuple(map(tuple, found.tolist())))
