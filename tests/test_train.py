@@ -154,8 +154,8 @@ def test_students_of_a_teacher_are_the_same_bytes_again(train_below, trained, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lesions_sha256": "0" * 64}, "just the lesions of this split: which is what .*model.json does not say"),
-        ({"lesions_sha256": None}, "Others may know the test lesions, as a release does"),
+        ({"split_sha256": "0" * 64}, r"trained by .*split\.csv: which is what .*model\.json does not say"),
+        ({"split_sha256": None}, "Others may know the test lesions, as a release does"),
         ({"image_size": 32}, r"model\.json says that its image_size is 32; it must be 16"),
         ({"detail": 100}, "its detail is 100; it must be None"),
         ({"classes": list(HAM10000)}, "its classes is .*'akiec'.*; it must be .*'malignant'"),
@@ -171,16 +171,6 @@ def test_a_teacher_that_may_know_the_test_lesions_or_says_something_else_is_refu
     with pytest.raises(InputError, match=rf"training\.teacher is '.*teacher'.*{message}"):
         train_below(tmp_path, **{"training.teacher": str(tmp_path / "teacher")})
     assert not (tmp_path / MODELS).exists()
-
-
-def test_models_of_the_same_split_alone_have_the_same_lesions(trained, tiny, tmp_path):
-    table = read_csv(tiny.split, [])
-    swapped = table.assign(split=table["split"].replace({"test": "train", "train": "test"}))
-    write_csv(tmp_path / "split.csv", swapped)
-    own, other = (
-        SplitImages(PixelStore(tiny.folder), "train", path, 2) for path in (tiny.split, tmp_path / "split.csv")
-    )
-    assert load_model(trained / MODELS)[1].lesions_sha256 == own.lesions_sha256 != other.lesions_sha256
 
 
 def test_more_networks_than_folds_are_refused(train_below, tmp_path):

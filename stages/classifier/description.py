@@ -36,8 +36,8 @@ class ModelDescription:
             `training.batch_size` where the GPU's memory was too small.
         accumulate_grad_batches: how many such batches made one step of the optimizer.
         metadata: that it takes beside the image; None: none, and then the file does not have it.
-        lesions_sha256: of the lesions that its networks were trained on, as `SplitImages.lesions_sha256`; not there for
-            a release, whose networks were trained on different ones, nor in files of earlier commits.
+        split_sha256: of the table of splits that it was trained by; not there for a release, whose networks had one
+            each, nor in files of earlier commits.
         teacher_sha256: of the weights of the model that taught it; not there where none did.
     """
 
@@ -55,7 +55,7 @@ class ModelDescription:
     accumulate_grad_batches: Count
     detail: Side | None = None
     metadata: MetadataEncoding | None = None
-    lesions_sha256: Text | None = None
+    split_sha256: Text | None = None
     teacher_sha256: Text | None = None
 
     @property

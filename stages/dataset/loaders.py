@@ -1,6 +1,5 @@
 """Batches of prepared images, on the device that trains, in an order that only the seed and the epoch decide."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -94,11 +93,6 @@ class SplitImages:
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    @property
-    def lesions_sha256(self) -> str:
-        """The SHA-256 of the ids of its lesions, sorted, one a line: what tells whether two models had the same."""
-        return hashlib.sha256("\n".join(sorted(set(self.table["lesion_id"]))).encode()).hexdigest()
 
     def class_counts(self, within_sources: bool) -> Tensor:
         """Images of each class by the numbers of the sources, int64, shape (sources, classes).

@@ -60,7 +60,7 @@ def gather_networks(folds: Sequence[Fold]) -> tuple[Ensemble, ModelDescription]:
         first,
         networks=len(members),
         metadata=metadata,
-        lesions_sha256=None,
+        split_sha256=None,
         teacher_sha256=None,
         epochs=[epoch for each in descriptions for epoch in each.epochs],
         val_losses=[loss for each in descriptions for loss in each.val_losses],

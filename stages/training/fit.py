@@ -94,9 +94,8 @@ def train_model(
     config = replace(config, model=replace(config.model, num_classes=len(classes.names)))
     val_folds = choose_val_folds(config.model, split, store.manifest)
     # All networks of an ensemble have one encoding, also those whose training images are fewer.
-    all_train = SplitImages(store, "train", split, len(classes.names))
-    encoding = learn_encoding(config.model.metadata, all_train.table)
-    teacher, teacher_files = load_teacher(config, all_train, encoding, fabric.device)
+    encoding = learn_encoding(config.model.metadata, SplitImages(store, "train", split, len(classes.names)).table)
+    teacher, teacher_files = load_teacher(config, split, store, classes, encoding, fabric.device)
     root = checkpoint_folder(checkpoints)
     if fabric.is_global_zero:
         require_writable(root)
@@ -122,7 +121,7 @@ def train_model(
     network = combine([member.module.eval_network for member in members])
     description = replace(
         _describe(last.config, fits, last.val, val_folds),
-        lesions_sha256=all_train.lesions_sha256,
+        split_sha256=sha256_of(split),
         teacher_sha256=sha256_of(teacher_files[0]) if teacher_files else None,
     )
     save_model(network, description, models)

@@ -9,22 +9,27 @@ from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.classifier.weights import WEIGHTS, load_model
 from stages.config import Config
 from stages.dataset.encoding import MetadataEncoding
-from stages.dataset.loaders import SplitImages
+from stages.dataset.pixels import PixelStore
+from stages.dataset.taxonomy import Classes
 from stages.errors import InputError
+from stages.files import sha256_of
 
 
 def load_teacher(
-    config: Config, images: SplitImages, encoding: MetadataEncoding | None, device: torch.device
-) -> tuple[NormalizedNetwork | Ensemble | None, list[Path]]:
-    """The model in the folder `training.teacher`, or in a folder there, that was trained on the student's lesions.
+    config: Config, split: Path, store: PixelStore, classes: Classes, encoding: MetadataEncoding | None,
+    device: torch.device,
+) -> tuple[NormalizedNetwork | Ensemble | None, list[Path]]:  # fmt: skip
+    """The model in the folder `training.teacher`, or in a folder there, that was trained by the student's split.
 
-    One that had others may know those that the student is validated or tested on, and pass on what it knows: the
+    One of another split may know lesions that the student is validated or tested on, and pass on what it knows: the
     student's numbers would be too good.
 
     Args:
         config: the parameters.
-        images: all that the student is trained on.
-        encoding: of the metadata that the student takes.
+        split: table of the splits.
+        store: the student's images.
+        classes: that it tells apart.
+        encoding: of the metadata that it takes.
         device: where to put it.
 
     Returns:
@@ -38,17 +43,17 @@ def load_teacher(
         return None, []
     paths = [path for place in (DESCRIPTION, f"*/{DESCRIPTION}") for path in sorted(Path(name).glob(place))]
     found = {path: read_description(path) for path in paths}
-    path = next((path for path, it in found.items() if it.lesions_sha256 == images.lesions_sha256), None)
+    path = next((path for path, it in found.items() if it.split_sha256 == sha256_of(split)), None)
     if path is None:
         problem = f"is what {', '.join(map(str, paths))} does not say" if paths else f"takes a {DESCRIPTION}"
         raise InputError(
-            f"training.teacher is {name!r}; it must be the folder of a model, or of several, one of them trained on "
-            f"just the lesions of this split: which {problem}. Others may know the test lesions, as a release does; "
-            "let a model of this split teach, trained with model.ensemble=5 and model.ensemble_over=folds"
+            f"training.teacher is {name!r}; it must be the folder of a model, or of several, one of them trained by "
+            f"{split}: which {problem}. Others may know the test lesions, as a release does; let a model of this split "
+            "teach, trained with model.ensemble=5 and model.ensemble_over=folds"
         )
     here = {
-        "classes": list(images.classes.names),
-        "image_size": images.store.image_size,
+        "classes": list(classes.names),
+        "image_size": store.image_size,
         "detail": config.data.detail,
         "metadata": encoding,
     }
