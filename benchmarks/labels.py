@@ -20,7 +20,7 @@ from benchmarks.models import RECIPE
 from benchmarks.recipe import parse_value
 from benchmarks.release import NETWORKS, cross_validate, read_table, slots_of, with_table
 from stages.evaluation.labels import doubtful_labels
-from stages.experiments.pooling import mean_of_two_networks
+from stages.experiments.pooling import by_two_networks, mean_of_two_networks
 from stages.files import write_json
 from stages.launch import run
 
@@ -67,7 +67,7 @@ def main() -> None:
         (root / "runs").mkdir()
         data = with_table(args.data_dir, root / "data", table)
         folds = cross_validate(data, root / "runs", overrides, args.folds, slots_of(args.gpus, args.per_gpu))
-        found = judge(doubtful_labels(mean_of_two_networks(folds)), planted)
+        found = judge(doubtful_labels(mean_of_two_networks(*by_two_networks(folds))), planted)
     write_json(RESULT, {"share": args.share, "overrides": overrides} | found)
     print(found)
 

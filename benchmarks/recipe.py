@@ -28,7 +28,7 @@ import json
 import operator
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -42,6 +42,7 @@ from scipy.special import softmax
 
 from benchmarks.plain import PLAIN, told_apart
 from stages.classifier.calibration import apply_temperature
+from stages.classifier.description import DESCRIPTION
 from stages.classifier.hardware import describe_environment, set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.temperature import fit_temperature
@@ -69,8 +70,9 @@ from stages.training.fit import Training, train_model
 RESULTS = Path("benchmarks/results/recipe")
 ENSEMBLES = "ensembles.jsonl"
 ACROSS = "across"
-# The one override that is not a parameter: the fraction of the training lesions, of which validation has no part.
-TRAIN_LESIONS = "train_lesions"
+# Overrides that are not parameters: the fraction of the training lesions, of which validation has no part; and the
+# parameters in which a teacher, trained first, differs from its student.
+TRAIN_LESIONS, TEACHER = "train_lesions", "teacher"
 
 BASE = {
     "data.image_size": 144,
@@ -98,6 +100,15 @@ RECIPE = BASE | {
 }
 
 _SCRATCH = {"model.pretrained": False}
+_TAUGHT = {
+    TEACHER: {
+        "model.ensemble": 5,
+        "model.ensemble_over": "folds",
+        "data.mixup": 0.0,
+        "training.max_epochs": 15,
+        "training.teacher_weight": 1.0,  # of no effect: all students have the same teacher
+    }
+}
 _PLAIN = {"data.augment": True, "data.cutout": 0.0, "data.mixup": 0.0, "data.cutmix": 0.0}
 # Values of the base are listed as well: their run is the base's, and the tables stay whole when the base changes.
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
@@ -158,6 +169,13 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "networks-1": {"model.ensemble": 1},
         "networks-3-predictions": {"model.ensemble": 3},
         "networks-3-folds": {"model.ensemble": 3, "model.ensemble_over": "folds"},
+    },
+    "distillation": {
+        "taught-0.5": _TAUGHT | {"training.teacher_weight": 0.5},
+        "taught-1.0": _TAUGHT | {"training.teacher_weight": 1.0},
+        "taught-1.0, epochs-30": _TAUGHT | {"training.teacher_weight": 1.0, "training.max_epochs": 30},
+        "taught-1.0, epochs-30, mixup": _TAUGHT
+        | {"training.teacher_weight": 1.0, "training.max_epochs": 30, "data.mixup": 0.2},
     },
 }
 _VARIANTS = {name: changes for variants in FAMILIES.values() for name, changes in variants.items()}
@@ -261,7 +279,7 @@ def config_of(planned: dict) -> Config:
     Raises:
         InputError: one of them does not exist, or cannot have its value.
     """
-    parameters = {name: value for name, value in planned["overrides"].items() if name != TRAIN_LESIONS}
+    parameters = {name: value for name, value in planned["overrides"].items() if "." in name}
     own = {"split.val_fold": planned["fold"], "training.seed": planned["seed"], "training.resume": False}
     return configure(parameters | own)
 
@@ -414,20 +432,27 @@ def measure(planned: dict, data_dir: Path, cache: Path, across: Path | None = No
         write_csv(others, _rows_of(table, stores[-1]))
         outputs = [scratch / name for name in ("models", "metrics", "checkpoints")]
         with contextlib.redirect_stdout(io.StringIO()):  # one line per epoch
+            if teacher := planned["overrides"].get(TEACHER):
+                taught_by = _teach(override(config, teacher), folder, split, cache)
+                config = override(config, {"training.teacher": str(taught_by)})
             training = cast(Training, train_model(config, folder, split, *outputs))
         epochs = len(read_history(outputs[1]))
         encoding = training.description.metadata
         train, val = (SplitImages(store, name, split, classes, encoding=encoding) for name in ("train", "val"))
         elsewhere = SplitImages(stores[-1], "val", others, classes, encoding=encoding)
         device = set_up_device(config.runtime.cpu_threads)
-        network, _ = load_model(outputs[0])
 
-        def predicted(images: SplitImages, views: bool, metadata: np.ndarray | None) -> np.ndarray:
+        def predicted(
+            images: SplitImages, views: bool, metadata: np.ndarray | None, models: Path = outputs[0]
+        ) -> np.ndarray:
+            network, _ = load_model(models)
             batches = (batch.images for batch in Batches(images, config.evaluation.batch_size, device))
             return predict_probabilities(network, batches, device, views, metadata)
 
         tta, plain = (predicted(val, views, val.metadata) for views in (True, False))
         alone = {} if encoding is None else {"image_alone": predicted(val, True, None)}
+        if config.training.teacher is not None:
+            alone["teacher"] = predicted(val, True, val.metadata, Path(config.training.teacher))
         other = None if across is None else predicted(elsewhere, True, elsewhere.metadata)
     labels, half = val.labels.numpy(), halves(val.table)
     prior = np.bincount(train.labels, minlength=classes) / len(train)
@@ -452,6 +477,16 @@ def measure(planned: dict, data_dir: Path, cache: Path, across: Path | None = No
         "on": _machine(),
     }
     return Measured(record, {"tta": tta, "plain": plain, "labels": labels, "half": half})
+
+
+def _teach(config: Config, folder: Path, split: Path, cache: Path) -> Path:
+    """The folder of a teacher in the cache, where it is trained if it is not there."""
+    digest = hashlib.sha256(json.dumps([str(folder), asdict(config)], sort_keys=True, default=str).encode()).hexdigest()
+    models = cache / f"teacher-{digest[:16]}"
+    if not (models / DESCRIPTION).exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            train_model(config, folder, split, models, *(Path(scratch, name) for name in ("metrics", "checkpoints")))
+    return models
 
 
 @functools.cache
@@ -609,6 +644,7 @@ def table(records: list[dict], ensembles: list[dict], base: dict, reading: str =
         ("test-time augmentation", _reading_rows("plain", "without", base_runs, records)),
         ("metadata", _reading_rows("metadata", "image and metadata", base_runs, records)),
         ("networks that take metadata", _reading_rows("image_alone", "where they are unknown", base_runs, records)),
+        ("teachers", _reading_rows("teacher", "of those that were taught", base_runs, records)),
         ("averages over seeds", _ensemble_rows(ensembles, runs_of, base_runs)),
     ]
     return "\n\n".join(_markdown(family, rows) for family, rows in sections if rows)
@@ -742,7 +778,9 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="start no run that would end later")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--across", type=Path, metavar="DIR", help="other pictures of the same lesions, judged as well")
-    parser.add_argument("--reading", default="tta", help="--table: of tta, plain, metadata or across; default: tta")
+    parser.add_argument(
+        "--reading", default="tta", help="--table: tta, plain, metadata, teacher or across; default: tta"
+    )
     parser.add_argument("--cache", type=Path, help="folder for pixels; default: prepared in the output")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--table", action="store_true", help="print the tables, train nothing")

@@ -43,7 +43,7 @@ from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.averaging import calibrate_average
 from stages.evaluation.calibration import weighted_gaps
-from stages.evaluation.decisions import threshold_for_sensitivity
+from stages.evaluation.decisions import choose_thresholds
 from stages.evaluation.predictions import Predictions, malignant_probability
 from stages.evaluation.weighted import unit_weights
 from stages.experiments.pooling import Fold, by_two_networks, pool, read_folds, uncalibrated
@@ -154,8 +154,8 @@ def candidates(first: np.ndarray, second: np.ndarray, labels: np.ndarray, networ
 def best_of(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """The temperature and the threshold that are fitted to the lesions themselves."""
     temperature = fit_temperature(probabilities, labels)
-    score = malignant_probability(apply_temperature(probabilities, temperature), CLASSES)
-    return temperature, threshold_for_sensitivity(score, CLASSES.is_malignant[labels], SETTINGS.target_sensitivity)
+    is_malignant, sensitivity = CLASSES.is_malignant[labels], SETTINGS.target_sensitivity
+    return temperature, choose_thresholds(probabilities, temperature, is_malignant, CLASSES, sensitivity)[0]
 
 
 def simulate(population: Population, repeats: int = REPEATS) -> dict:

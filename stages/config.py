@@ -163,6 +163,8 @@ class TrainingConfig:
     class_balance: Literal["none", "weights", "sampling", "logits"]
     class_balance_strength: Share
     class_balance_within: Literal["all", "source"]
+    teacher: Text | None
+    teacher_weight: Share
     ema_decay: Rate
     precision: Literal["auto", 32, 16, "bf16"]
     compile: Literal["auto", "none", "graph", "inductor"]

@@ -23,6 +23,7 @@ from tests.history import git, start_repository
 
 ROOT = Path(__file__).parents[1]
 FOLDS, SIZE = 3, 16
+NAMES = [f"fold-{number}" for number in range(FOLDS)]
 IMAGES = 42 * FOLDS  # two of each lesion, the seven diagnoses in each fold
 SETTINGS = replace(PLAIN.evaluation, bootstrap_replicates=100)
 LEAKAGE = {
@@ -124,6 +125,13 @@ def commit_experiment(name: str, base: str) -> None:
     git("reset", "--quiet", "--hard", base)
 
 
+def replace_experiment(number: int) -> None:
+    """Commit the workspace as the experiment of a fold, instead of the one that there is."""
+    base, name = git("rev-parse", "HEAD").strip(), NAMES[number]
+    git("update-ref", "-d", git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").strip())
+    commit_experiment(name, base)
+
+
 def write_repository(classes: int = 7) -> None:
     """Make the working directory such a repository; experiments `fold-0`, `fold-1` …"""
     start_repository()
@@ -144,4 +152,4 @@ def write_repository(classes: int = 7) -> None:
     base = git("rev-parse", "HEAD").strip()
     for number, raw in enumerate(outputs()):
         write_fold(number, raw, classes)
-        commit_experiment(f"fold-{number}", base)
+        commit_experiment(NAMES[number], base)

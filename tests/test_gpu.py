@@ -92,6 +92,13 @@ def test_captured_steps_are_the_steps_that_were_captured(train, capsys, changes)
     assert captured == train("eager", **{"training.compile": "none", "training.max_epochs": 3} | changes)
 
 
+def test_captured_steps_with_a_teacher_are_the_steps_that_were_captured(train, tmp_path):
+    train("teacher")
+    taught = EVERYTHING | {"training.teacher": str(tmp_path / "teacher"), "training.max_epochs": 3}
+    captured, eager = (train(how, **taught, **{"training.compile": how}) for how in ("graph", "none"))
+    assert captured == eager
+
+
 def test_images_that_do_not_fit_are_streamed_to_the_same_result(train, monkeypatch):
     resident = train("resident")
     monkeypatch.setattr(loaders, "LARGEST_SHARE_OF_GPU_MEMORY", 0.0)

@@ -59,6 +59,25 @@ def model(request, told, quick, tmp_path_factory):
     return folder / MODELS, evaluation
 
 
+def test_a_site_that_only_the_fold_left_out_has_is_unknown_to_that_network(told, quick, tmp_path):
+    table = read_csv(told / PREPARED / MANIFEST, [])
+    (tmp_path / PREPARED).mkdir(parents=True)
+    write_csv(
+        tmp_path / PREPARED / MANIFEST, table.assign(localization=table["localization"].mask(table.index == 2, "ear"))
+    )
+    for path in (told / PREPARED).iterdir():
+        if path.name != MANIFEST:
+            (tmp_path / PREPARED / path.name).symlink_to(path)
+    changes = {"model.metadata": "fused", "model.ensemble": 2, "model.ensemble_over": "folds", "training.max_epochs": 1}
+    places = (tmp_path / place for place in (MODELS, TRAINING_METRICS, CHECKPOINTS))
+    train_model(quick(**changes), tmp_path / PREPARED, told / SPLIT, *places)
+    network, description = load_model(tmp_path / MODELS)
+    ear, unknown = (description.metadata.numbers.index(("localization", it)) for it in ("ear", "unknown"))
+    # The image is in the fold that the first validates.
+    weights = [member.backbone.metadata.hidden[0].weight for member in network.members]
+    assert [torch.equal(of[:, ear], of[:, unknown]) for of in weights] == [True, False]
+
+
 @pytest.fixture
 def photos(told, tmp_path, monkeypatch):
     """The dataset's images as files, in the working directory, and what it says of them."""

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,17 @@ from dvc.repo import Repo
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
+from benchmarks.plain import HAM10000
 from stages import train
 from stages.classifier.inference import predict_probabilities
-from stages.classifier.weights import load_model
+from stages.classifier.weights import WEIGHTS, load_model, save_model
+from stages.dataset.augmentation import as_float
 from stages.dataset.folds import validated_on
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.errors import InputError
 from stages.evaluation.history import read_history
-from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_csv, write_csv
+from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS, read_csv, sha256_of, write_csv
 from stages.launch import run
 from stages.training.fit import train_model
 
@@ -130,6 +133,44 @@ def test_each_network_of_an_ensemble_over_folds_leaves_another_one_out(train_bel
     state = load_file(tmp_path / "both" / MODELS / "model.safetensors")
     for name, tensor in load_file(tmp_path / "alone" / MODELS / "model.safetensors").items():
         assert torch.equal(state[f"1.{name}"], tensor)
+
+
+def test_students_of_a_teacher_are_the_same_bytes_again(train_below, trained, tmp_path, bytes_below):
+    shutil.copytree(trained / MODELS, tmp_path / "teachers" / "any")
+    changes = {"model.ensemble": 2, "training.teacher": str(tmp_path / "teachers"), "training.teacher_weight": 1.0}
+    for name in ("one", "again"):
+        description = train_below(tmp_path / name, **changes).description
+    assert description.teacher_sha256 == sha256_of(trained / MODELS / WEIGHTS)
+    assert bytes_below(tmp_path / "one" / MODELS) == bytes_below(tmp_path / "again" / MODELS)
+    # Nothing but the teacher tells them the label: it is not asked for.
+    store = PixelStore(trained / PREPARED)
+    val = SplitImages(store, "val", trained / SPLIT, 2)
+    teacher, student = (load_model(folder)[0] for folder in (trained / MODELS, tmp_path / "one" / MODELS))
+    images = as_float(torch.from_numpy(store.read(val.indices)))
+    with torch.no_grad():
+        assert (teacher(images).argmax(dim=1) == student(images).argmax(dim=1)).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split_sha256": "0" * 64}, r"trained by .*split\.csv: which is what .*model\.json does not say"),
+        ({"split_sha256": None}, "Others may know the test lesions, as a release does"),
+        ({"image_size": 32}, r"model\.json says that its image_size is 32; it must be 16"),
+        ({"detail": 100}, "its detail is 100; it must be None"),
+        ({"classes": list(HAM10000)}, "its classes is .*'akiec'.*; it must be .*'malignant'"),
+        (None, r"which takes a model\.json"),
+    ],
+)
+def test_a_teacher_that_may_know_the_test_lesions_or_says_something_else_is_refused(
+    train_below, trained, tmp_path, change, message
+):
+    if change is not None:
+        network, description = load_model(trained / MODELS)
+        save_model(network, replace(description, **change), tmp_path / "teacher")
+    with pytest.raises(InputError, match=rf"training\.teacher is '.*teacher'.*{message}"):
+        train_below(tmp_path, **{"training.teacher": str(tmp_path / "teacher")})
+    assert not (tmp_path / MODELS).exists()
 
 
 def test_more_networks_than_folds_are_refused(train_below, tmp_path):

@@ -36,6 +36,9 @@ class ModelDescription:
             `training.batch_size` where the GPU's memory was too small.
         accumulate_grad_batches: how many such batches made one step of the optimizer.
         metadata: that it takes beside the image; None: none, and then the file does not have it.
+        split_sha256: of the table of splits that it was trained by; not there for a release, whose networks had one
+            each, nor in files of earlier commits.
+        teacher_sha256: of the weights of the model that taught it; not there where none did.
     """
 
     architecture: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$")]
@@ -52,6 +55,8 @@ class ModelDescription:
     accumulate_grad_batches: Count
     detail: Side | None = None
     metadata: MetadataEncoding | None = None
+    split_sha256: Text | None = None
+    teacher_sha256: Text | None = None
 
     @property
     def told_apart(self) -> Classes:

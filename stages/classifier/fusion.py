@@ -29,9 +29,16 @@ class MetadataLayers(nn.Module):
         self.unknown: Tensor
         self.register_buffer("unknown", torch.from_numpy(encoding.unknown), persistent=False)
         self.is_late, inputs = encoding.fusion == "late", len(encoding.unknown)
-        self.hidden = nn.Identity() if self.is_late else nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU())
+        self.hidden: Any = nn.Identity() if self.is_late else nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU())
         self.output = nn.Linear(inputs if self.is_late else HIDDEN, outputs, bias=False)
         nn.init.zeros_(self.output.weight)
+
+    def adopt(self, before: MetadataEncoding, now: MetadataEncoding) -> None:
+        """Take rows of another encoding than before, and say the same; a value that was not known stays unknown."""
+        first: Any = self.output if self.is_late else self.hidden[0]
+        first.weight = nn.Parameter(first.weight[:, before.places(now)].detach())
+        first.in_features = first.weight.shape[1]
+        self.unknown = torch.from_numpy(now.unknown).to(first.weight.device)
 
     def forward(self, backbone: Any, images: Tensor, metadata: Tensor | None) -> Tensor:
         """Logits of normalised images, shape (n, num_classes).

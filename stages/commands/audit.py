@@ -24,13 +24,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from stages.dataset.pixels import PixelStore
     from stages.evaluation.labels import doubtful_labels
-    from stages.experiments.pooling import find_run, images_of, mean_of_two_networks, read_folds
+    from stages.experiments.pooling import by_two_networks, find_run, images_of, mean_of_two_networks, read_folds
     from stages.figures.labels import write_label_page
     from stages.files import PREPARED, replacing, write_csv
 
     folds = read_folds(find_run(args.revisions))
     store = PixelStore(PREPARED)
-    predictions = mean_of_two_networks(folds)
+    predictions = mean_of_two_networks(*by_two_networks(folds))
     images_of(predictions, store)
     found = doubtful_labels(predictions)
     lesions = predictions.table["lesion_id"].nunique()

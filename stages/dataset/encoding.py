@@ -1,5 +1,6 @@
 """Age, sex and localization as numbers, for a network that takes them beside the image."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,17 @@ class MetadataEncoding:
     fusion: Literal["late", "fused"]
     sex: list[Text]
     localization: list[Text]
+
+    @property
+    def numbers(self) -> list[tuple[str, str]]:
+        """What each number of a row tells: one of `COLUMNS`, and which value of it."""
+        values = map(str, AGES), self.sex, self.localization
+        return [(column, value) for column, known in zip(COLUMNS, values) for value in [*known, UNKNOWN]]
+
+    def places(self, other: "MetadataEncoding") -> list[int]:
+        """For each number of a row of another encoding the one here that tells the same; else that of unknown."""
+        here = {number: place for place, number in enumerate(self.numbers)}
+        return [here.get((column, value), here[column, UNKNOWN]) for column, value in other.numbers]
 
     @property
     def widths(self) -> tuple[int, int, int]:
@@ -76,6 +88,12 @@ class MetadataEncoding:
 
 def _one_hot(cells: pd.Series, values: list[str]) -> np.ndarray:
     return np.array([fold(cell) for cell in cells], object)[:, None] == np.array(values, object)[None]
+
+
+def widest(encodings: Sequence[MetadataEncoding]) -> MetadataEncoding:
+    """The encoding that knows what any of them does; all of one fusion."""
+    values = [sorted({value for each in encodings for value in getattr(each, name)}) for name in COLUMNS[1:]]
+    return MetadataEncoding(encodings[0].fusion, *values)
 
 
 def learn_encoding(fusion: Literal["none", "late", "fused"], images: pd.DataFrame) -> MetadataEncoding | None:

@@ -6,18 +6,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.classifier.calibration import Calibration, apply_temperature, as_written, described
+from stages.classifier.calibration import Calibration, as_written, described
 from stages.classifier.temperature import fit_temperature
 from stages.config import EvaluationConfig
 from stages.dataset.taxonomy import Classes, Diagnosis
 from stages.evaluation.calibration import reliability_bins, weighted_calibration, weighted_observed
-from stages.evaluation.decisions import predictive_values, threshold_for_sensitivity, youden_threshold
+from stages.evaluation.decisions import choose_thresholds, predictive_values
 from stages.evaluation.metrics import compute_metrics, effective_lesions_of, headline
 from stages.evaluation.predictions import THRESHOLDS, Predictions, describe_classes, malignant_probability
 from stages.evaluation.subgroups import assess_subgroups, not_assessable, subgroup_table
 from stages.evaluation.uncertainty import EffectiveLesions, Statistic, count_lesions, estimate
 from stages.evaluation.weighted import weighted_decisions, weighted_rates, weighted_sensitivity_at
-from stages.files import DECIMALS
 
 Estimator = Callable[..., dict]  # `estimate` with its settings: of a statistic and its effective lesions
 LEVELS = (0.8, 0.9, 0.95)  # of sensitivity and specificity, at which the other is stated
@@ -39,16 +38,11 @@ def fit_calibration(
         ValueError: these are not probabilities.
     """
     temperature = as_written(fit_temperature(probabilities, labels))
-    # As they will be written: a threshold has to include its image in the file as well.
-    score = malignant_probability(apply_temperature(probabilities, temperature).round(DECIMALS), classes)
-    is_malignant = classes.is_malignant[labels]
-    return Calibration(
-        test_time_augmentation=config.test_time_augmentation,
-        temperature=temperature,
-        threshold=as_written(threshold_for_sensitivity(score, is_malignant, config.target_sensitivity)),
-        target_sensitivity=config.target_sensitivity,
-        youden_threshold=as_written(youden_threshold(score, is_malignant)),
+    sensitivity = config.target_sensitivity
+    threshold, youden = choose_thresholds(
+        probabilities, temperature, classes.is_malignant[labels], classes, sensitivity
     )
+    return Calibration(config.test_time_augmentation, temperature, threshold, sensitivity, youden)
 
 
 def describe_evaluation(

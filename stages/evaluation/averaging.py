@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from stages.classifier.calibration import Calibration, apply_temperature, as_written
+from stages.classifier.calibration import Calibration, as_written
 from stages.classifier.temperature import fit_temperature
 from stages.config import EvaluationConfig
 from stages.dataset.taxonomy import Classes
-from stages.evaluation.decisions import threshold_for_sensitivity, youden_threshold
-from stages.evaluation.predictions import malignant_probability
-from stages.files import DECIMALS
+from stages.evaluation.decisions import choose_thresholds
 
 
 def calibrate_average(
@@ -49,22 +47,11 @@ def calibrate_average(
     found = []
     for probabilities, copies in ((np.concatenate([first, second]), 2), ((first + second) / 2, 1)):
         temperature = fit_temperature(probabilities, np.tile(labels, copies))
-        score = malignant_probability(apply_temperature(probabilities, temperature).round(DECIMALS), classes)
         is_malignant = np.tile(malignant, copies)
-        found.append(
-            [
-                temperature**2,
-                threshold_for_sensitivity(score, is_malignant, config.target_sensitivity),
-                youden_threshold(score, is_malignant),
-            ]
-        )
+        thresholds = choose_thresholds(probabilities, temperature, is_malignant, classes, config.target_sensitivity)
+        found.append([temperature**2, *thresholds])
     one, two = np.array(found)
     # Where two networks have hardly anything in common, the expansion leads out of what is possible.
     squared, threshold, youden = np.clip(two + (two - one) * (1 - 2 / networks), two / 4, [np.inf, 1, 1])
-    return Calibration(
-        test_time_augmentation=config.test_time_augmentation,
-        temperature=as_written(float(np.sqrt(squared))),
-        threshold=as_written(float(threshold)),
-        target_sensitivity=config.target_sensitivity,
-        youden_threshold=as_written(float(youden)),
-    )
+    temperature, threshold, youden = map(as_written, (float(np.sqrt(squared)), float(threshold), float(youden)))
+    return Calibration(config.test_time_augmentation, temperature, threshold, config.target_sensitivity, youden)

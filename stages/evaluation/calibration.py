@@ -6,6 +6,7 @@ from stages.files import DECIMALS
 
 CONFIDENCE_BINS = 15  # Guo et al. 2017
 RELIABILITY_BINS = 10
+SMALLEST = 0.5 * 10.0**-DECIMALS  # what a probability that is written as 0 may have been: half of the last digit
 LARGEST_NLL = DECIMALS * np.log(10)  # of an image: its own class has at least the probability of the last digit kept
 
 

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stages.classifier.calibration import as_written, cost_matrix, decide
+from stages.classifier.calibration import apply_temperature, as_written, cost_matrix, decide
 from stages.config import BALANCED, MOST_PROBABLE
+from stages.dataset.taxonomy import Classes
 from stages.errors import InputError, printable
+from stages.evaluation.predictions import malignant_probability
 from stages.evaluation.weighted import unit_weights, weighted_rates
+from stages.files import DECIMALS
 
 POWERS = np.linspace(0, 1, 21)  # of the shares of the classes
 
@@ -102,6 +105,33 @@ def decision_costs(
     smooth = np.polynomial.Polynomial.fit(POWERS, balanced, deg=2)(POWERS)
     # Of equal ones, but for rounding errors, the smallest.
     return np.vectorize(as_written)(candidates[int(smooth.round(9).argmax())])
+
+
+def choose_thresholds(
+    probabilities: np.ndarray,
+    temperature: float,
+    is_malignant: np.ndarray,
+    classes: Classes,
+    sensitivity: float,
+    bias: Sequence[float] | None = None,
+) -> tuple[float, float]:
+    """The thresholds of a calibration, on the images that it is fitted to: for a sensitivity, and Youden's.
+
+    Args:
+        probabilities: as the network gives them, shape (n, classes).
+        temperature: of the calibration.
+        is_malignant: bool, shape (n,).
+        classes: what the probabilities are of.
+        sensitivity: to reach.
+        bias: of the calibration.
+
+    Raises:
+        InputError: the images are all benign or all malignant.
+    """
+    # As they will be written: a threshold has to include its image in the file as well.
+    score = malignant_probability(apply_temperature(probabilities, temperature, bias).round(DECIMALS), classes)
+    threshold = threshold_for_sensitivity(score, is_malignant, sensitivity)
+    return as_written(threshold), as_written(youden_threshold(score, is_malignant))
 
 
 def threshold_for_sensitivity(score: np.ndarray, is_positive: np.ndarray, sensitivity: float) -> float:

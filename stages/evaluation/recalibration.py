@@ -5,16 +5,15 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import minimize
 
-from stages.classifier.calibration import Calibration, FittedOn, apply_temperature, as_written
+from stages.classifier.calibration import Calibration, FittedOn, as_written
 from stages.dataset.taxonomy import Classes
 from stages.errors import InputError
-from stages.evaluation.decisions import threshold_for_sensitivity, youden_threshold
+from stages.evaluation.decisions import choose_thresholds
 from stages.evaluation.metrics import effective_lesions_of, headline
-from stages.evaluation.predictions import Predictions, malignant_probability
+from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import MIN_LESIONS
 from stages.evaluation.uncertainty import SEED, estimate
 from stages.evaluation.verdict import judge
-from stages.files import DECIMALS
 
 
 def draw_part(lesions: np.ndarray, is_malignant: np.ndarray, fraction: float) -> np.ndarray:
@@ -64,14 +63,14 @@ def recalibrate(
         free = np.stack([classes.is_malignant, ~classes.is_malignant], axis=1).astype(float)
     temperature, bias = fit_temperature_and_bias(uncalibrated, possible, free)
     temperature, bias = as_written(temperature), tuple(map(as_written, bias.tolist()))
-    # As they will be written: a threshold has to include its image in the file as well.
-    score = malignant_probability(apply_temperature(uncalibrated, temperature, bias).round(DECIMALS), classes)
+    sensitivity = calibration.target_sensitivity
+    threshold, youden = choose_thresholds(uncalibrated, temperature, is_malignant, classes, sensitivity, bias)
     return replace(
         calibration,
         temperature=temperature,
         bias=bias,
-        threshold=as_written(threshold_for_sensitivity(score, is_malignant, calibration.target_sensitivity)),
-        youden_threshold=as_written(youden_threshold(score, is_malignant)),
+        threshold=threshold,
+        youden_threshold=youden,
         fitted_on=FittedOn(
             dataset, len(labels), len(np.unique(part.lesions)), len(np.unique(part.lesions[is_malignant]))
         ),

@@ -14,13 +14,12 @@ from scipy.special import expit, logit, stdtrit
 
 from stages.classifier.calibration import Calibration
 from stages.errors import printable
-from stages.evaluation.calibration import weighted_gaps
+from stages.evaluation.calibration import SMALLEST, weighted_gaps
 from stages.evaluation.metrics import effective_lesions_of
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import MIN_LESIONS
 from stages.evaluation.uncertainty import DIFFERENCE, combine, count_lesions, estimate
 from stages.evaluation.weighted import unit_weights, weighted_areas, weighted_rates
-from stages.files import DECIMALS
 from stages.reporting import ATTRIBUTES, PROMISES, number, rounded_percent
 from stages.reporting import estimate as with_interval
 
@@ -215,8 +214,7 @@ def calibration_slope(score: np.ndarray, is_malignant: np.ndarray, lesions: np.n
     """
     from scipy.optimize import minimize  # which the report page, that judges by `told`, need not load
 
-    least = 0.5 * 10.0**-DECIMALS  # what is written as 0 or 1 is as close to it as its last digit says
-    logits = logit(np.clip(score, least, 1 - least))
+    logits = logit(np.clip(score, SMALLEST, 1 - SMALLEST))
     malignant, benign = logits[is_malignant], logits[~is_malignant]
     others = min(count_lesions(lesions, is_malignant)[1:]) - 1
     if others < 1 or malignant.min() >= benign.max() or benign.min() >= malignant.max():

@@ -14,15 +14,14 @@ from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, diagnoses_of, numbers_of
 from stages.errors import InputError
 from stages.evaluation.assessment import describe_evaluation
+from stages.evaluation.calibration import SMALLEST
 from stages.evaluation.predictions import DECIDED, THRESHOLDS, Predictions, predictions_table
 from stages.experiments.revision import WORKSPACE, Revision, differing_parameters, list_experiments
 from stages.experiments.summary import group_revisions, without_repeats
-from stages.files import DECIMALS, PREPARED
+from stages.files import PREPARED
 
 FOLD = "split.test_fold"
 SHOWN = 5  # images that a message names
-# Half of the last digit of a probability that is written: what one of 0 may have been.
-SMALLEST = 0.5 * 10.0**-DECIMALS
 
 
 class Fold(NamedTuple):
@@ -157,9 +156,8 @@ def by_two_networks(folds: Sequence[Fold]) -> tuple[Predictions, np.ndarray, np.
     return Predictions(test, folds[0].test.classes), tested, validated[order]
 
 
-def mean_of_two_networks(folds: Sequence[Fold]) -> Predictions:
-    """For all images the mean of the two networks that have not trained on it, at the temperature that fits best."""
-    pooled, tested, validated = by_two_networks(folds)
+def mean_of_two_networks(pooled: Predictions, tested: np.ndarray, validated: np.ndarray) -> Predictions:
+    """For each image the mean of what `by_two_networks` gives, at the temperature that fits best."""
     mean = (tested + validated) / 2
     calibrated = apply_temperature(mean, fit_temperature(mean, pooled.labels))
     labels = pooled.table["label"].tolist()

@@ -9,9 +9,11 @@ import numpy as np
 
 from stages.classifier.calibration import Calibration
 from stages.classifier.description import DESCRIPTION, ModelDescription
+from stages.classifier.fusion import METADATA
 from stages.classifier.networks import Ensemble
 from stages.classifier.weights import WEIGHTS, load_model
 from stages.config import MOST_NETWORKS, EvaluationConfig
+from stages.dataset.encoding import widest
 from stages.errors import InputError
 from stages.evaluation.averaging import calibrate_average
 from stages.evaluation.decisions import BALANCED, decision_costs
@@ -46,12 +48,20 @@ def gather_networks(folds: Sequence[Fold]) -> tuple[Ensemble, ModelDescription]:
         )
     first = descriptions[0]
     for fold, other in zip(folds, descriptions):
-        for key in ("architecture", "classes", "taxonomy", "image_size", "detail", "mean", "std", "metadata"):
+        for key in ("architecture", "classes", "taxonomy", "image_size", "detail", "mean", "std"):
             if getattr(other, key) != getattr(first, key):
                 raise InputError(f"the models of {fold.revision.name} and {folds[0].revision.name} differ in {key}")
+    # The training images of one fold may lack a site that those of another have.
+    encodings = [each.metadata for each in descriptions for _ in range(each.networks) if each.metadata]
+    metadata = widest(encodings) if encodings else None
+    for member, own in zip(members, encodings):
+        getattr(member.backbone, METADATA).adopt(own, metadata)
     return Ensemble(members), replace(
         first,
         networks=len(members),
+        metadata=metadata,
+        split_sha256=None,
+        teacher_sha256=None,
         epochs=[epoch for each in descriptions for epoch in each.epochs],
         val_losses=[loss for each in descriptions for loss in each.val_losses],
         validation_folds=[
@@ -79,5 +89,5 @@ def calibrate_release(folds: Sequence[Fold], config: EvaluationConfig) -> Calibr
     if all(each == costs[0] for each in costs):
         return replace(calibration, costs=costs[0])
     counts = np.bincount(labels, minlength=len(classes.names))
-    found = decision_costs(BALANCED, mean_of_two_networks(folds).probabilities, labels, counts)
+    found = decision_costs(BALANCED, mean_of_two_networks(pooled, tested, validated).probabilities, labels, counts)
     return replace(calibration, costs=tuple(map(tuple, found.tolist())))

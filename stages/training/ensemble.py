@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from torch import nn
 
 from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.config import Config, ModelConfig, TrainingConfig
@@ -71,7 +72,7 @@ def choose_val_folds(config: ModelConfig, split: Path, images: pd.DataFrame) -> 
 
 def train_member(
     config: Config, number: int, train: SplitImages, val: SplitImages, fabric: Processes, checkpoints: Path,
-    metrics: Path, inputs: tuple[Path, Path],
+    metrics: Path, inputs: tuple[Path, ...], teacher: nn.Module | None = None,
 ) -> Member:  # fmt: skip
     """Train a network of `model.ensemble`.
 
@@ -87,7 +88,8 @@ def train_member(
         fabric: the processes that train together.
         checkpoints: folder of the checkpoints of all training runs.
         metrics: folder for DVCLive.
-        inputs: the files that the images come from.
+        inputs: the files that the images and the teacher come from.
+        teacher: as of `TrainingModule`.
 
     Raises:
         InputError: a parameter does not fit this machine, or timm has no such network.
@@ -97,7 +99,7 @@ def train_member(
     config = replace(config, training=training)
     while True:
         try:
-            return _train(config, train, val, fabric, checkpoints / fingerprint(config, inputs), metrics)
+            return _train(config, train, val, fabric, checkpoints / fingerprint(config, inputs), metrics, teacher)
         except torch.OutOfMemoryError:
             pass  # handled outside: the exception holds on to the tensors of the training
         finally:
@@ -114,8 +116,9 @@ def train_member(
 
 
 def _train(
-    config: Config, train: SplitImages, val: SplitImages, fabric: Processes, folder: Path, metrics: Path
-) -> Member:
+    config: Config, train: SplitImages, val: SplitImages, fabric: Processes, folder: Path, metrics: Path,
+    teacher: nn.Module | None,
+) -> Member:  # fmt: skip
     training = config.training
     within_sources = training.class_balance_within == "source"
     class_counts = train.class_counts(within_sources)
@@ -133,7 +136,7 @@ def _train(
     process = fabric.global_rank, fabric.world_size, config.runtime.num_workers
     train_batches = Batches(train, step_images, fabric.device, sampling, *process)
     val_batches = Batches(val, val_images_at_a_time, fabric.device, None, *process)
-    module = TrainingModule(config, train.store.image_size, class_counts, train.encoding).to(fabric.device)
+    module = TrainingModule(config, train.store.image_size, class_counts, train.encoding, teacher).to(fabric.device)
     checkpoint = Checkpoints(folder, training.checkpoint_minutes)
     try:
         fit = TrainingLoop(module, train_batches, val_batches, config, fabric, checkpoint, loggers).run()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.classifier.description import ModelDescription
+from stages.classifier.fusion import METADATA
 from stages.classifier.hardware import describe_environment, set_up_device
 from stages.classifier.networks import architecture, pixel_statistics
 from stages.classifier.weights import save_model
@@ -34,6 +35,7 @@ from stages.files import (
     TRAINING_METRICS,
     md5_of,
     read_json,
+    sha256_of,
     write_json,
 )
 from stages.training.checkpoints import checkpoint_folder, prune, require_writable
@@ -41,6 +43,7 @@ from stages.training.ensemble import Member, choose_val_folds, combine, member_m
 from stages.training.loggers import end_logging, log_results
 from stages.training.loop import Fit
 from stages.training.processes import start_processes
+from stages.training.teacher import load_teacher
 
 EXAMPLES, VERSIONS = 4, 5  # images whose augmentation is shown, and how often each
 
@@ -92,6 +95,7 @@ def train_model(
     val_folds = choose_val_folds(config.model, split, store.manifest)
     # All networks of an ensemble have one encoding, also those whose training images are fewer.
     encoding = learn_encoding(config.model.metadata, SplitImages(store, "train", split, len(classes.names)).table)
+    teacher, teacher_files = load_teacher(config, split, store, classes, encoding, fabric.device)
     root = checkpoint_folder(checkpoints)
     if fabric.is_global_zero:
         require_writable(root)
@@ -104,13 +108,22 @@ def train_model(
             end_logging(members[-1].loggers)
         kind = config.model.num_classes, val_fold, encoding
         train, val = (SplitImages(store, name, split, *kind) for name in ("train", "val"))
-        folder = member_metrics(metrics, number)
-        members.append(train_member(config, number, train, val, fabric, root, folder, (prepared, split)))
+        places = root, member_metrics(metrics, number), (prepared, split, *teacher_files)
+        members.append(train_member(config, number, train, val, fabric, *places, teacher))
+        # What its own training images did not have, it does not know: those weights are as they were drawn.
+        if encoding is not None and (own := learn_encoding(encoding.fusion, train.table)) not in (None, encoding):
+            layers = getattr(members[-1].module.eval_network.backbone, METADATA)
+            layers.adopt(encoding, own)
+            layers.adopt(own, encoding)
     if not fabric.is_global_zero:
         return None
     last, fits = members[-1], [member.fit for member in members]
     network = combine([member.module.eval_network for member in members])
-    description = _describe(last.config, fits, last.val, val_folds)
+    description = replace(
+        _describe(last.config, fits, last.val, val_folds),
+        split_sha256=sha256_of(split),
+        teacher_sha256=sha256_of(teacher_files[0]) if teacher_files else None,
+    )
     save_model(network, description, models)
     speed = statistics.median(fit.images_per_second for fit in fits)
     training = Training(description, time.perf_counter() - start, speed)

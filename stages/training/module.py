@@ -1,5 +1,7 @@
 """TrainingModule: the network, its loss and its optimizer."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -27,6 +29,7 @@ class TrainingModule(nn.Module):
         class_counts: training images of each class, shape (sources, classes), as of `SplitImages.class_counts`; a
             source is only taught to tell apart the classes that it has.
         encoding: of the metadata that the network takes; None: it takes none.
+        teacher: whose probabilities the network learns, too; on the device, and in evaluation mode. None: none.
 
     Attributes:
         network: what is trained.
@@ -37,13 +40,16 @@ class TrainingModule(nn.Module):
     """
 
     def __init__(
-        self, config: Config, image_size: int, class_counts: Tensor, encoding: MetadataEncoding | None = None
-    ) -> None:
+        self, config: Config, image_size: int, class_counts: Tensor, encoding: MetadataEncoding | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         training = config.training
         check_optimizer(training.optimizer)
         self.config, self.image_size = config, image_size
         self.network = create_network(config.model, image_size, encoding)
+        # The function alone: as a module it would be trained, saved in every checkpoint and switched to training mode.
+        self.teacher = None if teacher is None else teacher.forward
         self.average = WeightAverage(self.network, training.ema_decay) if training.ema_decay else None
         balance, strength = training.class_balance, training.class_balance_strength
         weights = class_weights(class_counts, strength).float() if balance == "weights" else None
@@ -70,7 +76,13 @@ class TrainingModule(nn.Module):
         return self.eval_network(images, metadata)
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation."""
+        """The training loss of each image of a batch, shape (n,): cross-entropy in nats, after augmentation.
+
+        A teacher sees the same augmented and mixed images, with the same metadata (Beyer et al., Knowledge
+        distillation: a good teacher is patient and consistent, CVPR 2022), and `training.teacher_weight` of the loss is
+        the cross-entropy with its probabilities. What balances the classes is of the labels alone: the logits
+        themselves learn to be the teacher's.
+        """
         training, classes = self.config.training, int(self.config.model.num_classes)
         targets = (batch.labels[:, None] == torch.arange(classes, device=batch.labels.device)).float()
         if self.class_weights is not None:
@@ -96,9 +108,15 @@ class TrainingModule(nn.Module):
         # Menon et al., Long-tail learning via logit adjustment, ICLR 2021: the network need not learn frequencies. With
         # those of each source at strength 1 nothing is left to gain from telling the source.
         prior = (self.prior_strength * shares.log()).masked_fill(~is_compared, NEVER)
-        return cross_entropy(self._logits(network, pixels, metadata) + prior, targets, reduction="none")
+        logits = self._logits(network, pixels, metadata)
+        losses = cross_entropy(logits + prior, targets, reduction="none")
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self._logits(self.teacher, pixels, metadata).softmax(dim=1)
+            losses = losses.lerp(cross_entropy(logits, taught, reduction="none"), training.teacher_weight)
+        return losses
 
-    def _logits(self, network: nn.Module, pixels: Tensor, metadata: Tensor | None) -> Tensor:
+    def _logits(self, network: Callable[..., Tensor], pixels: Tensor, metadata: Tensor | None) -> Tensor:
         precision = PRECISIONS[self.config.training.precision]
         with torch.autocast(pixels.device.type, precision, enabled=precision is not None):
             return network(pixels, metadata).float()

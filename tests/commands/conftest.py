@@ -9,7 +9,7 @@ from dvc.repo import Repo
 
 from stages.classifier.hardware import describe_environment
 from stages.files import ENVIRONMENT, write_json
-from tests.cross_validation import write_repository
+from tests.cross_validation import NAMES, write_repository
 from tests.history import IMAGES, add_remote, change_parameter, commit, start_repository, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +107,21 @@ def cross_validated(tmp_path_factory):
         patch.chdir(folder)
         write_repository()
     return folder
+
+
+@pytest.fixture(scope="module")
+def made_of_folds(cross_validated, tmp_path_factory):
+    """A function that runs `pool` or `release` in a copy of that repository; the folder that it makes."""
+
+    def make(command):
+        folder = tmp_path_factory.mktemp("made") / "repository"
+        shutil.copytree(cross_validated, folder, symlinks=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            command.main([*NAMES, "--output", "made"])
+        return folder / "made"
+
+    return make
 
 
 @pytest.fixture

@@ -14,21 +14,24 @@ from stages.evaluation.details import read_details
 from stages.experiments.pooling import read_folds, uncalibrated
 from stages.experiments.revision import Revision
 from stages.files import DETAILS, PREDICTIONS, PREPARED, PUBLISHED, read_csv, write_csv
-from tests.cross_validation import FOLDS, IMAGES, commit_experiment, fold_of, images, outputs, write_fold
+from tests.cross_validation import (
+    FOLDS,
+    IMAGES,
+    NAMES,
+    commit_experiment,
+    fold_of,
+    images,
+    outputs,
+    replace_experiment,
+    write_fold,
+)
 from tests.history import git
-
-NAMES = [f"fold-{number}" for number in range(FOLDS)]
 
 
 @pytest.fixture(scope="module")
-def pooled(cross_validated, tmp_path_factory):
-    """A copy of the run in which its experiments were pooled; not to be changed."""
-    folder = tmp_path_factory.mktemp("pooled") / "repository"
-    shutil.copytree(cross_validated, folder, symlinks=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        pool.main([*NAMES, "--output", "pooled"])
-    return folder / "pooled"
+def pooled(made_of_folds):
+    """The folder of a pooled run; not to be changed."""
+    return made_of_folds(pool)
 
 
 def test_every_image_is_judged_once_by_the_fold_that_had_not_seen_it(pooled):
@@ -74,9 +77,10 @@ def test_the_folder_has_pictures_and_a_page_and_the_workspace_stays_as_it_is(poo
 def test_pooled_runs_are_compared_and_reported_like_revisions(pooled, monkeypatch, tmp_path, capsys):
     shutil.copytree(pooled.parent, tmp_path / "repository", symlinks=True)
     monkeypatch.chdir(tmp_path / "repository")
-    table = read_csv(Path("pooled", PREDICTIONS.name), ["image_id"])
+    table = read_csv(pooled / PREDICTIONS.name, ["image_id"])
     # The same probabilities at another threshold of one fold: nothing but decisions of its images change.
     lower = table.assign(threshold=table["threshold"].where(table["fold"] != 1, 1e-6))
+    Path("made").rename("pooled")
     shutil.copytree("pooled", "other")
     write_csv(Path("other", PREDICTIONS.name), lower)
     compare.main(["pooled", "other", "--json", "result.json"])
@@ -132,7 +136,6 @@ def _forget_an_image():
 
 
 def _other_split():
-    base = git("rev-parse", "HEAD").strip()
     write_fold(1, outputs()[1])
     table = pd.read_csv(PUBLISHED[PREDICTIONS])
     of_fold_0 = images()["image_id"][fold_of(images()) == 0].iloc[0]
@@ -140,8 +143,7 @@ def _other_split():
         np.arange((table["split"] == "test").sum()) > 0, of_fold_0
     )
     write_csv(PUBLISHED[PREDICTIONS], table)
-    git("update-ref", "-d", git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/fold-1").strip())
-    commit_experiment("fold-1", base)
+    replace_experiment(1)
 
 
 def _forget_the_folds():

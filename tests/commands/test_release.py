@@ -1,33 +1,28 @@
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from stages import validation
 from stages.classifier.calibration import load_calibration
 from stages.classifier.networks import build_network
 from stages.classifier.weights import load_model, save_model
 from stages.commands import predict, release
+from stages.dataset.encoding import MetadataEncoding
 from stages.errors import InputError
 from stages.files import MODEL_WEIGHTS, read_csv
-from tests.cross_validation import FOLDS, SIZE, commit_experiment, outputs, write_fold
-from tests.history import git
-
-NAMES = [f"fold-{number}" for number in range(FOLDS)]
+from tests.cross_validation import FOLDS, NAMES, SIZE, outputs, replace_experiment, write_fold
 
 
 @pytest.fixture(scope="module")
-def released(cross_validated, tmp_path_factory):
+def released(made_of_folds):
     """The folder of a release; not to be changed."""
-    folder = tmp_path_factory.mktemp("released") / "repository"
-    shutil.copytree(cross_validated, folder, symlinks=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        release.main([*NAMES, "--output", "release"])
-    return folder / "release"
+    return made_of_folds(release)
 
 
 def test_the_model_is_the_mean_of_the_networks_of_all_folds(released):
@@ -80,22 +75,36 @@ def test_predict_takes_it(released, tmp_path, capsys):
 
 
 def _without_weights():
-    base = git("rev-parse", "HEAD").strip()
     write_fold(1, outputs()[1])
     MODEL_WEIGHTS.unlink()
-    git("update-ref", "-d", git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/fold-1").strip())
-    commit_experiment("fold-1", base)
+    replace_experiment(1)
 
 
 def _another_network():
-    base = git("rev-parse", "HEAD").strip()
     write_fold(1, outputs()[1])
-    description = load_model(Path("models"))[1]
-    from dataclasses import replace
+    save_model(build_network("baseline_cnn", 7, 32), replace(load_model()[1], image_size=32))
+    replace_experiment(1)
 
-    save_model(build_network("baseline_cnn", 7, 32), replace(description, image_size=32))
-    git("update-ref", "-d", git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/fold-1").strip())
-    commit_experiment("fold-1", base)
+
+def test_folds_that_know_other_sites_say_of_each_image_what_they_said_alone(cross_validation):
+    sites, alone = ["back", "face", "ear"], []
+    images, rows = (
+        torch.rand(4, 3, SIZE, SIZE),
+        pd.DataFrame({"age": 50.0, "sex": "male", "localization": [*sites, "knee"]}),
+    )
+    for number in range(FOLDS):
+        write_fold(number, outputs()[number])
+        known = MetadataEncoding("fused", ["male"], sorted(sites[: number + 1]))
+        network = build_network("baseline_cnn", 7, SIZE, encoding=known).eval()
+        nn.init.normal_(network.backbone.metadata.output.weight)
+        save_model(network, replace(load_model()[1], metadata=known))
+        alone.append(network(images, torch.from_numpy(known.encode(rows))).softmax(dim=1))
+        replace_experiment(number)
+    release.main([*NAMES, "--output", "release"])
+    network, description = load_model(Path("release"))
+    assert description.metadata.unheard_of(rows) == ["localization 'knee'"]
+    told = network(images, torch.from_numpy(description.metadata.encode(rows))).exp()
+    assert torch.allclose(told, torch.stack(alone).mean(dim=0), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.plain import PLAIN
+from stages.classifier.networks import Ensemble
 from stages.config import override
 from stages.dataset.augmentation import as_float, sample_params
 from stages.dataset.loaders import Batch, class_weights
@@ -15,11 +16,11 @@ from stages.training.module import TrainingModule
 COUNTS = torch.tensor([[30, 10]])
 
 
-def classifier(classes=2, counts=COUNTS, **training):
+def classifier(classes=2, counts=COUNTS, teacher=None, **training):
     changes = {"data.image_size": 16, "model.name": "baseline_cnn", "model.variant": None, "model.num_classes": classes}
     changes |= {"model.pretrained": False, "training.precision": 32}
     config = override(PLAIN, changes | {f"training.{key}": value for key, value in training.items()})
-    return TrainingModule(config, 16, counts).eval()
+    return TrainingModule(config, 16, counts, teacher=teacher).eval()
 
 
 @pytest.fixture
@@ -108,6 +109,42 @@ def test_weights_within_sources_leave_each_source_what_it_weighs():
     weights = class_weights(WITHIN, 1.0)
     torch.testing.assert_close((WITHIN * weights).sum(dim=1), WITHIN.sum(dim=1).double())
     torch.testing.assert_close((WITHIN * weights)[0, :3], torch.full((3,), 100 / 3).double())
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_a_student_learns_the_mean_probabilities_of_its_teacher_beside_the_labels(batch, classes, weight):
+    counts = torch.arange(1, classes + 1)[None]
+    teacher = Ensemble(classifier(classes, counts).network for _ in range(2)).eval()
+    balance = {"class_balance": "logits", "class_balance_strength": 0.5}
+    module = classifier(classes, counts, teacher, teacher_weight=weight, **balance)
+    logits, images = torch.randn(6, classes, requires_grad=True), as_float(batch.images)
+    losses = module.losses(lambda *_: logits, batch)
+    losses.sum().backward()
+    with torch.no_grad():
+        taught = sum(member(images).softmax(dim=1) for member in teacher.members) / 2
+        told = torch.eye(classes)[batch.labels]
+        adjusted = (logits + 0.5 * counts.log()).softmax(dim=1)
+        own = logits.softmax(dim=1)
+        expected = -(1 - weight) * (told * adjusted.log()).sum(dim=1) - weight * (taught * own.log()).sum(dim=1)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(logits.grad, (1 - weight) * (adjusted - told) + weight * (own - taught))
+
+
+def test_a_teacher_sees_what_its_student_sees_and_is_neither_trained_nor_kept(batch):
+    seen = []
+    teacher = classifier().network
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module = classifier(teacher=teacher, ema_decay=0.9)
+    module.config = override(module.config, {"data.mixup": 0.4, "data.cutmix": 1.0})
+    params = torch.from_numpy(sample_params(np.random.default_rng(0), 6, module.config.data))
+    module.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module.train()
+    module.training_step(batch._replace(augment_params=params)).backward()
+    assert torch.equal(*seen)
+    assert not teacher.training
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert module.state_dict().keys() == classifier(ema_decay=0.9).state_dict().keys()
 
 
 def test_what_is_validated_is_the_average_where_there_is_one():
