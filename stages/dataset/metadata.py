@@ -6,8 +6,9 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,24 +25,15 @@ UNKNOWN = "unknown"
 MISSING = {"", "na", "n/a", "nan", "none", "null", UNKNOWN}  # how a cell says that it is empty, in any case
 
 # Our columns under the names of the ISIC archive and its challenges, of PAD-UFES-20 and of Derm7pt.
-KNOWN_COLUMNS = {
-    "image": "image_id",
-    "image_name": "image_id",
-    "isic_id": "image_id",
-    "img_id": "image_id",
-    "derm": "image_id",
-    "age_approx": "age",
-    "age_approximate": "age",
-    "gender": "sex",
-    "anatom_site_general": "localization",
-    "anatom_site_general_challenge": "localization",
-    "location": "localization",
-    "region": "localization",
-    "diagnosis_confirm_type": "dx_type",
-    "biopsed": "dx_type",
-    "fitzpatrick_skin_type": "skin_type",
-    "fitspatrick": "skin_type",
+_ALIASES = {
+    "image_id": ("image", "image_name", "isic_id", "img_id", "derm"),
+    "age": ("age_approx", "age_approximate"),
+    "sex": ("gender",),
+    "localization": ("anatom_site_general", "anatom_site_general_challenge", "location", "region"),
+    "dx_type": ("diagnosis_confirm_type", "biopsed"),
+    "skin_type": ("fitzpatrick_skin_type", "fitspatrick"),
 }
+KNOWN_COLUMNS = {name: ours for ours, names in _ALIASES.items() for name in names}
 # Columns that may hold a label, the finest first: an image has the first label that the taxonomy knows.
 LABELS = (
     *("dx", "diagnosis", "diagnostic"),
@@ -58,9 +50,9 @@ _REFERENCE_STANDARDS = {
     "confocal microscopy with consensus dermoscopy": "confocal",
 }
 _SKIN_TYPES = {
-    number: roman
-    for place, roman in enumerate(("I", "II", "III", "IV", "V", "VI"), start=1)
-    for number in (f"{place}", f"{place}.0")
+    f"{number}{decimal}": roman
+    for number, roman in enumerate(("I", "II", "III", "IV", "V", "VI"), start=1)
+    for decimal in ("", ".0")
 }
 _ISIC_ID, _NO_HEADER = re.compile(r"ISIC_\d{7}"), ["image", "diagnosis"]  # of 2016, whose tables have none
 MOST_SHOWN = 30  # columns in a message
@@ -71,15 +63,17 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _./()-]{0,99}")
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.()-]*([/\\][A-Za-z0-9][A-Za-z0-9 _.()-]*)+")
 _AGE = re.compile(r"[0-9]{1,3}(\.[0-9]*)?")  # float() takes 5_5 and Arabic digits, too
-_RULES = [
-    (("image_id", "lesion_id"), ID.fullmatch, "letters, digits, '_', '-' and '.'"),
-    (("dx_type", "sex", "localization", "dataset", "skin_type"), _TEXT.fullmatch, "plain words"),
-    (
-        ("age",),
-        lambda cell: not cell or (_AGE.fullmatch(cell) and float(cell) <= 120),
-        "years from 0 to 120, or empty",
-    ),
-]
+
+
+def _is_age(cell: str) -> bool:
+    return not cell or (_AGE.fullmatch(cell) is not None and float(cell) <= 120)
+
+
+_RULES = {
+    **dict.fromkeys(("image_id", "lesion_id"), (ID.fullmatch, "letters, digits, '_', '-' and '.'")),
+    **dict.fromkeys(("dx_type", "sex", "localization", "dataset", "skin_type"), (_TEXT.fullmatch, "plain words")),
+    "age": (_is_age, "years from 0 to 120, or empty"),
+}
 
 
 class _Table(NamedTuple):
@@ -166,20 +160,17 @@ def read_metadata(
     columns, classes, meanings = columns or {}, classes or {}, meanings_of(taxonomy)
     _check_mappings(columns, classes, taxonomy)
     known = meanings.keys() | {fold(label) for label in classes}
-    main, problems, notes = _join(data_dir, find_tables(data_dir), columns, known)
-    name, rows = main.path.name, main.rows.reindex(columns=["file", "row", "label", *OURS], fill_value="")
-    by_patient, more = _fill_lesion_ids(name, rows) if _is_foreign(main.header, columns, known) else (False, [])
-    notes += more
+    main, notes = _join(data_dir, find_tables(data_dir), columns, known)
+    name, problems = main.path.name, [*main.problems]
+    rows = main.rows.reindex(columns=["file", "row", "label", *OURS], fill_value="")
+    by_patient = _is_foreign(main.header, columns, known) and _fill_lesion_ids(name, rows, notes)
     rows = rows[rows["label"].notna()].reset_index(drop=True)
     if rows.empty and not problems:
         problems.append(Problem(f"{name}: no rows; one for each image is needed", "no rows"))
     for column in ("dx_type", "sex", "localization", *OPTIONAL_COLUMNS):
-        rows[column] = rows[column].mask(rows[column] == "", UNKNOWN)
+        rows[column] = _or_unknown(rows[column])
 
-    diagnoses = {
-        label: classes[label] if label in classes else meanings.get(fold(label)) for label in _distinct(rows["label"])
-    }
-    rows["dx"] = rows["label"].map(diagnoses)
+    rows["dx"] = _mapped(rows["label"], lambda label: classes.get(label, meanings.get(fold(label))))
     is_left_out = rows["label"].isin([label for label, dx in classes.items() if dx is None])
     is_unknown = rows["dx"].isna() & ~is_left_out
     is_wrong, more = _wrong_cells(rows[~is_left_out])
@@ -192,10 +183,10 @@ def read_metadata(
             problem = f"{notes.pop()}; no image is left: name theirs with --classes or --taxonomy"
             problems.append(Problem(problem, "no image is left"))
     else:
-        counts, first = Counter(unknown["label"]), unknown.drop_duplicates("label")[["file", "row", "label"]]
-        for file, row, label in first.itertuples(index=False):
-            problem = _unknown_label(label, counts[label], taxonomy)
-            problems.append(Problem(f"{file} row {row}: {problem}", "unknown diagnosis"))
+        counts = Counter(unknown["label"])
+        first = unknown.drop_duplicates("label")
+        told = first.assign(told=[_unknown_label(label, counts[label], taxonomy) for label in first["label"]])
+        problems += _problems(told, "unknown diagnosis", "{told}")
     if is_left_out.any():
         notes.append(_left_out(name, rows.loc[is_left_out, "label"], "that data.classes maps to null"))
     kept = rows[~(is_left_out | is_unknown | rows.index.isin(is_wrong))].reset_index(drop=True)
@@ -230,35 +221,55 @@ def read_covariates(path: Path, columns: Mapping[str, str | None] | None = None)
         raise InputError(f"{path}: no column is known to hold age, sex or localization; {_shown(table.header)}")
     rows = table.rows.reindex(columns=["file", "row", "image_id", *names], fill_value="")
     for name in names[1:]:
-        rows[name] = rows[name].mask(rows[name] == "", UNKNOWN)
+        rows[name] = _or_unknown(rows[name])
     _, problems = _wrong_cells(rows.drop(columns="image_id"))
     # The names that files have, not only such as are ids in a dataset.
     rows["image_id"] = [re.split(r"[/\\:]", cell)[-1] for cell in rows["image_id"]]
     rows = rows.drop_duplicates(["image_id", *names])
-    first = rows.drop_duplicates("image_id").set_index("image_id")["row"]
-    for row, image_id in rows.loc[rows["image_id"].duplicated(), ["row", "image_id"]].itertuples(index=False):
-        told = f"{path.name} row {row}: {image_id!r} has other values in row {first[image_id]}"
-        problems.append(Problem(told, "other values"))
-    if problems := [*table.problems, *problems]:
+    says = "{image_id!r} has other values in row {first}"
+    if problems := [*table.problems, *problems, *_repeated(rows, "other values", says)]:
         more = [f"and {len(problems) - MOST_SHOWN} more"] * (len(problems) > MOST_SHOWN)
         raise InputError("\n  ".join([f"{path}:", *map(printable, problems[:MOST_SHOWN]), *more]))
     return rows.assign(age=_years(rows["age"])).set_index("image_id")[names]
 
 
+def _problems(rows: pd.DataFrame, kind: str, told: str) -> list[Problem]:
+    """A line for each row: its file and number, and what is `told` of its cells, as in "{image_id} is unknown"."""
+    cells = (row._asdict() for row in rows.itertuples(index=False))
+    return [Problem(f"{row['file']} row {row['row']}: {told.format(**row)}", kind) for row in cells]
+
+
+def _repeated(rows: pd.DataFrame, kind: str, told: str) -> list[Problem]:
+    """`_problems` of the rows whose image a row above has, the number of which is {first}."""
+    first = dict(zip(rows["image_id"][::-1], rows["row"][::-1]))
+    again = rows[rows["image_id"].duplicated()]
+    return _problems(again.assign(first=again["image_id"].map(first)), kind, told)
+
+
 def _wrong_cells(rows: pd.DataFrame) -> tuple[list[int], list[Problem]]:
     """The rows with a cell that breaks one of `_RULES`, by their labels, and a line for each such cell."""
     labels, problems = [], []
-    for names, is_valid, expected in _RULES:
-        for column in [name for name in names if name in rows]:
-            right = {cell for cell in _distinct(rows[column]) if is_valid(cell)}
-            wrong = rows.loc[~rows[column].isin(right), ["file", "row", column]]
+    for column, (is_valid, expected) in _RULES.items():
+        if column in rows:
+            wrong = rows[~rows[column].isin({cell for cell in _distinct(rows[column]) if is_valid(cell)})]
             labels += wrong.index.tolist()
-            kind = f"{column} must be {expected}"
-            problems += [
-                Problem(f"{file} row {row}: {column} is {cell!r}; it must be {expected}", kind)
-                for file, row, cell in wrong.itertuples(index=False)
-            ]
+            told = f"{column} is {{{column}!r}}; it must be {expected}"
+            problems += _problems(wrong, f"{column} must be {expected}", told)
     return labels, problems
+
+
+def _or_unknown(cells: pd.Series) -> pd.Series:
+    return cells.mask(cells == "", UNKNOWN)
+
+
+def _mapped(cells: pd.Series, function: Callable[[str], Any]) -> pd.Series:
+    """What a function makes of each cell, asked once for each different one."""
+    return cells.map({cell: function(cell) for cell in _distinct(cells)})
+
+
+def _distinct(cells: pd.Series) -> list[str]:
+    # Through NumPy: iterating over a column of pandas' own text takes longer than reading it from the file.
+    return pd.unique(cells.to_numpy(object)).tolist()
 
 
 def _years(cells: pd.Series) -> pd.Series:
@@ -285,8 +296,8 @@ def _check_mappings(
 
 def _join(
     data_dir: Path, paths: list[Path], columns: Mapping[str, str | None], known: Iterable[str]
-) -> tuple[_Table, list[Problem], list[str]]:
-    """The tables of a dataset as one, problems, and what was passed over."""
+) -> tuple[_Table, list[str]]:
+    """The tables of a dataset as one, and what was passed over."""
     headers = {path: read_header(path) for path in paths}
     usable = [path for path in paths if _names_image(headers[path], columns)]
     if len(paths) == 1:
@@ -294,34 +305,29 @@ def _join(
     mapped = {name for name in columns.values() if name} - {name for path in usable for name in headers[path]}
     if len(usable) != 1 and mapped:
         raise InputError(f"{data_dir}: data.columns names {', '.join(sorted(mapped))}, which no table has")
-    tables: list[_Table] = []
+    parts: dict[tuple[str, ...], _Table] = {}
     for path in usable:
         table = _read_table(path, columns, known, alone=len(usable) == 1)
-        same = [place for place, other in enumerate(tables) if other.header == table.header]
-        if same:
-            other = tables[same[0]]
+        if other := parts.get(header := tuple(table.header)):
             if other.ids & table.ids:
                 raise _no_table(data_dir, usable)
-            parts = pd.concat([other.rows, table.rows], ignore_index=True)
-            tables[same[0]] = other._replace(rows=parts, problems=other.problems + table.problems)
-        else:
-            tables.append(table)
-    passed = [path.relative_to(data_dir).as_posix() for path in paths if path not in usable]
+            rows = pd.concat([other.rows, table.rows], ignore_index=True)
+            table = other._replace(rows=rows, problems=other.problems + table.problems)
+        parts[header] = table
+    tables = [*parts.values()]
     with_labels = [table for table in tables if table.has_labels]
     labelled = set().union(*(table.ids for table in with_labels))
     others = [table for table in tables if not table.has_labels and (not labelled or table.ids & labelled)]
     if len(with_labels) > 1 or len(others) > 1 or not tables:
         raise _no_table(data_dir, usable or paths)
+    passed = [path.relative_to(data_dir).as_posix() for path in paths if path not in usable]
     if not with_labels:
         missing = "no column is known to hold the diagnosis; name it in data.columns, as {dx: label}"
         said = [f"{tables[0].path}: {missing}", _shown(tables[0].header), *_passed_over(passed)]
         raise InputError("; ".join(said))
-    passed += [table.path.name for table in tables if not table.has_labels and all(table is not one for one in others)]
-    notes = _passed_over(passed)
-    if not others:
-        return with_labels[0], list(with_labels[0].problems), notes
-    main, problems = _add_labels(others[0], with_labels[0])
-    return main, problems, notes
+    main = _add_labels(others[0], with_labels[0]) if others else with_labels[0]
+    joined = {table.path for table in (*others, *with_labels)}
+    return main, _passed_over(passed + [table.path.name for table in tables if table.path not in joined])
 
 
 def _passed_over(tables: list[str]) -> list[str]:
@@ -376,10 +382,10 @@ def _read_table(path: Path, columns: Mapping[str, str | None], known: Iterable[s
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}, in line {line}") from None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(path, text.partition("\n")[0]))
     try:
-        header, first = next(reader, []), 2
+        # Rows, not lines: a quoted field may hold a line break.
+        header, numbered = next(reader, []), enumerate(reader, start=2)
         if _has_no_header(header):
-            first, header = 1, _NO_HEADER
-            reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+            header, numbered = _NO_HEADER, enumerate(chain([header], reader), start=1)
         if repeated := [name for name, count in Counter(header).items() if count > 1]:
             names = ", ".join(name[:LONGEST] for name in repeated[:MOST_SHOWN])
             raise InputError(f"{path}: column {names} is duplicated")
@@ -392,17 +398,14 @@ def _read_table(path: Path, columns: Mapping[str, str | None], known: Iterable[s
         others = [name for name in header if has_bits and name not in names.values()]
         wanted = list(dict.fromkeys([*names.values(), *labels, *others]))
         places = [header.index(name) for name in wanted]
-        # Rows, not lines: a quoted field may hold a line break.
         numbers, cells, problems = [], [], []
-        for number, fields in enumerate(reader, start=first):
+        for number, fields in numbered:
             if len(fields) == len(header):
                 numbers.append(number)
                 cells.append([fields[place].strip() for place in places])
             elif fields:
-                found = f"{len(fields)} fields; the header has {len(header)}"
-                problems.append(
-                    Problem(f"{path.name} row {number}: {found}", "another number of fields than the header")
-                )
+                found = f"{path.name} row {number}: {len(fields)} fields; the header has {len(header)}"
+                problems.append(Problem(found, "another number of fields than the header"))
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}, in line {reader.line_num}") from None
     table = pd.DataFrame(cells, columns=pd.Index(wanted), dtype=object)
@@ -461,19 +464,14 @@ def _shown(header: list[str]) -> str:
 
 def _translated(cells: pd.Series, ours: str) -> pd.Series:
     """The cells of one of our columns; those that are unknown are empty."""
-    each: Callable[[str], str] = {
+    translations: dict[str, Callable[[str], str]] = {
         "image_id": _image_id,
         "lesion_id": lambda cell: cell,
         "sex": lambda cell: _known_cell(cell).lower(),
         "dx_type": lambda cell: _REFERENCE_STANDARDS.get(cell.lower(), _known_cell(cell)),
         "skin_type": lambda cell: _SKIN_TYPES.get(cell, _known_cell(cell)),
-    }.get(ours, _known_cell)
-    return cells.map({cell: each(cell) for cell in _distinct(cells)})
-
-
-def _distinct(cells: pd.Series) -> list[str]:
-    # Through NumPy: iterating over a column of pandas' own text takes longer than reading it from the file.
-    return pd.unique(cells.to_numpy(object)).tolist()
+    }
+    return _mapped(cells, translations.get(ours, _known_cell))
 
 
 def _known_cell(cell: str) -> str:
@@ -495,25 +493,20 @@ def _label_of_bits(
     Other columns of 0 and 1 are of diagnoses that the taxonomy does not have.
     """
     names = [name for name in others if fold(name) in known or table[name].isin(BITS).all()]
-    bits = table[names]
-    is_one, is_wrong = bits.isin(BITS[2:]).to_numpy(), ~bits.isin(BITS).to_numpy()
+    is_one, is_bit = table[names].isin(BITS[2:]).to_numpy(), table[names].isin(BITS).to_numpy()
     count, none_of = is_one.sum(axis=1), f"none of {', '.join(names)}"
-    choices = np.array([*names, none_of if fold(none_of) in known else "", ""], dtype=object)
-    label = pd.Series(choices[np.where(count == 1, is_one.argmax(axis=1), np.where(count == 0, -2, -1))])
+    is_right = is_bit.all(axis=1) & ((count == 1) | ((count == 0) & (fold(none_of) in known)))
+    label = pd.Series(np.where(count == 1, np.array(names, object)[is_one.argmax(axis=1)], none_of))
     problems = []
-    wrong = is_wrong.any(axis=1) | (label == "").to_numpy()
-    for row in np.flatnonzero(wrong):
-        if is_wrong[row].any():
-            found = [f"{name} is {table[name][row]!r}" for name, bad in zip(names, is_wrong[row]) if bad]
-            problem, kind = f"{', '.join(found)}; it must be 0 or 1", "it must be 0 or 1"
-        else:
-            ones = " and ".join(name for name, one in zip(names, is_one[row]) if one)
-            problem, kind = (
-                f"{ones + ' are' if ones else none_of + ' is'} 1; exactly one must be",
-                "exactly one must be 1",
-            )
+    for row in np.flatnonzero(~is_right):
+        ones = " and ".join(name for name, one in zip(names, is_one[row]) if one)
+        problem, kind = f"{ones + ' are' if ones else none_of + ' is'} 1; exactly one must be", "exactly one must be 1"
+        if not is_bit[row].all():
+            found = [f"{name} is {table[name][row]!r}" for name, right in zip(names, is_bit[row]) if not right]
+            kind = "it must be 0 or 1"
+            problem = f"{', '.join(found)}; {kind}"
         problems.append(Problem(f"{path.name} row {numbers[row]}: {problem}", kind))
-    return label.mask(wrong, None), problems
+    return label.mask(~is_right, None), problems
 
 
 def _finest(candidates: list[pd.Series], known: Iterable[str]) -> pd.Series:
@@ -527,42 +520,32 @@ def _finest(candidates: list[pd.Series], known: Iterable[str]) -> pd.Series:
     return result
 
 
-def _add_labels(main: _Table, labels: _Table) -> tuple[_Table, list[Problem]]:
-    """The rows of a table with what another one says of their images, and a line for each image that is not in both."""
+def _add_labels(main: _Table, labels: _Table) -> _Table:
+    """A table with what another one says of its images; an image that is not in both is a problem."""
     problems = [*labels.problems, *main.problems]
-    name = labels.path.name
-    known, told = main.rows["image_id"], labels.rows["image_id"]
-    first = dict(zip(told[::-1], labels.rows["row"][::-1]))
-    for file, row, image_id in labels.rows.loc[told.duplicated(), ["file", "row", "image_id"]].itertuples(index=False):
-        again = f"{image_id!r} is a duplicate of row {first[image_id]}"
-        problems.append(Problem(f"{file} row {row}: {again}", "a duplicate"))
-    for table, ids, other in ((labels, known, main.path.name), (main, told, name)):
-        alone = table.rows[~table.rows["image_id"].isin(ids)]
-        rows = alone[["file", "row", "image_id"]].itertuples(index=False)
-        problems += [
-            Problem(f"{file} row {row}: {image_id!r} is not in {other}", f"not in {other}")
-            for file, row, image_id in rows
-        ]
+    problems += _repeated(labels.rows, "a duplicate", "{image_id!r} is a duplicate of row {first}")
+    for table, other in ((labels, main), (main, labels)):
+        alone = table.rows[~table.rows["image_id"].isin(other.rows["image_id"])].assign(other=other.path.name)
+        problems += _problems(alone, f"not in {other.path.name}", "{image_id!r} is not in {other}")
     more = labels.rows.drop_duplicates("image_id").drop(columns=["file", "row"])
     shared = [column for column in more if column in main.rows and column != "image_id"]
-    joined = main.rows.merge(more.drop(columns=shared), on="image_id", how="inner")
-    return main._replace(rows=joined), problems
+    return main._replace(rows=main.rows.merge(more.drop(columns=shared), on="image_id"), problems=problems)
 
 
-def _fill_lesion_ids(name: str, rows: pd.DataFrame) -> tuple[bool, list[str]]:
+def _fill_lesion_ids(name: str, rows: pd.DataFrame, notes: list[str]) -> bool:
     """Give a lesion to each image that has none: its patient, whose images may show the same one, or itself.
 
     Where one lesion is missing and patients are known, all images are grouped by patient: an image without a lesion
-    may show any of its patient's.
+    may show any of its patient's. Adds a line that says so to `notes`.
 
     Returns:
-        Whether they are grouped by patient, and what the user should know.
+        Whether they are grouped by patient.
     """
     lesions, patients = _translated(rows["lesion_id"], PATIENT), rows[PATIENT]
     rows["lesion_id"] = lesions
     missing = int((lesions == "").sum())
     if not missing:
-        return False, []
+        return False
     # Of a lesion, too, whose patient is named with another of its images only: it stays whole.
     both = (lesions != "") & (patients != "")
     by_lesion = lesions.map(dict(zip(lesions[both], patients[both])))
@@ -570,10 +553,10 @@ def _fill_lesion_ids(name: str, rows: pd.DataFrame) -> tuple[bool, list[str]]:
         by_lesion = by_lesion.where(by_lesion.notna() & (by_lesion != ""), others)
     rows["lesion_id"] = by_lesion
     by_patient = bool((patients != "").any())
-    consequence = "; each counts as a separate lesion"
-    if by_patient:
-        consequence = f", so all are grouped by {PATIENT}: a patient counts as a lesion"
-    return by_patient, [f"{name}: {missing} of {len(rows)} images have no lesion_id{consequence}"]
+    patient = f", so all are grouped by {PATIENT}: a patient counts as a lesion"
+    consequence = patient if by_patient else "; each counts as a separate lesion"
+    notes.append(f"{name}: {missing} of {len(rows)} images have no lesion_id{consequence}")
+    return by_patient
 
 
 def _left_out(name: str, labels: pd.Series, which: str) -> str:
@@ -591,20 +574,13 @@ def _unknown_label(label: str, images: int, taxonomy: Mapping[str, Diagnosis]) -
 
 def _contradictions(rows: pd.DataFrame, by_patient: bool) -> list[Problem]:
     """One line for each image that occurs twice, and for each lesion with two diagnoses, which a patient may have."""
-    problems = []
-    first = rows.drop_duplicates("image_id").set_index("image_id")["row"]
-    repeated = rows.loc[rows["image_id"].duplicated(), ["file", "row", "image_id"]]
-    for file, row, image_id in repeated.itertuples(index=False):
-        problem = f"image_id {image_id} is a duplicate of row {first[image_id]}"
-        problems.append(Problem(f"{file} row {row}: {problem}", "a duplicate"))
+    problems = _repeated(rows, "a duplicate", "image_id {image_id} is a duplicate of row {first}")
     if by_patient:
         return problems
     above = rows.groupby("lesion_id", sort=False)["dx"].transform("first")
     differing = rows.assign(above=above)[rows["dx"] != above]
-    for file, row, lesion, dx, other in differing[["file", "row", "lesion_id", "dx", "above"]].itertuples(index=False):
-        problem = f"{file} row {row}: lesion {lesion} is {dx} here and {other} above"
-        problems.append(Problem(problem, "a lesion of two diagnoses"))
-    return problems
+    told = "lesion {lesion_id} is {dx} here and {above} above"
+    return problems + _problems(differing, "a lesion of two diagnoses", told)
 
 
 def subsample_lesions(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
