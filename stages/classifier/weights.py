@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.classifier.description import DESCRIPTION, ModelDescription, read_description
-from stages.classifier.networks import Ensemble, NormalizedNetwork, build_network, is_network
+from stages.classifier.networks import Ensemble, NormalizedNetwork, build_network, combined, is_network
 from stages.errors import InputError, printable, regenerate
 from stages.files import MODELS, replacing, write_json
 
@@ -18,7 +18,7 @@ WEIGHTS = "model.safetensors"
 
 def save_model(network: NormalizedNetwork | Ensemble, description: ModelDescription, folder: Path = MODELS) -> None:
     """Write the weights and the description to `folder`."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(network).items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(network).state_dict().items()}
     with replacing(folder / WEIGHTS) as partial:
         # Not `save_file`: its error does not say that the disk is full.
         partial.write_bytes(save(state, metadata={"format": "pt"}))
@@ -26,12 +26,10 @@ def save_model(network: NormalizedNetwork | Ensemble, description: ModelDescript
     write_json(folder / DESCRIPTION, content)
 
 
-def _tensors(network: NormalizedNetwork | Ensemble) -> dict[str, Tensor]:
-    """The state of a backbone under timm's names; of an ensemble's, each with its number before them."""
-    if isinstance(network, NormalizedNetwork):
-        return network.backbone.state_dict()
-    states = [_tensors(member) for member in network.members]
-    return {f"{number}.{name}": tensor for number, state in enumerate(states) for name, tensor in state.items()}
+def _stored(network: NormalizedNetwork | Ensemble) -> nn.Module:
+    """What the state is stored of: a backbone, whose names are timm's, or those of an ensemble, numbered."""
+    backbones = [member.backbone for member in network.members]
+    return nn.ModuleList(backbones) if isinstance(network, Ensemble) else backbones[0]
 
 
 def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, ModelDescription]:
@@ -45,16 +43,9 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
         raise InputError(
             f"{folder / DESCRIPTION}: architecture is {description.architecture!r}; it must be a network of timm"
         )
-    members = [
-        build_network(
-            description.architecture,
-            len(description.classes),
-            description.image_size,
-            encoding=description.metadata,
-        )
-        for _ in range(description.networks)
-    ]
-    network = Ensemble(members) if len(members) > 1 else members[0]
+    kind = description.architecture, len(description.classes), description.image_size
+    members = [build_network(*kind, encoding=description.metadata) for _ in range(description.networks)]
+    network = combined(members)
     path = folder / WEIGHTS
     try:
         state = load_file(path)
@@ -62,17 +53,14 @@ def load_model(folder: Path = MODELS) -> tuple[NormalizedNetwork | Ensemble, Mod
         raise regenerate(f"{path} does not exist") from None
     except (OSError, SafetensorError, KeyError) as error:  # the last of numbers that PyTorch does not know
         raise regenerate(f"{path} is not a safetensors file ({printable(error)})") from None
+    stored = _stored(network)
     # Names, shapes and types: loading would turn whole numbers into fractions without a word.
-    places = _tensors(network)
-    if _outline(state) != _outline(places):
+    if _outline(state) != _outline(stored.state_dict()):
         what = description.architecture if len(members) == 1 else f"{len(members)} {description.architecture}"
         raise regenerate(f"{path} does not hold a {what}")
-    for name, tensor in places.items():
-        tensor.copy_(state[name])
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (description.mean, description.std))
+    stored.load_state_dict(state)
     for member in members:
-        member.mean.copy_(mean)
-        member.std.copy_(std)
+        member.mean[:], member.std[:] = (torch.tensor(of).view(3, 1, 1) for of in (description.mean, description.std))
     return network.eval(), description
 
 
