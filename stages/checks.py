@@ -2,10 +2,13 @@
 
 import reprlib
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, get_args
 
-from pydantic import Field, Strict, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from stages.errors import printable
@@ -50,6 +53,9 @@ def checked(content: Any, kind: Any) -> Any:
     raise ValueError("\n  ".join(problems[:MAX_PROBLEMS_SHOWN] + ([f"… and {more} more"] if more > 0 else [])))
 
 
+_MUST = {"bool_type": "be true or false", "tuple_type": "be a list", "list_type": "be a list"}
+
+
 def _problems(error: ValidationError, content: Any, kind: Any) -> list[str]:
     problems: list[str] = []
     expected: dict[str, list[str]] = {}
@@ -58,25 +64,19 @@ def _problems(error: ValidationError, content: Any, kind: Any) -> list[str]:
         match item["type"]:
             case "missing":
                 problems.append(f"{_name((*place, item['loc'][-1]))} is missing")
-                continue
             case "unexpected_keyword_argument" | "extra_forbidden":
                 problems.append(f"{_name(place)} is unknown{_hint(place, kind)}")
-                continue
             case "relation":
                 problems.append(_name((*place, "")) + item["msg"])
-                continue
-            case "value_error":
-                must = f"be {item.get('ctx', {}).get('error')}"
-            case "bool_type":
-                must = "be true or false"
-            case "tuple_type" | "list_type":
-                must = "be a list"
-            case "dataclass_type" | "dict_type" | "model_type":
-                must = f"be a mapping with the keys {', '.join(_known(place, kind))}".removesuffix(" with the keys ")
-            case _:
-                must = item["msg"].partition(" should ")[2]
-        start = f"{_name(place) or 'the content'} is {_show(value)}; it must "
-        expected.setdefault(start, []).append(must)
+            case given:
+                must = _MUST.get(given, item["msg"].partition(" should ")[2])
+                if given == "value_error":
+                    must = f"be {item.get('ctx', {}).get('error')}"
+                elif given in ("dataclass_type", "dict_type", "model_type"):
+                    keys = ", ".join(_known(place, kind))
+                    must = f"be a mapping with the keys {keys}" if keys else "be a mapping"
+                start = f"{_name(place) or 'the content'} is {printable(_shown.repr(value))}; it must "
+                expected.setdefault(start, []).append(must)
     return problems + [
         start + " or ".join(dict.fromkeys(musts)).replace(" or be ", " or ") for start, musts in expected.items()
     ]
@@ -86,25 +86,16 @@ def _resolve(location: Location, content: Any) -> tuple[Location, Any]:
     """The parts of a location that lie in the content, and what is there; pydantic adds the branches of unions."""
     place = []
     for key in location:
-        if _holds(content, key):
-            content = content[key]
-            place.append(key)
+        if isinstance(content, dict | list | tuple):
+            with suppress(KeyError, IndexError, TypeError):
+                content = content[key]
+                place.append(key)
     return tuple(place), content
-
-
-def _holds(content: Any, key: int | str) -> bool:
-    if isinstance(content, list | tuple):
-        return isinstance(key, int) and key < len(content)
-    return isinstance(content, dict) and key in content
 
 
 def _name(place: Location) -> str:
     parts = [f"[{part}]" if isinstance(part, int) else f".{_shown.repr(part).strip(chr(39))}" for part in place]
     return "".join(parts).removeprefix(".")
-
-
-def _show(value: Any) -> str:
-    return printable(_shown.repr(value))
 
 
 def _hint(place: Location, kind: Any) -> str:
@@ -123,7 +114,10 @@ def _known(place: Location, kind: Any) -> list[str]:
 
 
 def _fields(kind: Any) -> dict[int | str, Any]:
-    """The types of a type's keys, those that it has inherited too, which `__annotations__` does not have."""
-    if (fields := getattr(kind, "__pydantic_fields__", None)) is None:
-        return getattr(kind, "__annotations__", {})
-    return {name: field.annotation for name, field in fields.items()}
+    """The types of a class' fields; of an optional class too."""
+    for one in get_args(kind) if isinstance(kind, UnionType) else [kind]:
+        if isinstance(one, type) and is_dataclass(one):
+            return {field.name: field.type for field in fields(one)}
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return {name: field.annotation for name, field in one.model_fields.items()}
+    return getattr(kind, "__annotations__", {})

@@ -234,18 +234,7 @@ def load_config(path: Path = PARAMS) -> Config:
     Raises:
         InputError: the file is missing, is not YAML, or has unknown, missing or disallowed entries, each of them named.
     """
-    try:
-        content = parse_yaml(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist here; run from the root of the repository") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    try:
-        return checked(content, Config)
-    except ValueError as error:
-        raise InputError(f"{path}:\n  {error}") from None
+    return read_yaml(path, Config, "; run from the root of the repository")
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -262,6 +251,25 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         return checked(content, Config)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def read_yaml(path: Path, kind: Any, advice: str = "") -> Any:
+    """A YAML file that people write, as an instance of a pydantic type.
+
+    Args:
+        path: the file.
+        kind: the type.
+        advice: what is said of a file that cannot be read.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, or holds something else; each entry that is wrong is named.
+    """
+    try:
+        return checked(parse_yaml(path.read_bytes()), kind)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}){advice}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def parse_yaml(content: bytes) -> Any:

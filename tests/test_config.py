@@ -228,7 +228,7 @@ def test_a_file_without_sections_is_refused_with_those_it_needs(tmp_path, text):
         (b"data: {image_size: 64, image_size: 32}", "image_size"),
         (b"data:\n  image_size: 64\n image_size: 32", "line 3"),
         (b"data: [", "line 1"),
-        (b"data: \xff", "not valid YAML"),
+        (b"data: \xff", "can't decode"),
     ],
     ids=["duplicate key", "indentation", "open bracket", "not UTF-8"],
 )
@@ -236,7 +236,7 @@ def test_broken_yaml_is_refused(tmp_path, text, named):
     path = tmp_path / "params.yaml"
     path.write_bytes(text)
     message = refusal(path)
-    assert message.startswith(f"{path} is not valid YAML: ")
+    assert message.startswith(f"{path}: ")
     assert named in message
 
 

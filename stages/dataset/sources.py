@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pydantic.dataclasses
 
-from stages.checks import Flag, checked
-from stages.config import PARAMETERS, Names, parse_yaml
+from stages.checks import Flag
+from stages.config import PARAMETERS, Names, read_yaml
 from stages.dataset.images import TABLES, files_below, is_image
 from stages.dataset.metadata import ID, read_header
 from stages.errors import InputError
@@ -38,14 +38,7 @@ def read_settings(folder: Path) -> DatasetSettings:
         InputError: the file has unknown or disallowed entries, each of them named.
     """
     path = folder / SETTINGS
-    try:
-        return checked(parse_yaml(path.read_bytes()) or {}, DatasetSettings)
-    except FileNotFoundError:
-        return DatasetSettings()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    return (read_yaml(path, DatasetSettings | None) if path.exists() else None) or DatasetSettings()
 
 
 def find_datasets(data_dir: Path) -> list[Path]:

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import pydantic.dataclasses
-from pydantic import AfterValidator, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from stages.checks import Flag, Text, checked, relation
-from stages.config import ALL_DIAGNOSES, parse_yaml
+from stages.checks import Flag, relation
+from stages.config import ALL_DIAGNOSES, Text, read_yaml
 from stages.errors import InputError
 
 MOST_DIAGNOSES = 100
@@ -28,13 +28,7 @@ def fold(label: str) -> str:
     return " ".join(label.lower().replace("_", " ").split())
 
 
-def _name(text: Any) -> Any:
-    if not isinstance(text, str) or not text.strip() or not text.isprintable() or len(text) > 100:
-        raise ValueError("printable text of at most 100 characters; numbers in quotes")
-    return text
-
-
-Name = Annotated[Text, BeforeValidator(_name)]
+Name = Annotated[Text, Field(max_length=100)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -111,13 +105,7 @@ def read_taxonomy(path: Path) -> dict[str, Diagnosis]:
     Raises:
         InputError: the file is missing or is no taxonomy; each entry that is wrong is named.
     """
-    try:
-        return checked(parse_yaml(path.read_bytes()), Taxonomy)
-    except OSError as error:
-        must = "data.taxonomy must name a YAML file of diagnoses, as those in data/taxonomies/"
-        raise InputError(f"the taxonomy {path} cannot be read ({error.strerror or error}); {must}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not a taxonomy: {error}") from None
+    return read_yaml(path, Taxonomy, "; data.taxonomy must name a YAML file of diagnoses, as those in data/taxonomies/")
 
 
 def diagnoses_of(taxonomy: dict[str, Diagnosis]) -> Classes:

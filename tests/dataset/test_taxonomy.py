@@ -112,14 +112,12 @@ def test_a_file_that_is_no_taxonomy_is_refused_with_what_is_wrong(tmp_path, text
     path.write_text(text)
     with pytest.raises(InputError) as caught:
         read_taxonomy(path)
-    assert str(caught.value).startswith(f"{path} is not a taxonomy: ")
+    assert str(caught.value).startswith(f"{path}: ")
     assert expected in str(caught.value)
 
 
 def test_a_taxonomy_that_is_not_there_is_refused_with_its_name(tmp_path):
-    with pytest.raises(
-        InputError, match=r"^the taxonomy .*none.yaml cannot be read \(No such file.*\); data.taxonomy must name"
-    ):
+    with pytest.raises(InputError, match=r"none.yaml cannot be read \(No such file.*\); data.taxonomy must name"):
         read_taxonomy(tmp_path / "none.yaml")
 
 
