@@ -6,8 +6,6 @@ Reads `data.data_dir`, writes `data/prepared/`.
 import os
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 
@@ -74,15 +72,11 @@ def prepare_dataset(
     """
     data_dir = Path(config.data_dir)
     only_known, diagnoses = taxonomy is not None, taxonomy or read_taxonomy(Path(config.taxonomy))
-    folders = find_datasets(data_dir)
-    table, files, problems, sources = _read_datasets(data_dir, folders, config, diagnoses, only_known, say)
+    table, files, problems, sources = _read_datasets(config, diagnoses, only_known, say)
     table = subsample_lesions(table, config.subsample_percentage)
-    problems += [
-        Problem(f"{image_id}: no image file of this name", "no image file of this name")
-        for image_id in table["image_id"]
-        if image_id not in files
-    ]
-    manifest = add_places(table.loc[table["image_id"].isin(list(files))])
+    is_there, missing = table["image_id"].isin(list(files)), "no image file of this name"
+    problems += [Problem(f"{image_id}: {missing}", missing) for image_id in table.loc[~is_there, "image_id"]]
+    manifest = add_places(table[is_there])
 
     with replacing(output) as folder:
         folder.mkdir()
@@ -96,43 +90,36 @@ def prepare_dataset(
 
 
 def _read_datasets(
-    data_dir: Path,
-    folders: list[Path],
-    config: DataConfig,
-    diagnoses: dict[str, Diagnosis],
-    only_known: bool,
-    say: Callable[[str], None],
+    config: DataConfig, diagnoses: dict[str, Diagnosis], only_known: bool, say: Callable[[str], None]
 ) -> tuple[pd.DataFrame, dict[str, ImageFile], list[Problem], dict[str, dict[str, bool]]]:
     """The rows of one dataset or of several, the images by their ids, a line for each problem, and the sources."""
+    data_dir = Path(config.data_dir)
+    folders = find_datasets(data_dir)
     tables, images, problems, sources = {}, {}, [], {}
     for folder in folders:
         name, settings = folder.name, read_settings(folder)
         of = f"{name}: " if folder != data_dir else ""
         try:
-            table, more, notes = read_metadata(
-                folder,
-                diagnoses,
-                config.columns | settings.columns,
-                config.classes | settings.classes,
-                only_known=only_known,
-            )
+            columns, classes = config.columns | settings.columns, config.classes | settings.classes
+            table, more, notes = read_metadata(folder, diagnoses, columns, classes, only_known=only_known)
         except InputError as error:
             own = f" with {SETTINGS} as data.columns and data.classes" if settings.columns or settings.classes else ""
             raise InputError(f"{folder}{own}: {error}" if of or own else str(error)) from None
         found, unreadable, passed_over = find_images(folder)
         files, repeated = by_image_id(found)
         passed_over = [file for file in passed_over if Path(file) != folder / SETTINGS]
-        for note in notes + describe_passed_over(passed_over) + _unused(files, table["image_id"]):
+        notes += describe_passed_over(passed_over)
+        if unused := sorted(files.keys() - set(table["image_id"])):
+            notes.append(f"{len(unused)} of {len(files)} image files are of no row that is used: {name_first(unused)}")
+        for note in notes:
             say(f"{of}{note}")
         more += [Problem(line, "a folder or an archive that cannot be read") for line in unreadable]
         more += [Problem(line, "the same image id twice") for line in repeated]
         problems += [Problem(f"{of}{problem}", problem.kind) for problem in more]
         tables[name], images[name], sources[name] = table, files, {"train_only": settings.train_only}
     if all(source["train_only"] for source in sources.values()):
-        raise InputError(
-            f"{folders[0] / SETTINGS}: train_only is true, but no other dataset in {data_dir} is to be validated and "
-            "tested on"
-        )
+        said = f"train_only is true, but no other dataset in {data_dir} is to be validated and tested on"
+        raise InputError(f"{folders[0] / SETTINGS}: {said}")
     if folders == [data_dir]:
         return table, files, problems, {}
     told = tell_apart(data_dir, tables)
@@ -148,13 +135,6 @@ def _read_datasets(
     return table, files, problems, sources
 
 
-def _unused(files: dict[str, ImageFile], used: pd.Series) -> list[str]:
-    """A line on images that no row uses; none if there are none."""
-    unused = sorted(files.keys() - set(used))
-    count = f"{len(unused)} of {len(files)} image files are of no row that is used"
-    return [f"{count}: {name_first(unused)}"] if unused else []
-
-
 def _write_shards(
     folder: Path, manifest: pd.DataFrame, files: dict[str, ImageFile], config: DataConfig, num_workers: int | None
 ) -> tuple[list[tuple[int, int, int]], list[Problem]]:
@@ -167,7 +147,11 @@ def _write_shards(
         tasks += [(path, first, images[first : first + DECODED_AT_ONCE], config) for first in firsts]
     measured, problems, left = [], [], iter(tasks)
     workers = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
-    with ImageReader() as reader, _decoders(workers, reader, set(files.values())) as pool:
+    killed = "a process that decodes images was killed, perhaps for want of memory; set runtime.num_workers to fewer"
+    with (
+        ImageReader(files.values()) as reader,
+        forked_processes(workers, _start, reader, os.getpid(), killed=killed) as pool,
+    ):
         # Few at a time: who interrupts this waits for those that have started. The first before the progress bar, which
         # is a thread.
         started = deque(pool.submit(_decode, *task) for task in islice(left, 4 * workers))
@@ -180,13 +164,6 @@ def _write_shards(
                 started.extend(pool.submit(_decode, *task) for task in islice(left, 1))
                 progress.advance(bar)
     return measured, problems
-
-
-def _decoders(workers: int, reader: ImageReader, files: set[ImageFile]) -> AbstractContextManager[Executor]:
-    """Processes that `_decode`."""
-    reader.open(files)  # so that not every process lists the members of every archive
-    killed = "a process that decodes images was killed, perhaps for want of memory; set runtime.num_workers to fewer"
-    return forked_processes(workers, _start, reader, os.getpid(), killed=killed)
 
 
 _reader: ImageReader  # of a process, or of its threads

@@ -144,8 +144,8 @@ def test_a_process_that_is_killed_while_it_decodes_is_told(written_dataset, outp
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads decode")
 def test_processes_that_decode_end_with_a_stage_that_is_killed(tmp_path):
-    code = "import os, time\nfrom stages import prepare\nfrom stages.dataset.images import ImageReader\n"
-    code += "with prepare._decoders(2, ImageReader(), set()) as pool:\n    "
+    code = "import os, time\nfrom stages.forks import forked_processes\n"
+    code += "with forked_processes(2, int) as pool:\n    "
     code += "print(*{pool.submit(os.getpid).result() for _ in range(9)}, flush=True)\n    time.sleep(60)"
     stage = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     decoding = [psutil.Process(int(pid)) for pid in stage.stdout.readline().split()]

@@ -46,9 +46,14 @@ class ImageFile:
         return printable(self.path if self.member is None else f"{self.path}:{self.member}")
 
     @property
+    def name(self) -> str:
+        """Without the folders."""
+        return _parts(self.member)[-1] if self.member else self.path.name
+
+    @property
     def image_id(self) -> str:
-        """The name of the file or member without its ending."""
-        return PurePosixPath(_parts(self.member)[-1] if self.member else self.path).stem
+        """The name without its ending."""
+        return PurePosixPath(self.name).stem
 
 
 class Found(NamedTuple):
@@ -73,26 +78,19 @@ def find_images(path: Path) -> Found:
     """
     found = Found([], [], [])
     paths = files_below(path, found.problems) if path.is_dir() else [path]
-    archives = []
-    for file in paths:
-        is_wanted = file == path or _is_archive(file) or is_image(file.name)
-        # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
-        if is_wanted and (file.is_file() or file.is_symlink()):
-            archives.append(file) if _is_archive(file) else found.images.append(ImageFile(file))
-        elif file.suffix.lower() not in TABLES:
-            found.passed_over.append(str(file))
-    for archive in archives:
+    files = [ImageFile(file) for file in paths if not _is_archive(file)]
+    for archive in filter(_is_archive, paths):
         try:
-            members = _members(archive)
+            files += [ImageFile(archive, member) for member in _members(archive)]
         except ImageProblem as problem:
             found.problems.append(f"{ImageFile(archive)}: {problem}; download it again")
-            continue
-        for member in members:
-            file = ImageFile(archive, member)
-            if is_image(_parts(member)[-1]):
-                found.images.append(file)
-            elif Path(member).suffix.lower() not in TABLES:
-                found.passed_over.append(str(file))
+    for file in files:
+        # A link that leads nowhere is an image that is missing; a socket or a pipe is none.
+        is_file = file.member is not None or file.path.is_file() or file.path.is_symlink()
+        if is_file and (is_image(file.name) or file == ImageFile(path)):
+            found.images.append(file)
+        elif PurePosixPath(file.name).suffix.lower() not in TABLES:
+            found.passed_over.append(str(file))
     return found
 
 
@@ -171,12 +169,19 @@ def _parts(member: str) -> tuple[str, ...]:
 
 
 class ImageReader:
-    """Reads image files as bytes, from several threads; archives stay open until it is closed."""
+    """Reads image files as bytes, from several threads; archives stay open until it is closed.
 
-    def __init__(self) -> None:
+    Args:
+        files: whose archives are opened at once, so that processes that are forked have the lists of their members.
+    """
+
+    def __init__(self, files: Iterable[ImageFile] = ()) -> None:
         self._lock = threading.Lock()
         self._archives: dict[Path, zipfile.ZipFile] = {}
         self._files = ExitStack()
+        for path in {file.path for file in files if file.member is not None}:
+            with suppress(Exception):  # which `read` will tell
+                self._archive(path)
 
     def __enter__(self) -> "ImageReader":
         return self
@@ -204,12 +209,6 @@ class ImageReader:
             raise
         except Exception as error:  # as for `_members`
             raise ImageProblem(f"cannot be {'read' if file.member is None else 'unpacked'} ({error})") from None
-
-    def open(self, files: Iterable[ImageFile]) -> None:
-        """Open the archives of these files, so that processes that are forked have the lists of their members."""
-        for path in {file.path for file in files if file.member is not None}:
-            with suppress(Exception):  # which `read` will tell
-                self._archive(path)
 
     def reopen(self) -> None:
         """In a process that was forked: open them again, for the place in a file is one for all processes."""

@@ -118,11 +118,9 @@ class PixelStore:
     def _check(self, path: Path, count: int) -> int:
         """Where the pixels start in a shard, in bytes."""
         try:
-            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+            pixels = np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # a header is parsed as Python, and fails with whatever Python has for it
             raise regenerate(f"{path} cannot be read ({printable(error)})") from None
-        if not isinstance(pixels, np.memmap):
-            raise regenerate(f"{path} cannot be read (not a .npy file)")
         if not self.image_size and pixels.ndim == 4:
             self.image_size = pixels.shape[1]
         shape = (count, self.image_size, self.image_size, 3)
