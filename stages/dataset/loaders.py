@@ -198,7 +198,7 @@ class Batches:
         self._labels, self._sources = images.labels.to(device), images.sources.to(device)
         self._resident = self._upload() if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="order")
-        self._prefetched: tuple[int, Future] | None = None
+        self._prefetched: dict[int, Future[Order]] = {}  # by epoch
 
     def _upload(self) -> Tensor | None:
         """All pixels of the split on the GPU, or None where they would leave too little memory for the network."""
@@ -218,29 +218,19 @@ class Batches:
 
     def of_epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0; from batch `start` on, where training is resumed."""
-        rows, *more = self._get_order(epoch)
+        prefetched = self._prefetched.pop(epoch, None)
+        rows, *more = self._order(epoch) if prefetched is None else prefetched.result()
         on_device = rows.to(self.device, non_blocking=True)
         params, metadata = (None if each is None else each.to(self.device, non_blocking=True) for each in more)
         labels, sources = self._labels[on_device], self._sources[on_device]
         parts = [slice(first, first + self.batch_size) for first in range(0, len(rows), self.batch_size)][start:]
         pixels = self._pixels(rows.numpy(), on_device, parts)
         for number, (part, images) in enumerate(zip(parts, pixels)):
-            if number == len(parts) // 2:
+            if number == len(parts) // 2 and self.sampling is not None:
                 # Not at the epoch's start: the thread would take Python's lock while the GPU has nothing to do yet.
-                self._prefetch(epoch + 1)
+                self._prefetched = {epoch + 1: self._thread.submit(self._order, epoch + 1)}
             params_of, metadata_of = (None if each is None else each[part] for each in (params, metadata))
             yield Batch(images, labels[part], params_of, sources[part], metadata_of)
-
-    def _get_order(self, epoch: int) -> Order:
-        """`_order` of an epoch: the prefetched one, if it is of this epoch."""
-        if self._prefetched is not None and self._prefetched[0] == epoch:
-            return self._prefetched[1].result()
-        return self._order(epoch)
-
-    def _prefetch(self, epoch: int) -> None:
-        """Compute `_order` of an epoch in a thread while the epoch before it is trained on."""
-        if self.sampling is not None:
-            self._prefetched = epoch, self._thread.submit(self._order, epoch)
 
     def _order(self, epoch: int) -> Order:
         """The rows of the split that this process sees in an epoch, parameters of their augmentation, and metadata.

@@ -20,7 +20,8 @@ def stream(
 ) -> Iterator[Tensor]:
     """The images of each batch on a GPU, in order.
 
-    Each batch is read into pinned memory, from which the GPU copies by itself, on a stream of its own.
+    Each batch is read into pinned memory, from which the GPU copies by itself, on a stream of its own. PyTorch gives
+    that memory to another batch once it is copied.
 
     Args:
         store: where they are read from.
@@ -32,37 +33,26 @@ def stream(
         uint8 of shape (n, size, size, 3), ready on the current stream.
     """
     threads = threads or min(MOST_THREADS, os.cpu_count() or 1)
-    largest = max((len(rows) for rows in batches), default=0)
-    side = store.image_size
+    shape = store.image_size, store.image_size, 3
     copies = torch.cuda.Stream(device)
-    free = [torch.empty((largest, side, side, 3), dtype=torch.uint8, pin_memory=True) for _ in range(READ_AHEAD)]
-    copied: dict[int, torch.Event] = {}  # by buffer: when the GPU has taken what was in it
-    pending: deque[tuple[Future, Tensor, int]] = deque()
 
-    def read(rows: np.ndarray, buffer: int) -> None:
-        if buffer in copied:
-            copied[buffer].synchronize()
-        store.read(rows, out=free[buffer][: len(rows)].numpy())
+    def read(rows: np.ndarray) -> Tensor:
+        images = torch.empty((len(rows), *shape), dtype=torch.uint8, pin_memory=True)
+        store.read(rows, out=images.numpy())
+        return images
 
     with ThreadPoolExecutor(threads, thread_name_prefix="read-ahead") as pool:
+        reading: deque[Future[Tensor]] = deque(pool.submit(read, rows) for rows in batches[:READ_AHEAD])
         try:
-            for number in range(len(batches) + READ_AHEAD):
-                ready = None
-                if number >= READ_AHEAD:
-                    reading, images, buffer = pending.popleft()
-                    reading.result()
-                    with torch.cuda.stream(copies):
-                        ready = images.to(device, non_blocking=True)
-                        copied[buffer] = copies.record_event()
-                    torch.cuda.current_stream(device).wait_stream(copies)
-                    # Its memory must not be given to another tensor before the network has read it.
-                    ready.record_stream(torch.cuda.current_stream(device))
-                if number < len(batches):
-                    buffer = number % READ_AHEAD  # the one that has just been copied
-                    images = free[buffer][: len(batches[number])]
-                    pending.append((pool.submit(read, batches[number], buffer), images, buffer))
-                if ready is not None:
-                    yield ready
+            for number in range(len(batches)):
+                with torch.cuda.stream(copies):
+                    images = reading.popleft().result().to(device, non_blocking=True)
+                computes = torch.cuda.current_stream(device)
+                computes.wait_stream(copies)
+                # Its memory must not be given to another tensor before the network has read it.
+                images.record_stream(computes)
+                reading.extend(pool.submit(read, rows) for rows in batches[number + READ_AHEAD :][:1])
+                yield images
         finally:
-            for reading, _, _ in pending:
-                reading.cancel()
+            for each in reading:
+                each.cancel()
