@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -176,15 +177,8 @@ def prune(root: Path, finished: Iterable[Path] = ()) -> None:
     """Delete the checkpoints of finished training runs, and all but the latest of unfinished ones."""
     for folder in finished:
         shutil.rmtree(folder, ignore_errors=True)
-    if root.is_dir():
-        folders = sorted((_written_at(path), path) for path in root.iterdir() if path.is_dir())
+    with suppress(FileNotFoundError):  # there are none yet, or another training deletes them, too
+        folders = sorted((path.stat().st_mtime, path) for path in root.iterdir() if path.is_dir())
         for written_at, folder in folders[:-MAX_UNFINISHED]:
             if time.time() - written_at > STALE_AFTER_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _written_at(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:  # another training has just deleted it
-        return 0.0

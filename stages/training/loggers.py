@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from dvclive import Live
 from torch import nn
@@ -174,21 +175,30 @@ def log_results(
         loggers: of the last network.
         module: the last network, trained.
         val: the validation images.
-        network: with the weights that are kept, maps images to logits as the module does.
+        network: with the weights that are kept, on the device, maps images to logits as the module does.
         models: folder of the written model.
         metrics: of the whole training, by name.
     """
-    runs = _runs(loggers)
-    if not runs:
-        end_logging(loggers)
-        return
+    for run in _runs(loggers):
+        _log_model(run, module, val, network, models, metrics)
+    end_logging(loggers)
+
+
+def _log_model(
+    run: Any, module: TrainingModule, val: SplitImages, network: nn.Module, models: Path,
+    metrics: dict[str, float],
+) -> None:  # fmt: skip
     import wandb
     from pytorch_lightning import LightningModule
     from pytorch_lightning.utilities.model_summary import ModelSummary
 
-    run, classes = runs[0], list(val.classes.names)
-    probabilities = _val_probabilities(network, Batches(val, module.config.evaluation.batch_size, module.device))
-    labels, predicted = val.labels, probabilities.argmax(dim=1)
+    classes = list(val.classes.names)
+    batches = Batches(val, module.config.evaluation.batch_size, module.device)
+    network.eval()
+    with torch.inference_mode():
+        each = [network(as_float(batch.images), batch.metadata).softmax(dim=1) for batch in batches]
+    probabilities = torch.cat(each).cpu().numpy()
+    labels, predicted = val.labels, probabilities.argmax(axis=1)
     summarised = LightningModule()
     for name, part in module.named_children():
         summarised.add_module(name, part)
@@ -210,7 +220,6 @@ def log_results(
     for file in (MODEL_WEIGHTS, MODEL_DESCRIPTION):
         artifact.add_file(str(models / file.name))
     run.log_artifact(artifact)
-    end_logging(loggers)
 
 
 def _runs(loggers: list[MetricLogger]) -> list:
@@ -218,26 +227,13 @@ def _runs(loggers: list[MetricLogger]) -> list:
     return [getattr(logger, "experiment") for logger in loggers if type(logger).__name__ == "WandbLogger"]  # noqa: B009
 
 
-def _sample_table(images: SplitImages, probabilities: torch.Tensor, classes: list[str]) -> "wandb.Table":
+def _sample_table(images: SplitImages, probabilities: np.ndarray, classes: list[str]) -> "wandb.Table":
     import wandb
 
-    rows = torch.linspace(0, len(images) - 1, min(SAMPLES, len(images))).long().numpy()
+    rows = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
     table = wandb.Table(columns=["image_id", "image", "true", "predicted", "confidence", *classes])
     for row, pixels in zip(rows, images.store.read(images.indices[rows])):
-        confidence, guess = probabilities[row].max(dim=0)
-        table.add_data(
-            images.table["image_id"][row],
-            wandb.Image(pixels),
-            classes[images.labels[row]],
-            classes[int(guess)],
-            confidence.item(),
-            *probabilities[row].tolist(),
-        )
+        true, predicted = classes[images.labels[row]], classes[probabilities[row].argmax()]
+        numbers = probabilities[row].max(), *probabilities[row]
+        table.add_data(images.table["image_id"][row], wandb.Image(pixels), true, predicted, *map(float, numbers))
     return table
-
-
-@torch.inference_mode()
-def _val_probabilities(network: nn.Module, val: Batches) -> torch.Tensor:
-    """Probabilities of every validation image, not calibrated, shape (images, classes)."""
-    network.to(val.device).eval()
-    return torch.cat([network(as_float(batch.images), batch.metadata).softmax(dim=1).cpu() for batch in val])

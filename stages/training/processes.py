@@ -88,7 +88,7 @@ def average_over_processes(tensors: Iterable[Tensor | None]) -> None:
     together = torch.cat(flat)
     torch.distributed.all_reduce(together)
     together /= torch.distributed.get_world_size()
-    torch._foreach_copy_(flat, together.split([len(tensor) for tensor in flat]))
+    torch.split_with_sizes_copy(together, [len(tensor) for tensor in flat], out=flat)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
