@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stages import files
 from stages.classifier.calibration import Calibration, apply_temperature, save_calibration
 from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.hardware import set_up_device
@@ -33,20 +34,6 @@ from stages.evaluation.details import SplitAudit
 from stages.evaluation.metrics import compute_metrics, headline_numbers
 from stages.evaluation.predictions import Predictions, predictions_table
 from stages.evaluation.sources import file_properties, tell_sources, trivial_properties
-from stages.files import (
-    DECIMALS,
-    DETAILS,
-    EVALUATION,
-    GRADCAM,
-    MODELS,
-    PREDICTIONS,
-    PREPARED,
-    SPLIT,
-    SPLIT_METRICS,
-    read_json,
-    write_csv,
-    write_json,
-)
 from stages.gpus import lease_gpus
 from stages.launch import run_stage
 from stages.progress import progress_bar
@@ -73,17 +60,17 @@ class Evaluation(NamedTuple):
 
 def main() -> None:
     config = load_config()
-    leakage, sources = read_audit(SPLIT_METRICS)
+    leakage, sources = read_audit(files.SPLIT_METRICS)
     lease_gpus(1, wait=False)
     predictions, calibration, details, cases, heatmaps = evaluate_model(config)
     metrics = headline_numbers(details["test"])
-    write_csv(PREDICTIONS, predictions.table)
-    write_cases(GRADCAM, cases, heatmaps)
+    files.write_csv(files.PREDICTIONS, predictions.table)
+    write_cases(files.GRADCAM, cases, heatmaps)
     save_calibration(calibration)
     if "sources" in details:
         details["sources"] |= sources
-    write_json(DETAILS, {**details, "leakage": leakage})
-    write_json(EVALUATION, values(metrics))
+    files.write_json(files.DETAILS, {**details, "leakage": leakage})
+    files.write_json(files.EVALUATION, values(metrics))
     print_metrics(metrics)
     if told := details.get("sources", {}).get("told"):
         kinds = {"files": "their files", "properties": "trivial properties", "features": "the model's features"}
@@ -91,7 +78,9 @@ def main() -> None:
         print(f"sources told apart (balanced accuracy): {numbers}, {told['chance']:.2f} by chance")
 
 
-def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPARED, split: Path = SPLIT) -> Evaluation:
+def evaluate_model(
+    config: Config, models: Path = files.MODELS, prepared: Path = files.PREPARED, split: Path = files.SPLIT
+) -> Evaluation:
     """Predict the validation and test images with the trained model, calibrate on the former and assess the latter.
 
     Args:
@@ -132,20 +121,14 @@ def evaluate_model(config: Config, models: Path = MODELS, prepared: Path = PREPA
             for images, metadata in predicted
         ]
     calibration = fit_calibration(raw[0], val.labels.numpy(), classes, settings)
-    calibrated = [apply_temperature(each, calibration.temperature).round(DECIMALS) for each in raw[:2]]
+    calibrated = [apply_temperature(each, calibration.temperature).round(files.DECIMALS) for each in raw[:2]]
     counts = np.bincount(train.labels.numpy(), minlength=len(classes.names))
     costs = decision_costs(rule, calibrated[0], val.labels.numpy(), counts)
     calibration = replace(calibration, costs=costs.tolist())
-    tables = [
-        predictions_table(
-            images.table,
-            name,
-            [classes.names[number] for number in images.labels],
-            probabilities,
-            classes,
-        )
-        for name, images, probabilities in zip(("val", "test"), (val, test), calibrated)
-    ]
+    tables = []
+    for name, images, probabilities in zip(("val", "test"), (val, test), calibrated):
+        labels = [classes.names[number] for number in images.labels]
+        tables.append(predictions_table(images.table, name, labels, probabilities, classes))
     predictions = Predictions(pd.concat(tables, ignore_index=True), classes, calibration.costs)
     validated, tested = predictions.of("val"), predictions.of("test")
     measured = compute_metrics(validated.probabilities, validated.labels, classes, validated.predicted)
@@ -213,7 +196,7 @@ def read_audit(path: Path) -> tuple[dict, dict]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    audit = read_json(path, SplitAudit)
+    audit = files.read_json(path, SplitAudit)
     sources = {} if audit.sources is None else audit.sources.model_dump(exclude={"near_duplicates"})
     return audit.leakage.model_dump(mode="json", by_alias=True), sources
 

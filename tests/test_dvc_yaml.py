@@ -30,11 +30,12 @@ def imported_modules(path: Path) -> set[Path]:
         module = pending.pop()
         found.add(module)
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):  # of a module, or a module of a package
+                names = [f"{node.module}", *(f"{node.module}.{name}" for name in names)]
             for name in names:
                 source = ROOT / (name.replace(".", "/") + ".py")
-                if name.startswith("stages.") and source not in found:
+                if name.startswith("stages.") and source.is_file() and source not in found:
                     pending.append(source)
     return found
 
