@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
+from stages import files
 from stages.classifier.description import read_description
 from stages.config import load_config
 from stages.dataset.folds import read_split
@@ -40,27 +41,6 @@ from stages.figures.samples import draw_augmentation, draw_mistakes, draw_sample
 from stages.figures.style import save_all
 from stages.figures.subgroups import draw_subgroups, flat_subgroups
 from stages.figures.training import draw_training_curves
-from stages.files import (
-    AUGMENTED,
-    DETAILS,
-    EVALUATION,
-    GRADCAM,
-    MODEL_CARD,
-    MODEL_DESCRIPTION,
-    MODEL_WEIGHTS,
-    PICTURES,
-    PLOTS,
-    PREDICTIONS,
-    PREPARED,
-    REPORT,
-    SPLIT,
-    TABLES,
-    TRAINING_METRICS,
-    read_array,
-    replacing,
-    write_csv,
-    write_json,
-)
 from stages.launch import run_stage
 
 MOST_EXAMPLES = 100  # pictures of what augmentation makes
@@ -117,10 +97,10 @@ def draw_pictures(
 
 def write_plots(folder: Path, tables: dict[str, pd.DataFrame], pictures: dict[str, Figure]) -> None:
     """Write all tables as CSV files into `folder`/tables, and all pictures as PNG files into `folder`/pictures."""
-    with replacing(folder / TABLES.name) as partial:
+    with files.replacing(folder / files.TABLES.name) as partial:
         for name, table in tables.items():
-            write_csv(partial / f"{name}.csv", table)
-    with replacing(folder / PICTURES.name) as partial:
+            files.write_csv(partial / f"{name}.csv", table)
+    with files.replacing(folder / files.PICTURES.name) as partial:
         partial.mkdir()
         save_all(pictures, partial)
 
@@ -143,24 +123,24 @@ def write_results(
         explained: the images that Grad-CAM explains, and their heatmaps; None: there is no network to explain any.
         page: of the report page, what `write_report` takes.
     """
-    write_csv(folder / PREDICTIONS.name, predictions.table)
-    write_json(folder / DETAILS.name, details)
+    files.write_csv(folder / files.PREDICTIONS.name, predictions.table)
+    files.write_json(folder / files.DETAILS.name, details)
     metrics = headline_numbers(details["test"])
-    write_json(folder / EVALUATION.name, {name: number["value"] for name, number in metrics.items()})
-    tables, plots = draw_tables(predictions, details), folder / PLOTS
+    files.write_json(folder / files.EVALUATION.name, {name: number["value"] for name, number in metrics.items()})
+    tables, plots = draw_tables(predictions, details), folder / files.PLOTS
     pictures = draw_pictures(predictions, details, tables, store)
     if explained is not None:
         pictures["gradcam"] = draw_gradcam(predictions, details, *explained, store)
     write_plots(plots, tables, pictures)
-    write_report(plots / REPORT.name, details, plots / PICTURES.name, store.manifest, **page)
+    write_report(plots / files.REPORT.name, details, plots / files.PICTURES.name, store.manifest, **page)
 
 
 def check_images(test: Predictions, cases: pd.DataFrame, store: PixelStore) -> None:
     """Raise an InputError unless the prepared images are those of the predictions, and these those of the heatmaps."""
     if not test.table["image_id"].isin(store.manifest["image_id"]).all():
-        raise regenerate(f"{PREDICTIONS} is of images that {PREPARED} does not hold")
+        raise regenerate(f"{files.PREDICTIONS} is of images that {files.PREPARED} does not hold")
     if not cases["image_id"].isin(test.table["image_id"]).all():
-        raise regenerate(f"{GRADCAM} is not of the test images in {PREDICTIONS}")
+        raise regenerate(f"{files.GRADCAM} is not of the test images in {files.PREDICTIONS}")
 
 
 def read_examples(path: Path) -> np.ndarray:
@@ -172,7 +152,7 @@ def read_examples(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is missing, or does not hold some pictures.
     """
-    examples = read_array(path)
+    examples = files.read_array(path)
     is_images = examples.dtype == np.uint8 and examples.shape[4:] == (3,) and examples.size
     if not is_images or examples.shape[0] * examples.shape[1] > MOST_EXAMPLES:
         raise regenerate(f"{path} holds {examples.dtype} {examples.shape}, no images")
@@ -183,25 +163,27 @@ def main() -> None:
     config = load_config()
     # NumPy's matrix products, by which replicates are summed, would use one thread per core.
     threadpool_limits(config.runtime.cpu_threads)
-    details = read_details(DETAILS)
+    details = read_details(files.DETAILS)
     costs = details["calibration"].get("costs")
-    test = read_predictions(PREDICTIONS, details.get("taxonomy"), costs).of("test")
-    description = asdict(read_description(MODEL_DESCRIPTION))
-    history = read_history(TRAINING_METRICS)
-    cases, heatmaps = read_cases(GRADCAM)
-    store = PixelStore(PREPARED)
-    split = read_split(SPLIT, store.manifest)
+    test = read_predictions(files.PREDICTIONS, details.get("taxonomy"), costs).of("test")
+    description = asdict(read_description(files.MODEL_DESCRIPTION))
+    history = read_history(files.TRAINING_METRICS)
+    cases, heatmaps = read_cases(files.GRADCAM)
+    store = PixelStore(files.PREPARED)
+    split = read_split(files.SPLIT, store.manifest)
     check_images(test, cases, store)
 
     tables = draw_tables(test, details) | {"training": history}
     pictures = draw_pictures(test, details, tables, store)
     pictures["gradcam"] = draw_gradcam(test, details, cases, heatmaps, store)
     pictures["training_curves"] = draw_training_curves(history, details, description)
-    pictures["augmentation"] = draw_augmentation(read_examples(AUGMENTED))
-    write_plots(PLOTS, tables, pictures)
-    write_report(REPORT, details, PICTURES, store.manifest, describe_run(description, config, store.manifest))
-    write_model_card(MODEL_CARD, details, description, MODEL_WEIGHTS, config, store.manifest, split)
-    print(f"drew {len(pictures)} pictures in {PICTURES}; {REPORT} shows them all, {MODEL_CARD} is the model card")
+    pictures["augmentation"] = draw_augmentation(read_examples(files.AUGMENTED))
+    write_plots(files.PLOTS, tables, pictures)
+    described = describe_run(description, config, store.manifest)
+    write_report(files.REPORT, details, files.PICTURES, store.manifest, described)
+    write_model_card(files.MODEL_CARD, details, description, files.MODEL_WEIGHTS, config, store.manifest, split)
+    shown = f"{files.REPORT} shows them all, {files.MODEL_CARD} is the model card"
+    print(f"drew {len(pictures)} pictures in {files.PICTURES}; {shown}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def gather_networks(folds: Sequence[Fold]) -> tuple[Ensemble, ModelDescription]:
                 network, description = load_model(Path(folder))
             except InputError as error:
                 raise InputError(f"{fold.revision.name}: {str(error).replace(folder, 'models')}") from None
-        members += list(network.members) if isinstance(network, Ensemble) else [network]
+        members += network.members
         descriptions.append(description)
     if len(members) > MOST_NETWORKS:
         raise InputError(

@@ -1,7 +1,6 @@
 """The networks of an ensemble: each trained from its own seed, or validated on its own fold; predictions averaged."""
 
 import gc
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.config import Config, ModelConfig, TrainingConfig
 from stages.dataset.folds import read_split, validation_folds
 from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
@@ -184,13 +182,3 @@ def divided(config: Config, world_size: int) -> TrainingConfig:
             f"training.accumulate_grad_batches to {smaller.accumulate_grad_batches}"
         )
     return smaller
-
-
-def member_metrics(metrics: Path, number: int) -> Path:
-    """Where DVCLive writes for a network: for the first, or the only one, `metrics` itself."""
-    return metrics / f"network-{number + 1}" if number else metrics
-
-
-def combine(networks: Sequence[NormalizedNetwork]) -> NormalizedNetwork | Ensemble:
-    """One model of all networks."""
-    return networks[0] if len(networks) == 1 else Ensemble(networks)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages import files
 from stages.classifier.description import ModelDescription
 from stages.classifier.fusion import METADATA
 from stages.classifier.hardware import describe_environment, set_up_device
-from stages.classifier.networks import architecture, pixel_statistics
+from stages.classifier.networks import architecture, combined, pixel_statistics
 from stages.classifier.weights import save_model
 from stages.config import Config
 from stages.dataset.augmentation import augment_batch, sample_params
@@ -25,23 +26,9 @@ from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.dataset.taxonomy import classes_of
 from stages.errors import InputError
-from stages.files import (
-    CHECKPOINTS,
-    ENVIRONMENT,
-    MODEL_WEIGHTS,
-    MODELS,
-    PREPARED,
-    SPLIT,
-    TRAINING_METRICS,
-    md5_of,
-    read_json,
-    sha256_of,
-    write_json,
-)
 from stages.training.checkpoints import checkpoint_folder, prune, require_writable
-from stages.training.ensemble import Member, choose_val_folds, combine, member_metrics, train_member
+from stages.training.ensemble import Member, choose_val_folds, train_member
 from stages.training.loggers import end_logging, log_results
-from stages.training.loop import Fit
 from stages.training.processes import start_processes
 from stages.training.teacher import load_teacher
 
@@ -64,11 +51,11 @@ class Training(NamedTuple):
 
 def train_model(
     config: Config,
-    prepared: Path = PREPARED,
-    split: Path = SPLIT,
-    models: Path = MODELS,
-    metrics: Path = TRAINING_METRICS,
-    checkpoints: Path = CHECKPOINTS,
+    prepared: Path = files.PREPARED,
+    split: Path = files.SPLIT,
+    models: Path = files.MODELS,
+    metrics: Path = files.TRAINING_METRICS,
+    checkpoints: Path = files.CHECKPOINTS,
 ) -> Training | None:
     """Train the networks of `config.model` as `config.training` says, and write their best weights.
 
@@ -108,8 +95,9 @@ def train_model(
             end_logging(members[-1].loggers)
         kind = config.model.num_classes, val_fold, encoding
         train, val = (SplitImages(store, name, split, *kind) for name in ("train", "val"))
-        places = root, member_metrics(metrics, number), (prepared, split, *teacher_files)
-        members.append(train_member(config, number, train, val, fabric, *places, teacher))
+        curves = metrics / f"network-{number + 1}" if number else metrics
+        inputs = prepared, split, *teacher_files
+        members.append(train_member(config, number, train, val, fabric, root, curves, inputs, teacher))
         # What its own training images did not have, it does not know: those weights are as they were drawn.
         if encoding is not None and (own := learn_encoding(encoding.fusion, train.table)) not in (None, encoding):
             layers = getattr(members[-1].module.eval_network.backbone, METADATA)
@@ -117,15 +105,11 @@ def train_model(
             layers.adopt(own, encoding)
     if not fabric.is_global_zero:
         return None
-    last, fits = members[-1], [member.fit for member in members]
-    network = combine([member.module.eval_network for member in members])
-    description = replace(
-        _describe(last.config, fits, last.val, val_folds),
-        split_sha256=sha256_of(split),
-        teacher_sha256=sha256_of(teacher_files[0]) if teacher_files else None,
-    )
+    last, network = members[-1], combined([member.module.eval_network for member in members])
+    taught_by = files.sha256_of(teacher_files[0]) if teacher_files else None
+    description = _describe(members, val_folds, files.sha256_of(split), taught_by)
     save_model(network, description, models)
-    speed = statistics.median(fit.images_per_second for fit in fits)
+    speed = statistics.median(member.fit.images_per_second for member in members)
     training = Training(description, time.perf_counter() - start, speed)
     best = {"best_epoch": last.fit.epoch, f"best_{config.training.monitor}": last.fit.val_loss}
     log_results(last.loggers, last.module, last.val, network, models, best | {"images_per_second": speed})
@@ -135,24 +119,29 @@ def train_model(
     return training
 
 
-def _describe(config: Config, fits: list[Fit], images: SplitImages, val_folds: list[int | None]) -> ModelDescription:
+def _describe(
+    members: list[Member], val_folds: list[int | None], split_sha256: str, teacher_sha256: str | None
+) -> ModelDescription:
+    config, images = members[-1].config, members[-1].val
     name = architecture(config.model)
     mean, std = pixel_statistics(name)
     return ModelDescription(
         architecture=name,
-        networks=len(fits),
+        networks=len(members),
         classes=list(images.classes.names),
         taxonomy=images.store.taxonomy,
         image_size=images.store.image_size,
         detail=config.data.detail,
         mean=list(mean),
         std=list(std),
-        epochs=[fit.epoch for fit in fits],
-        val_losses=[fit.val_loss for fit in fits],
+        epochs=[member.fit.epoch for member in members],
+        val_losses=[member.fit.val_loss for member in members],
         validation_folds=[fold for fold in val_folds if fold is not None],
         batch_size=config.training.batch_size,
         accumulate_grad_batches=config.training.accumulate_grad_batches,
         metadata=images.encoding,
+        split_sha256=split_sha256,
+        teacher_sha256=teacher_sha256,
     )
 
 
@@ -180,9 +169,9 @@ def _as_pixels(images: Tensor) -> Tensor:
 
 def write_environment(training: Training) -> None:
     """Write what these weights were made on, unless the file tells it of the same weights: they came from elsewhere."""
-    weights = md5_of(MODEL_WEIGHTS.read_bytes())
+    weights = files.md5_of(files.MODEL_WEIGHTS.read_bytes())
     with suppress(InputError):
-        if read_json(ENVIRONMENT).get("weights_md5") == weights:
+        if files.read_json(files.ENVIRONMENT).get("weights_md5") == weights:
             return
     speed = {"training_seconds": training.seconds, "training_images_per_second": training.images_per_second}
-    write_json(ENVIRONMENT, describe_environment() | speed | {"weights_md5": weights})
+    files.write_json(files.ENVIRONMENT, describe_environment() | speed | {"weights_md5": weights})
