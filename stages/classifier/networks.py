@@ -13,9 +13,8 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, register_model
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -24,8 +23,6 @@ from stages.config import ModelConfig
 from stages.dataset.encoding import MetadataEncoding
 from stages.errors import InputError, printable
 
-BASELINE = "baseline_cnn"
-
 
 class BaselineCNN(nn.Module):
     """Four convolutions and a linear layer: what any other network has to beat.
@@ -33,11 +30,12 @@ class BaselineCNN(nn.Module):
     Maps (n, 3, height, width) to (n, num_classes).
     """
 
+    WIDTHS = (3, 32, 64, 128, 256)
+
     def __init__(self, num_classes: int, drop_rate: float = 0.0) -> None:
         super().__init__()
-        widths = (3, 32, 64, 128, 256)
         blocks = []
-        for wide_in, wide_out in pairwise(widths):
+        for wide_in, wide_out in pairwise(self.WIDTHS):
             blocks += [
                 nn.Conv2d(wide_in, wide_out, kernel_size=3, padding=1, bias=False),
                 nn.BatchNorm2d(wide_out),
@@ -46,13 +44,16 @@ class BaselineCNN(nn.Module):
             ]
         self.features = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(drop_rate)
-        self.classifier = nn.Linear(widths[-1], num_classes)
+        self.reset_classifier(num_classes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Where timm finds the layers, for `training.layer_decay`: of a convolution and of a normalisation each."""
         return {"blocks": r"^features\.(\d+)"}
 
     # As timm's networks have it.
+    def reset_classifier(self, num_classes: int) -> None:
+        self.classifier = nn.Linear(self.WIDTHS[-1], num_classes)
+
     def get_classifier(self) -> nn.Linear:
         return self.classifier
 
@@ -65,6 +66,14 @@ class BaselineCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+
+@register_model
+def baseline_cnn(pretrained: bool, num_classes: int, drop_rate: float, **_: Any) -> BaselineCNN:
+    """As one of timm's networks, by its name."""
+    if pretrained:
+        raise ValueError("there are none")
+    return BaselineCNN(num_classes, drop_rate)
 
 
 class NormalizedNetwork(nn.Module):
@@ -136,16 +145,12 @@ def pad_batch(images: Tensor, count: int) -> Tensor:
 
 
 def architecture(config: ModelConfig) -> str:
-    """The full name of the network: timm's, or `baseline_cnn`.
+    """The full name of the network, as timm knows it.
 
     Raises:
         InputError: timm has no such network.
     """
     name, variant = config.name, "" if config.variant is None else str(config.variant)
-    if name == BASELINE:
-        if variant:
-            raise InputError(f"model.variant is {variant!r}; {BASELINE} has none: set model.variant=null")
-        return BASELINE
     family = "tf_efficientnet" if name == "efficientnet" and variant.startswith("lite") else name
     candidates = [f"{family}{variant}", f"{family}_{variant}"] if variant else [name]
     for candidate in candidates:
@@ -159,16 +164,12 @@ def architecture(config: ModelConfig) -> str:
 
 
 def is_network(name: str) -> bool:
-    """Whether `build_network` knows `name`: baseline_cnn or timm's, with a weights' tag if any (`resnet18.a1_in1k`)."""
-    return name == BASELINE or (
-        timm.is_model(name) and ("." not in name or name in timm.list_pretrained(name.split(".")[0]))
-    )
+    """Whether timm, or this module, has a network `name`, with a weights' tag if any (`resnet18.a1_in1k`)."""
+    return timm.is_model(name) and ("." not in name or name in timm.list_pretrained(name.split(".")[0]))
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, in [0, 1] for each colour, that the network `name` normalises its images with."""
-    if name == BASELINE:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     published = _published(name)
     return published.mean, published.std
 
@@ -191,24 +192,20 @@ def build_network(
         InputError: it cannot be built for images of this size, has no residual branches to skip, or cannot take
             metadata.
     """
-    if name == BASELINE:
-        _check_drop_path(name, drop_path_rate)
-        backbone = BaselineCNN(num_classes, dropout_rate)
-    else:
-        options = _size_options(name, image_size)
-        if drop_path_rate:
-            options["drop_path_rate"] = drop_path_rate
-        try:
-            backbone: Any = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
-        except Exception as error:  # each architecture has its own complaints of a size
-            if "drop_path_rate" in str(error):
-                _check_drop_path(name, drop_path_rate)
-            raise _unfit(name, image_size, error) from None
-        # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features,
-        # training starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
-        backbone.reset_classifier(num_classes)
-        if not any(isinstance(layer, DropPath) for layer in backbone.modules()):
+    options = _size_options(name, image_size)
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
+    try:
+        backbone: Any = timm.create_model(name, num_classes=num_classes, drop_rate=dropout_rate, **options)
+    except Exception as error:  # each architecture has its own complaints of a size
+        if "drop_path_rate" in str(error):
             _check_drop_path(name, drop_path_rate)
+        raise _unfit(name, image_size, error) from None
+    # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features, training
+    # starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
+    backbone.reset_classifier(num_classes)
+    if not any(isinstance(layer, DropPath) for layer in backbone.modules()):
+        _check_drop_path(name, drop_path_rate)
     if encoding is not None:
         _add_metadata_layers(name, backbone, num_classes, encoding)
     return NormalizedNetwork(backbone, *pixel_statistics(name)).to(memory_format=torch.channels_last)
@@ -240,10 +237,6 @@ def create_network(config: ModelConfig, image_size: int, encoding: MetadataEncod
         InputError: there is no such network, it cannot take such images, or its weights are not available.
     """
     name = architecture(config)
-    if config.pretrained and config.weights is None and name == BASELINE:
-        raise InputError(
-            f"model.pretrained is true, but {BASELINE} has no published weights: set model.pretrained=false"
-        )
     rates = config.dropout_rate, config.drop_path_rate
     network = build_network(name, int(config.num_classes), image_size, *rates, encoding)
     _try_out(network, name, image_size)

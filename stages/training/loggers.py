@@ -91,18 +91,18 @@ def create_loggers(config: Config, metrics: Path) -> list[MetricLogger]:
         InputError: a package is not installed, or Weights & Biases or MLflow cannot start a run.
     """
     others = [name for name in config.training.loggers if name != "dvclive"]
+    for name in others:
+        _require(name)
     loggers = [_weights_and_biases(config) if name == "wandb" else _lightning_logger(name, config) for name in others]
     return [DVCLiveLogger(metrics), *loggers]
 
 
-def _require(logger: str, package: str) -> None:
-    """Raise an InputError if a logger's package is not installed."""
-    found = importlib.util.find_spec(package)
+def _require(name: str) -> None:
+    """Raise an InputError if a logger's package, which has its name, is not installed."""
     # Python takes the folder of earlier runs for a package of that name, one without an origin.
-    if found is None or found.origin is None:
+    if name != "csv" and getattr(importlib.util.find_spec(name), "origin", None) is None:
         raise InputError(
-            f"training.loggers lists {logger}, which is not installed: `pip install {package}`, or remove it from the "
-            "list"
+            f"training.loggers lists {name}, which is not installed: `pip install {name}`, or remove it from the list"
         )
 
 
@@ -114,10 +114,8 @@ def _lightning_logger(name: str, config: Config) -> MetricLogger:
     if name == "csv":
         logger = loggers.CSVLogger(LOGS, name="csv")
     elif name == "tensorboard":
-        _require(name, "tensorboard")
         logger = loggers.TensorBoardLogger(LOGS, name="tensorboard", default_hp_metric=False)
     else:
-        _require(name, "mlflow")
         address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOGS}/mlflow.db"
         LOGS.mkdir(exist_ok=True)
         from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
@@ -135,7 +133,6 @@ def _lightning_logger(name: str, config: Config) -> MetricLogger:
 
 
 def _weights_and_biases(config: Config) -> MetricLogger:
-    _require("wandb", "wandb")
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 

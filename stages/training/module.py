@@ -46,7 +46,7 @@ class TrainingModule(nn.Module):
         super().__init__()
         training = config.training
         check_optimizer(training.optimizer)
-        self.config, self.image_size = config, image_size
+        self.config = config
         self.network = create_network(config.model, image_size, encoding)
         # The function alone: as a module it would be trained, saved in every checkpoint and switched to training mode.
         self.teacher = None if teacher is None else teacher.forward
