@@ -1,6 +1,7 @@
 """TrainingModule: the network, its loss and its optimizer."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from stages.dataset.augmentation import as_float, augment_batch
 from stages.dataset.encoding import MetadataEncoding
 from stages.dataset.loaders import Batch, class_weights
 from stages.training.optimization import WeightAverage, check_optimizer, create_optimizer
+from stages.training.small_maps import SmallMapGradients
 
 NEVER = -1e4  # added to a logit: a probability of 0, whose product with a target of 0 is 0 and not NaN
 PRECISIONS = {"bf16": torch.bfloat16, 16: torch.float16, 32: None}
@@ -117,8 +119,10 @@ class TrainingModule(nn.Module):
         return losses
 
     def _logits(self, network: Callable[..., Tensor], pixels: Tensor, metadata: Tensor | None) -> Tensor:
-        precision = PRECISIONS[self.config.training.precision]
-        with torch.autocast(pixels.device.type, precision, enabled=precision is not None):
+        device, precision = pixels.device.type, PRECISIONS[self.config.training.precision]
+        eager = device == "cpu" and precision is None and self.config.training.compile != "inductor"
+        gradients = SmallMapGradients() if eager else nullcontext()
+        with torch.autocast(device, precision, enabled=precision is not None), gradients:
             return network(pixels, metadata).float()
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
