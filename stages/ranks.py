@@ -15,8 +15,8 @@ from stages.errors import InputError
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
 
-# A launcher sets one of them in each process that it starts. Where there is none, nobody has to import PyTorch to know.
-_MARKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_STEP_NUM_TASKS", "JSM_NAMESPACE_SIZE")
+# Without a launcher one of them tells processes apart. Where there is none, nobody has to import PyTorch to know.
+_MARKS = ("LOCAL_RANK", "NODE_RANK", "RANK")
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 OTHERS_WAIT_SECONDS = 5
 

@@ -7,7 +7,7 @@ import pytest
 from lightning_fabric.plugins.environments import MPIEnvironment
 
 from stages.errors import InputError
-from stages.ranks import has_own_gpus, is_first_process, join, require_one_process, start_in_slurm
+from stages.ranks import find_launch, has_own_gpus, is_first_process, join, require_one_process, start_in_slurm
 
 OF_LAUNCHERS = re.compile("SLURM|LOCAL_|GROUP_|MASTER_|TORCHELASTIC|OMPI|PMI|(NODE_)?RANK$|WORLD_SIZE$")
 SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
@@ -99,6 +99,7 @@ def test_a_pod_is_a_machine(environment):
 
 def test_one_task_of_slurm_starts_its_processes_itself(environment):
     environment(slurm(0, 0, nodes=1, each=1))
+    assert find_launch() is None  # so no stage of a sweep's job imports PyTorch to know
     assert is_first_process()
     assert not has_own_gpus()
     assert not join(2, 1).creates_processes_externally

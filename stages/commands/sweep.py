@@ -112,13 +112,13 @@ def _values(overrides: list[str], key: str, default: Any) -> list[str]:
     return re.sub(r"choice\((.*)\)", r"\1", given[-1]).split(",") if given else [str(default)]
 
 
-def _run_queue(queue: Any, tasks: list, args: argparse.Namespace) -> int:
+def _run_queue(queue: Any, args: argparse.Namespace) -> int:
     from stages.experiments.programs import SUCCESS
     from stages.experiments.queue import error_of
 
     if args.set_param:
         named = re.compile(rf"{re.escape(args.name or '/')}(-\d+)?")
-        left = [task.name for task in tasks if task.unfinished and named.fullmatch(task.name)]
+        left = [task.name for task in queue.left if named.fullmatch(task.name)]
         names = left or queue.add(args.set_param, args.name)
         print(f"{'still queued' if left else 'queued'}: {', '.join(names)}", flush=True)
     names, failed = [], 0
@@ -181,8 +181,7 @@ def main(argv: list[str] | None = None) -> None:
 
         queues = ClusterQueue(args.jobs or 8, args.slurm)
     with queues as queue:
-        tasks = queue.status()[0]
-        for task in tasks:
+        for task in queue.status()[0]:
             if task.state == QUEUED:
                 try:
                     check_data(Revision(task.revision).parameters["data.data_dir"], task.revision)
@@ -195,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(queue, "stopping", True))
         try:
-            failed = _search(queue, args) if args.optuna else _run_queue(queue, tasks, args)
+            failed = _search(queue, args) if args.optuna else _run_queue(queue, args)
         except KeyboardInterrupt:
             print(
                 "stopping what runs; finished experiments are kept, the others stay queued with their checkpoints: "
@@ -205,5 +204,6 @@ def main(argv: list[str] | None = None) -> None:
             queue.stop()
             raise
         finally:
-            run_dvc("queue", "stop")  # when the workers have finished what they run
+            if args.slurm is None:
+                run_dvc("queue", "stop")  # when the workers have finished what they run
     sys.exit(1 if failed else 0)

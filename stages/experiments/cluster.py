@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 
 import submitit
@@ -83,7 +84,7 @@ class ClusterQueue(ExperimentQueue):
         """Wait, take from DVC's queue what has ended, submit what is queued or was lost, and return all experiments.
 
         Raises:
-            InputError: SLURM does not take a job.
+            InputError: SLURM does not take a job, and none runs whose end could change that.
             KeyboardInterrupt: the sweep is to end; call `stop`.
         """
         self._wait()
@@ -97,14 +98,20 @@ class ClusterQueue(ExperimentQueue):
         now, gone = time.monotonic(), [task for task in running if self._jobs(task)[-1] not in alive]
         self._gone = {task.revision: self._gone.get(task.revision, now) for task in gone}
         lost = [task for task in gone if now - self._gone[task.revision] >= LOST_SECONDS]
-        places = self.jobs - len(running)
+        places, working = self.jobs - len(running), len(running) - len(gone)
         for task in [*lost, *[task for task in tasks if task.state == QUEUED][: max(places, 0)]]:
-            if len(self._jobs(task)) < MAX_SUBMISSIONS:
-                if task in lost:
-                    print(f"{task.name}: its job has ended; submitted again", flush=True)
-                self._submit(task)
-            else:
+            if len(self._jobs(task)) >= MAX_SUBMISSIONS:
                 note_end(JOBS / task.revision, FAILED, task.name)
+                continue
+            try:
+                self._submit(task)
+            except InputError:
+                if not working:
+                    raise
+                break  # that it takes no more, as a user may have so many jobs at once: later again
+            working += 1
+            if task in lost:
+                print(f"{task.name}: its job has ended; submitted again", flush=True)
         return tasks
 
     def end(self, task: Task) -> None:
@@ -153,7 +160,8 @@ class ClusterQueue(ExperimentQueue):
         executor.update_parameters(job_name=task.name, **self._parameters)
         experiment = Experiment(Path.cwd(), self.cache, run_git("rev-parse", task.revision), task.name, folder)
         try:
-            job = executor.submit(experiment)
+            with redirect_stderr(StringIO()):  # where submitit prints what its error says
+                job = executor.submit(experiment)
         except FailedJobError as error:
             raise InputError(f"SLURM does not take {task.name} ({one_line(error)})") from None
         with (folder / "jobs").open("a", encoding="utf-8") as file:

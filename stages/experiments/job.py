@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from configparser import ConfigParser
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ import psutil
 from submitit.core.utils import DelayedSubmission
 
 from stages.errors import InputError
-from stages.experiments.programs import FAILED, SUCCESS, environment_of_programs, run_dvc, run_git
+from stages.experiments.programs import FAILED, SUCCESS, environment_of_programs, run_git
 from stages.files import CHECKPOINTS, replacing
 
 STATE, CLONE = "state", "clone"  # in the folder of an experiment
@@ -93,9 +94,12 @@ class Experiment:
         root = clone / below
         ours = ("--", ".", ":!.dvc/tmp")
         run_git("restore", f"--source={self.revision}", "--worktree", "--staged", *ours, cwd=root)
-        if (local := self.root / ".dvc/config.local").exists():
-            shutil.copy(local, root / ".dvc")
-        run_dvc("config", "--local", "cache.dir", self.cache, cwd=root)
+        # Written here: `dvc config` takes a second of each job.
+        config, local = ConfigParser(delimiters="=", interpolation=None), Path(".dvc/config.local")
+        config.read(self.root / local, encoding="utf-8")  # if there is one
+        config.read_dict({"cache": {"dir": repr(self.cache)}})  # in quotes, for it may have a comma or a quote
+        with (root / local).open("w", encoding="utf-8") as file:
+            config.write(file)
         return root
 
 

@@ -130,7 +130,7 @@ class ExperimentQueue:
     def status(self) -> tuple[list[Task], int, int]:
         """All experiments, the unfinished ones last, and how many workers are active and idle."""
         self._asked, self._references = time.monotonic(), references(self.watched)
-        unfinished = {task.revision for task in self._tasks if task.unfinished}
+        unfinished = {task.revision for task in self.left}
         found, printed = {}, ""
         # DVC reads one list after the other; what a worker takes meanwhile may be in none of them: look twice.
         for _ in range(2):
@@ -142,9 +142,14 @@ class ExperimentQueue:
         active, idle = map(int, re.findall(r"(\d+) (?:active|idle)", printed))
         return self._tasks, active, idle
 
+    @property
+    def left(self) -> list[Task]:
+        """What DVC's queue, as it has answered last, has not done; on a cluster it may have ended since."""
+        return [task for task in self._tasks if task.unfinished]
+
     def run(self) -> Iterator[tuple[Task, int]]:
         """Run the queue to its end; yield each experiment that ends, and how many are left."""
-        waiting: set[str] = set()
+        waiting = {task.revision for task in self.left}
         while True:
             tasks = self.poll()
             ended = [task for task in tasks if task.revision in waiting and not task.unfinished]
@@ -195,7 +200,7 @@ class ExperimentQueue:
         raise KeyboardInterrupt
 
     def _is_due(self) -> bool:
-        unfinished = [task for task in self._tasks if task.unfinished]
+        unfinished = self.left
         ended = [revision for revision, process in self._processes.items() if not process.is_running()]
         for revision in ended:
             del self._processes[revision]

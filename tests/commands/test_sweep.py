@@ -246,6 +246,7 @@ def test_a_sweep_on_a_cluster_ends_complete_whatever_happens_to_its_jobs(project
 
     with pytest.raises(InputError, match=r"SLURM does not take wide-\d \(.*invalid partition"):
         sweep.main([*options[:-3], "partition=nowhere"])
+    assert "sbatch" not in capfd.readouterr().err  # the message is enough
     assert beside(stop, *options[:-1], "2") == 130
     assert slurm.run("squeue", "--noheader") == ""
     assert not list(cluster.JOBS.glob("*/clone"))
@@ -333,6 +334,48 @@ def test_a_controller_that_does_not_answer_is_asked_again(tmp_path, monkeypatch)
     program.write_text(f"{refuse}exit 1\n")
     with pytest.raises(InputError, match=r"squeue fails \(Unable to contact"):
         cluster.jobs_of_user()
+
+
+def test_what_has_ended_on_a_cluster_while_no_sweep_ran_is_told_and_not_run_again(project, monkeypatch, capfd):
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
+    monkeypatch.setattr(cluster, "jobs_of_user", set)
+    options = ("-S", "split.test_fold=0,1", "--name", "gone")
+    shell("dvc", "exp", "run", "--queue", *options)
+    for task in listed():
+        (cluster.JOBS / task.revision).mkdir(parents=True)
+        (cluster.JOBS / task.revision / "log").write_text(f"error: of {task.name}\n")
+        (cluster.JOBS / task.revision / job.STATE).write_text(f"{FAILED} {task.name}")
+    assert swept(*options, "--slurm", "gpus=0") == 1
+    printed = capfd.readouterr().out
+    assert all(f"gone-{number}: failed; 0 left\nerror: of gone-{number}\n" in printed for number in (1, 2))
+    assert listed() == []
+
+
+def test_a_job_that_slurm_does_not_take_yet_waits_for_the_end_of_others(project, monkeypatch):
+    tasks, alive, limit = [Task(name, name, QUEUED) for name in "abc"], set(), 0
+
+    def answer(queue: ExperimentQueue) -> tuple[list[Task], int, int]:
+        queue._tasks = tasks
+        return tasks, 0, 0
+
+    def submit(queue: cluster.ClusterQueue, task: Task) -> None:
+        if len(alive) >= limit:
+            raise InputError("sbatch: error: AssocMaxSubmitJobLimit")
+        (cluster.JOBS / task.revision).mkdir(parents=True)
+        (cluster.JOBS / task.revision / "jobs").write_text(task.name)
+        alive.add(task.name)
+
+    monkeypatch.setattr(queues, "POLL_SECONDS", 0)
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
+    monkeypatch.setattr(cluster, "jobs_of_user", lambda: alive)
+    monkeypatch.setattr(ExperimentQueue, "status", answer)
+    monkeypatch.setattr(cluster.ClusterQueue, "_submit", submit)
+    with cluster.ClusterQueue(3, {}) as queue:
+        with pytest.raises(InputError, match="AssocMaxSubmitJobLimit"):
+            queue.poll()
+        for limit in (2, 2, 3):
+            queue.poll()
+            assert len(alive) == limit
 
 
 def test_a_job_that_cannot_begin_says_why(tmp_path, monkeypatch):

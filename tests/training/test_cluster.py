@@ -42,11 +42,11 @@ pytestmark = pytest.mark.xdist_group("slurm")
 def start(tiny, quick, tmp_path_factory):
     """A function that gives a folder for a training by so many processes, as machines and processes of each."""
 
-    def prepare(machines, processes, **changes):
+    def prepare(machines, processes):
         folder = tmp_path_factory.mktemp("training")
         shutil.copytree(tiny.folder, folder / PREPARED)
         shutil.copy(tiny.split, folder / SPLIT)
-        config = quick(**SLOW | changes, **{"training.devices": processes, "training.num_nodes": machines})
+        config = quick(**SLOW, **{"training.devices": processes, "training.num_nodes": machines})
         (folder / "params.yaml").write_text(json.dumps(asdict(config)), encoding="utf-8")  # which YAML 1.2 includes
         (folder / ".dvc").mkdir()
         return folder
@@ -80,8 +80,8 @@ def whole(start):
     """A function that gives what so many processes of one machine write."""
 
     @cache
-    def train(processes, **changes):
-        folder = start(1, processes, **changes)
+    def train(processes):
+        folder = start(1, processes)
         run(folder, ["stages.train"])
         return written(folder)
 
@@ -99,12 +99,15 @@ def has_come_to(epoch, log):
     return lambda: log.exists() and f"epoch {epoch - 1}/" in log.read_text()
 
 
-def test_torchrun_on_two_machines_trains_to_the_bytes_of_one(start, whole):
-    folder = start(2, 2, **{"training.max_epochs": 1})
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_torchrun_on_two_machines_trains_to_the_bytes_of_one(processes, start, whole):
+    folder = start(2, processes)
     rendezvous = [f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}", "--rdzv-backend=c10d", "--rdzv-id=1"]
-    command = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", *rendezvous, "-m", "stages.train"]
+    options = ["--nnodes=2", f"--nproc-per-node={processes}", *rendezvous]
+    command = ["torch.distributed.run", *options, "-m", "stages.train"]
     run(folder, command, command)
-    assert written(folder) == whole(4, **{"training.max_epochs": 1})
+    assert (folder / "log").read_text().count("best epoch") == 1
+    assert written(folder) == whole(2 * processes)
 
 
 def test_a_job_goes_on_to_the_same_bytes_after_its_time_is_up_and_after_a_node_has_died(slurm, start, whole, tmp_path):

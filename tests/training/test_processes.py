@@ -53,12 +53,11 @@ def run_python(*arguments, timeout=None):
     return done.stdout
 
 
-@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["lightning", "torchrun"])
-def test_two_processes_train_one_model_and_write_it_once(workspace, params, launcher):
+def test_two_processes_train_one_model_and_write_it_once(workspace, params):
     # So slowly that the calibrated loss is not 0 yet.
     slowly = {"training.max_epochs": "2", "training.learning_rate": "0.0001"}
     params(QUICK | slowly | {"training.monitor": "val_calibrated_loss"})
-    said = run_python(*launcher, "-m", "stages.train")
+    said = run_python("-m", "stages.train")
     assert said.count("epoch 2/2") == said.count("best epoch") == 1
 
     # Every image of the validation split counts once, though 14 cannot be shared evenly in batches of 4.
