@@ -22,7 +22,7 @@ from stages.config import Config
 from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.encoding import learn_encoding
 from stages.dataset.loaders import SplitImages
-from stages.dataset.pixels import PixelStore
+from stages.dataset.pixels import PixelStore, are_synthetic
 from stages.dataset.taxonomy import classes_of
 from stages.errors import InputError
 from stages.files import (
@@ -152,6 +152,7 @@ def _describe(config: Config, fits: list[Fit], images: SplitImages, val_folds: l
         validation_folds=[fold for fold in val_folds if fold is not None],
         batch_size=config.training.batch_size,
         accumulate_grad_batches=config.training.accumulate_grad_batches,
+        synthetic=are_synthetic(images.store.manifest["image_id"]) or None,
         metadata=images.encoding,
     )
 
