@@ -20,7 +20,7 @@ def _run_command() -> None:
     commands = {path.stem: path for path in sorted(COMMANDS.glob("[!_]*.py"))}
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: python -m stages COMMAND [-h] …\n\nBeside the five stages, which `dvc repro` runs:\n")
+        print("usage: python -m stages COMMAND [-h] …\n\nBeside the stages, which `dvc repro` runs:\n")
         for command, path in commands.items():
             print(f"  {command:<10} {_summary(path)}")
     elif name in commands:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,18 @@ def pair(text: str) -> tuple[str, str | None]:
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r} is not a pair NAME=VALUE")
     return name, value or None
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Have an InputError on the columns and labels of a table say what mends it here: options, not params.yaml."""
+    try:
+        yield
+    except InputError as error:
+        text = re.sub(r"data\.columns\.(\w+)", r"--columns \1=", str(error))
+        text = re.sub(r"data\.(columns|classes|taxonomy)\b", r"--\1", text)
+        text = re.sub(r"\{([^{}:]+): ([^{}]*)\}", lambda pair: f"{pair[1]}={pair[2]}".removesuffix("null"), text)
+        raise InputError(text.replace("null to leave it out", "nothing to leave it out")) from None
 
 
 def whole_number(most: int | None = None) -> Callable[[str], int]:

@@ -20,7 +20,7 @@ from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import extract_features, predict_probabilities
 from stages.classifier.networks import Ensemble, NormalizedNetwork
 from stages.classifier.weights import load_model
-from stages.config import Config, EvaluationConfig, load_config
+from stages.config import MOST_PROBABLE, Config, EvaluationConfig, load_config
 from stages.dataset.encoding import MetadataEncoding
 from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
@@ -72,6 +72,11 @@ def main() -> None:
     files.write_json(files.DETAILS, {**details, "leakage": leakage})
     files.write_json(files.EVALUATION, values(metrics))
     print_metrics(metrics)
+    if config.evaluation.decision != MOST_PROBABLE and not predictions.classes.are_diagnoses:
+        print(
+            f"evaluation.decision={config.evaluation.decision} is for models of diagnoses "
+            "(model.num_classes=diagnoses): malignant or benign is decided by the threshold alone"
+        )
     if told := details.get("sources", {}).get("told"):
         kinds = {"files": "their files", "properties": "trivial properties", "features": "the model's features"}
         numbers = ", ".join(f"{told[name]:.2f} from {kind}" for name, kind in kinds.items())

@@ -90,8 +90,8 @@ def draw_pictures(
         "thresholds": draw_thresholds(predictions, details, tables["thresholds"]),
         "confusion_matrix": draw_confusion_matrix(predictions, details),
         "subgroups": draw_subgroups(predictions, details, tables["subgroups"]),
-        "sample_predictions": draw_samples(predictions, store),
-        "mistakes": draw_mistakes(predictions, store),
+        "sample_predictions": draw_samples(predictions, details, store),
+        "mistakes": draw_mistakes(predictions, details, store),
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from stages.classifier.calibration import Calibration, cost_matrix, decide
-from stages.classifier.description import ModelDescription
+from stages.classifier.description import TRAINED_ON_SYNTHETIC, ModelDescription
 from stages.classifier.gradcam import gradcam_heatmaps
 from stages.classifier.inference import predict_calibrated
 from stages.classifier.networks import Ensemble, NormalizedNetwork
@@ -24,7 +24,7 @@ from stages.errors import InputError, printable
 from stages.evaluation.predictions import PREFIX, malignant_probability
 from stages.files import DECIMALS, replacing
 from stages.progress import progress_bar
-from stages.reporting import rounded_percent
+from stages.reporting import number, rounded_percent
 
 NAME_BYTES = 200  # of an overlay's name: file systems allow 255, and its writer adds some
 OVERLAY_SIDE, OVERLAY_TEXT = 320, 15  # pixels that an image in an overlay has at least, and of its text
@@ -94,8 +94,12 @@ def predict_images(
                         "Grad-CAM; leave the option out"
                     )
                 paths = [overlays[file] for file, _ in readable]
-                called = f"called malignant from {rounded_percent(calibration.threshold)} on"
-                texts = [f"P(malignant) {rounded_percent(probability)}, {called}" for probability in malignant]
+                warned = [f"warning: {TRAINED_ON_SYNTHETIC}"] * bool(description.synthetic)
+                threshold = number(calibration.threshold)
+                texts = [
+                    [f"called {said}: P(malignant) {rounded_percent(probability)}, threshold {threshold}", *warned]
+                    for said, probability in zip(table["decision"], malignant)
+                ]
                 _draw_overlays(paths, images.numpy(), heatmaps, texts)
                 table["overlay"] = [_cell(path) for path in paths]
             tables.append(table)
@@ -124,18 +128,19 @@ def _decode_ahead(
             yield first, image.result()
 
 
-def _draw_overlays(paths: list[Path], images: np.ndarray, heatmaps: np.ndarray, texts: list[str]) -> None:
-    """Each image beside itself with its heatmap, large enough to be looked at, below what was predicted."""
+def _draw_overlays(paths: list[Path], images: np.ndarray, heatmaps: np.ndarray, texts: list[list[str]]) -> None:
+    """Each image beside itself with its heatmap, large enough to be looked at, below lines on what was predicted."""
     from stages.figures.overlay import overlay  # and Matplotlib, which most predictions need not load
 
     times, font = -(-OVERLAY_SIDE // images.shape[1]), ImageFont.load_default(OVERLAY_TEXT)
-    for path, image, heatmap, text in zip(paths, images, heatmaps, texts):
+    for path, image, heatmap, lines in zip(paths, images, heatmaps, texts):
         large = image.repeat(times, axis=0).repeat(times, axis=1)
         pair = np.hstack([large, overlay(large, heatmap)])
-        picture = Image.new("RGB", (pair.shape[1], pair.shape[0] + 3 * OVERLAY_TEXT), "white")
-        picture.paste(Image.fromarray(pair), (0, 3 * OVERLAY_TEXT))
-        cells = f"right: what speaks for malignancy, {len(heatmap)} × {len(heatmap)} cells"
-        ImageDraw.Draw(picture).multiline_text((4, 2), f"{text}\n{cells}".replace("\xa0", " "), "black", font)
+        lines = [*lines, f"right: what speaks for malignancy, {len(heatmap)} by {len(heatmap)} cells"]
+        top = round(1.5 * OVERLAY_TEXT * len(lines))
+        picture = Image.new("RGB", (pair.shape[1], top + pair.shape[0]), "white")
+        picture.paste(Image.fromarray(pair), (0, top))
+        ImageDraw.Draw(picture).multiline_text((4, 2), "\n".join(lines).replace("\xa0", " "), "black", font)
         with writing("--gradcam:", path), replacing(path) as partial:
             picture.save(partial, format="PNG")
 

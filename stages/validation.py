@@ -12,6 +12,7 @@ from stages.classifier.description import ModelDescription
 from stages.classifier.hardware import set_up_device
 from stages.classifier.inference import predict_probabilities
 from stages.classifier.weights import load_model
+from stages.command_line import naming_options
 from stages.config import Config, override
 from stages.dataset.duplicates import near_duplicates_between
 from stages.dataset.images import name_first
@@ -86,7 +87,8 @@ def validate_model(
         "data.subsample_percentage": 1.0,
     }
     data = override(config, changes).data
-    table = prepare_dataset(data, prepared, config.runtime.num_workers, diagnoses, say)
+    with naming_options():
+        table = prepare_dataset(data, prepared, config.runtime.num_workers, diagnoses, say)
     split_file = prepared / "split.csv"
     write_csv(split_file, table[["image_id", "lesion_id"]].assign(fold=0, split="test"))
 
@@ -165,8 +167,11 @@ def _judged(description: ModelDescription, theirs: dict[str, Diagnosis] | None) 
     return theirs, BENIGN_OR_MALIGNANT
 
 
-def describe_verdict(details: dict, output: Path) -> list[str]:
-    """The verdict, and what recalibration makes of it, as lines of text; the last says which promises hold."""
+def describe_verdict(details: dict, notes: list[str], output: Path) -> list[str]:
+    """The verdict, with what is to be known of the dataset, and what recalibration makes of it, as lines of text.
+
+    The last says which promises hold.
+    """
     verdict, test = details["verdict"], details["test"]
 
     def listed(sentences: list[str]) -> list[str]:
@@ -174,7 +179,7 @@ def describe_verdict(details: dict, output: Path) -> list[str]:
 
     of = f"{test['images']} images of {test['lesions']} lesions, {test['malignant_lesions']} of them malignant"
     sentences = [promise["sentence"] for promise in verdict["promises"]]
-    lines = [f"The model's promises on {of}:", *listed(sentences + verdict["remarks"]), verdict["summary"]]
+    lines = [f"The model's promises on {of}:", *listed(sentences + verdict["remarks"] + notes), verdict["summary"]]
     if (new := details.get("recalibration")) is None:
         return lines
     part = new["calibration"]["fitted_on"]

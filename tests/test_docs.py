@@ -82,6 +82,14 @@ def test_every_command_runs(clone, block):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_git_ignores_what_the_commands_write():
+    written = {path for block in BLOCKS for path in re.findall(r"--(?:output|gradcam) (\S+)", block.code)}
+    results = sorted(path for path in written if not path.startswith("data/"))  # datasets are for DVC
+    ignored = subprocess.run(["git", "check-ignore", *results], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert ignored.stdout.split() == results
+    assert len(results) > 5
+
+
 def test_commands_that_are_not_run_say_why():
     assert all(len(block.reason) > 10 for block in BLOCKS if block.reason is not None)
     # A fence that the expression above does not see would be run by nobody.

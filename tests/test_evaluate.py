@@ -119,6 +119,12 @@ def test_a_decision_by_cost_is_stored_with_the_model_and_in_the_headline(workspa
     assert read_json(EVALUATION)["accuracy"] == usual["accuracy"], "what was there stays"
 
 
+def test_a_decision_that_makes_no_difference_to_two_classes_is_said(workspace, params, capsys):
+    params({"evaluation.decision": "balanced"})
+    evaluate.main()
+    assert "evaluation.decision=balanced is for models of diagnoses" in capsys.readouterr().out
+
+
 def test_temperature_and_threshold_come_from_the_validation_images_alone(evaluated, workspace, quick):
     """The same model with other test images has the same calibration."""
     before = read_json(MODELS / "calibration.json")

@@ -390,7 +390,7 @@ def test_a_dataset_with_columns_and_labels_of_its_own_is_prepared(dataset, outpu
     )
     printed = capsys.readouterr().out
     assert "table.csv: 12 of 12 images have no lesion_id; each counts as a separate lesion" in printed
-    assert "table.csv: left out 2 images that data.classes maps to null: 'scar' 2" in printed
+    assert "table.csv: left out 2 images that are to be left out: 'scar' 2" in printed
 
 
 def test_the_labels_that_are_not_mapped_are_listed_together(dataset, output):

@@ -1,7 +1,7 @@
 """What is needed to use a model's weights, as JSON beside them; checked before anything is built from it."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -13,6 +13,7 @@ from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Taxonomy, diag
 from stages.files import read_json
 
 DESCRIPTION = "model.json"
+TRAINED_ON_SYNTHETIC = "the model was trained on synthetic images, which a program drew: it knows nothing about skin"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -35,6 +36,7 @@ class ModelDescription:
         batch_size: images of one device that went through the network at a time, in the end: fewer than
             `training.batch_size` where the GPU's memory was too small.
         accumulate_grad_batches: how many such batches made one step of the optimizer.
+        synthetic: true where it was trained on images that a program drew; None, and not in the file, where not.
         metadata: that it takes beside the image; None: none, and then the file does not have it.
         split_sha256: of the table of splits that it was trained by; not there for a release, whose networks had one
             each, nor in files of earlier commits.
@@ -54,6 +56,7 @@ class ModelDescription:
     batch_size: Count
     accumulate_grad_batches: Count
     detail: Side | None = None
+    synthetic: Literal[True] | None = None
     metadata: MetadataEncoding | None = None
     split_sha256: Text | None = None
     teacher_sha256: Text | None = None

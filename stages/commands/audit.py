@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     with replacing(args.output) as folder:
         folder.mkdir()
         write_csv(folder / "labels.csv", found)
-        write_label_page(folder / "labels.html", found.head(args.most), store, lesions)
+        write_label_page(folder / "labels.html", found, args.most, store, lesions)
     print(
         f"{len(found)} of {lesions} lesions are doubtful; {args.output / 'labels.csv'} lists them, "
         f"{args.output / 'labels.html'} shows {min(len(found), args.most)}"

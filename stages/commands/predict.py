@@ -1,9 +1,12 @@
 """Predict: calibrated probabilities and the decision, malignant or benign, for image files, folders and zip archives.
 
-  python -m stages predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam heatmaps/
+  python -m stages predict lesion.jpg photos/ more.zip --output predictions.csv --gradcam overlays/
 
-Prints a CSV line for each image; the decision is that at the model's threshold. Needs the folder of a trained model and
-nothing else of the repository. A research tool, not a medical device.
+Prints a CSV line for each image: file; probability_ of each class; malignant_probability, the sum of those of the
+malignant ones; decision, malignant where that is at or above the model's threshold; of a model of diagnoses diagnosis,
+the most probable one or that of the lowest expected cost, which may disagree with the decision; with --gradcam overlay,
+the picture. Needs the folder of a trained model and nothing else of the repository. A research tool, not a medical
+device.
 
 Exit status: 0; 1 if an image could not be read (the others are predicted) or there was nothing to predict; 2 if an
 option is wrong.
@@ -15,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command_line import new_file, new_parser, pair, print_text, whole_number, writing
+from stages.command_line import naming_options, new_file, new_parser, pair, print_text, whole_number, writing
 from stages.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -127,15 +130,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.metadata is not None:
         from stages.dataset.metadata import read_covariates
 
-        covariates = read_covariates(args.metadata, dict(args.columns))
+        with naming_options():
+            covariates = read_covariates(args.metadata, dict(args.columns))
     # These take seconds to import: a mistake above is reported at once.
     from stages.classifier.calibration import load_calibration, read_calibration
+    from stages.classifier.description import TRAINED_ON_SYNTHETIC
     from stages.classifier.hardware import set_up_device
     from stages.classifier.weights import load_model
     from stages.prediction import match_metadata, overlay_paths, predict_images
 
     device = set_up_device(args.threads)
     network, description = load_model(args.models)
+    if description.synthetic:
+        print(f"warning: {TRAINED_ON_SYNTHETIC}", file=sys.stderr)
     metadata = None
     if covariates is not None:
         if description.metadata is None:
@@ -159,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         _write(table, args.output)
         malignant = (table["decision"] == "malignant").sum()
         print(
-            f"predicted {len(table)} image{'s' * (len(table) != 1)}, {malignant} of them malignant "
+            f"predicted {len(table)} image{'s' * (len(table) != 1)}, {malignant} of them called malignant "
             f"(a probability of at least {calibration.threshold})",
             file=sys.stderr,
         )

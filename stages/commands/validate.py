@@ -1,12 +1,12 @@
 """Validate: assess the trained model on a dataset that it has never seen.
 
-    python -m stages validate data/hospital --output hospital-results
+    python -m stages validate data/hospital --output validation/hospital
 
 The dataset is a folder with a metadata table and images, loose or zipped, as `prepare` reads it; `--columns` and
 `--classes` stand for data.columns and data.classes, which describe the training data. Images of diagnoses that the
 model does not know are left out, and counted. Nothing is fitted: temperature and thresholds are those in
 models/calibration.json. The last lines say which of the model's promises hold there. `--recalibrate 0.3` also fits them
-to three in ten of the lesions, judges both on the others, and writes hospital-results/calibration.json, which `predict`
+to three in ten of the lesions, judges both on the others, and writes calibration.json into the folder, which `predict`
 and `validate` take with `--calibration`. Run from the root of the repository.
 """
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     from dataclasses import asdict
 
     from stages.classifier.calibration import CALIBRATION, Calibration, save_calibration
-    from stages.classifier.description import DESCRIPTION, read_description
+    from stages.classifier.description import DESCRIPTION, TRAINED_ON_SYNTHETIC, read_description
     from stages.config import load_config
     from stages.evaluate import print_metrics
     from stages.evaluation.metrics import headline_numbers
@@ -68,21 +68,23 @@ def main(argv: list[str] | None = None) -> None:
         warnings = [f"which images {args.models} was trained on is not known here: some may be among these"]
         if args.models.resolve() == MODELS.resolve():  # the split here is that of the model here
             details["leakage"], warnings = find_overlap(store)
+        description = read_description(args.models / DESCRIPTION)
+        warnings += [TRAINED_ON_SYNTHETIC] * bool(description.synthetic)
         if "recalibration" in details:
             new = Calibration(**details["recalibration"]["calibration"])
             save_calibration(new, args.models, folder / CALIBRATION)
         title = f"External validation on {args.data_dir.resolve().name}"
-        verdict = describe_verdict(details, args.output)
+        verdict = describe_verdict(details, notes, args.output)
         warnings = [f"warning: {warning}" for warning in warnings]
-        text = "\n".join([title, *notes, *warnings, "", *verdict, ""])
+        text = "\n".join([title, *warnings, "", *verdict, ""])
         (folder / "verdict.txt").write_text(text, encoding="utf-8", newline="\n")
         about = {
-            "Model": describe_model(asdict(read_description(args.models / DESCRIPTION))),
+            "Model": describe_model(asdict(description)),
             "Data": describe_images(str(args.data_dir), store.manifest),
         }
-        write_results(folder, predictions, details, store, explained, about=about, title=title, notes=notes)
+        page = {"about": about, "title": title, "notes": notes, "trained_on_synthetic": bool(description.synthetic)}
+        write_results(folder, predictions, details, store, explained, **page)
         shutil.rmtree(scratch)
-    print(*notes, sep="\n", end="\n" * bool(notes))
     print_metrics(headline_numbers(details["test"]))
     print(f"wrote {args.output}", "", *verdict, sep="\n", flush=True)
     # Last: they make the verdict worth less.

@@ -178,17 +178,16 @@ def read_metadata(
     unknown = rows[is_unknown]
     if only_known and len(unknown):
         which = f"whose diagnosis is none of {', '.join(taxonomy)}"
-        notes.append(_left_out(name, unknown["label"], which))
+        notes.append(f"{_left_out(name, unknown['label'], which)}; --classes or --taxonomy can say which they are")
         if is_left_out.sum() + len(unknown) == len(rows):
-            problem = f"{notes.pop()}; no image is left: name theirs with --classes or --taxonomy"
-            problems.append(Problem(problem, "no image is left"))
+            problems.append(Problem(f"no image is left: {notes.pop()}", "no image is left"))
     else:
         counts = Counter(unknown["label"])
         first = unknown.drop_duplicates("label")
         told = first.assign(told=[_unknown_label(label, counts[label], taxonomy) for label in first["label"]])
         problems += _problems(told, "unknown diagnosis", "{told}")
     if is_left_out.any():
-        notes.append(_left_out(name, rows.loc[is_left_out, "label"], "that data.classes maps to null"))
+        notes.append(_left_out(name, rows.loc[is_left_out, "label"], "that are to be left out"))
     kept = rows[~(is_left_out | is_unknown | rows.index.isin(is_wrong))].reset_index(drop=True)
     problems += _contradictions(kept, by_patient)
     kept = kept.assign(age=_years(kept["age"]))

@@ -25,6 +25,11 @@ SKIN_TYPE = "skin_type"  # a further column, where that of an image is known
 MEASURES = ["width", "height", "bytes"]  # further columns where there are several datasets: of the images' files
 
 
+def are_synthetic(image_ids: pd.Series) -> bool:
+    """Whether all images were drawn by data/generate_sample.py, by their ids: a folder may have any name."""
+    return bool(image_ids.str.startswith("SYN_").all())
+
+
 def shard_path(folder: Path, shard: int) -> Path:
     """Where shard number `shard` lies in a prepared folder."""
     return folder / f"pixels-{shard:05d}.npy"

@@ -43,18 +43,20 @@ def choose_cases(predictions: Predictions, threshold: float, count: int) -> pd.D
     )
 
 
-def most_confident_mistakes(predictions: Predictions, count: int) -> np.ndarray:
+def most_confident_mistakes(predictions: Predictions, threshold: float, count: int) -> np.ndarray:
     """The images that are decided for a class that is not theirs, the most confident first, at most one of a lesion.
 
     Args:
         predictions: of n images.
+        threshold: by which benign and malignant are decided.
         count: maximum.
 
     Returns:
         Rows of `predictions`, shape (at most count,); images of the same confidence keep their order.
     """
-    wrong = predictions.predicted != predictions.labels
-    return _first_of_lesions(predictions, wrong, -predictions.confidence, count)
+    decided = predictions.decided(threshold)
+    confidence = predictions.probabilities[np.arange(len(decided)), decided]
+    return _first_of_lesions(predictions, decided != predictions.labels, -confidence, count)
 
 
 def _first_of_lesions(predictions: Predictions, among: np.ndarray, rank: np.ndarray, count: int) -> np.ndarray:

@@ -75,7 +75,9 @@ def roc_with_band(test: Predictions, replicates: int, confidence: float) -> pd.D
     def sensitivity(weights: np.ndarray) -> np.ndarray:
         return weighted_sensitivity_at(1 - _GRID, score, test.is_malignant, weights)
 
-    return _with_band(curve, "fpr", sensitivity, "sensitivity", test, replicates, confidence)
+    curve = _with_band(curve, "fpr", sensitivity, "sensitivity", test, replicates, confidence)
+    # At the end all images are called malignant, which chance does not change.
+    return curve.assign(lower=np.r_[curve["lower"][:-1], curve["tpr"][-1:]])
 
 
 def precision_recall_with_band(test: Predictions, replicates: int, confidence: float) -> pd.DataFrame:

@@ -64,11 +64,6 @@ class Predictions:
         return decide(self.probabilities, self.cost_matrix)
 
     @property
-    def confidence(self) -> np.ndarray:
-        """The probability of the class that is decided for, shape (n,)."""
-        return self.probabilities[np.arange(len(self.table)), self.predicted]
-
-    @property
     def lesions(self) -> np.ndarray:
         """The lesion of each image, shape (n,)."""
         return self.table["lesion_id"].to_numpy()
@@ -97,6 +92,14 @@ class Predictions:
         """
         of_each = self.table[name].to_numpy() if name in self.table else threshold
         return self.malignant_probability >= of_each
+
+    def decided(self, threshold: float) -> np.ndarray:
+        """The number of the class in use, shape (n,): of benign and malignant the one that the threshold gives.
+
+        Args:
+            threshold: as for `called_malignant`.
+        """
+        return self.predicted if self.classes.are_diagnoses else self.called_malignant(threshold).astype(np.int64)
 
     @property
     def benign_or_malignant(self) -> "Predictions":

@@ -68,7 +68,7 @@ def judge(
         number_there, of, own_number = found[name], "", _UNKNOWN
         match name:
             case "sensitivity_at_threshold":
-                promised, difference, said = target, less(number_there, target), f"{target:g} was promised"
+                promised, difference, said = target, less(number_there, target), f"{number(target)} was promised"
             case "mean_probability":
                 promised, difference = observed, found["excess"]
                 said = f"{number(observed)} of the images are malignant, a difference of {with_interval(difference)}"

@@ -9,7 +9,7 @@ from stages.evaluation.cases import KINDS
 from stages.evaluation.predictions import Predictions
 from stages.figures.overlay import overlay
 from stages.figures.style import DARK_GREY, GAP, SMALL, describe, new_canvas, say, show, side_of
-from stages.reporting import percent, rounded_percent
+from stages.reporting import number, rounded_percent
 
 COLUMNS = 4
 _SIDE = side_of(COLUMNS)
@@ -49,7 +49,7 @@ def draw_gradcam(
     describe(
         figure, "Where the network sees malignancy (Grad-CAM)", predictions,
         "Above each image what the lesion is, and the probability of malignancy that the network gave it; called "
-        f"malignant from {percent(round(details['calibration']['threshold'], 3))} on. {scale}",
+        f"malignant from {number(details['calibration']['threshold'])} on. {scale}",
     )  # fmt: skip
     return figure
 
@@ -65,8 +65,8 @@ def _draw_kinds(predictions: Predictions, cases: pd.DataFrame, heatmaps: np.ndar
     for kind, mine in rows.items():
         axes.text(GAP, top + 0.1, _MEANINGS[kind] + ("" if len(mine) else ": none"), weight="bold", va="top")
         top += _HEADING
-        for number, row in enumerate(mine):
-            line, column = divmod(number, COLUMNS)
+        for position, row in enumerate(mine):
+            line, column = divmod(position, COLUMNS)
             left, above = GAP + column * (_SIDE + GAP), top + line * _LINE
             image_id = cases["image_id"][row]
             text = f"is {table['label'][image_id]}\nP(malignant) {rounded_percent(table['score'][image_id])}"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT
 from stages.evaluation.predictions import Predictions
 from stages.figures.style import SMALL, describe, new_figure
-from stages.reporting import rounded_percent
+from stages.reporting import number, rounded_percent
 
 MOST_COUNTED = 7  # classes whose matrix has room for numbers of images
 MIN_SHARE = 0.05  # of a row, which a matrix of more classes writes down
@@ -34,7 +34,7 @@ def draw_confusion_matrix(predictions: Predictions, details: dict) -> Figure:
         height = max(6.4, _height_of_many(classes.names))
         figure, (first, second) = new_figure(height + 2.9, rows=2, height_ratios=[height / 2.9, 1])
     _draw_counts(second, predictions.is_malignant.astype(int), called, BENIGN_OR_MALIGNANT.names)
-    second.set_title(f"malignant at or above {threshold:.3g}")
+    second.set_title(f"malignant at or above {number(threshold)}")
     _draw_counts(first, predictions.labels, predictions.predicted, classes.names)
     first.set_title(predictions.decision)
     if not classes.are_diagnoses:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from stages.evaluation.predictions import Predictions
 from stages.figures.style import BAND, BLACK, BLUE, GREEN, GREY, ORANGE, describe, new_figure
-from stages.reporting import OPERATING_POINTS, estimate, percent, rounded_percent
+from stages.reporting import OPERATING_POINTS, estimate, number, percent, rounded_percent
 
 
 def draw_decision_curve(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Figure:
@@ -22,7 +22,7 @@ def draw_decision_curve(predictions: Predictions, details: dict, curve: pd.DataF
     axes.plot(curve["threshold"], curve["treat_none"], "-.", color=GREY, label="treat none")
     axes.plot(curve["threshold"], curve["model"], color=BLUE, label="model")
     axes.fill_between(curve["threshold"], curve["lower"], curve["upper"], color=BLUE, **BAND)
-    axes.axvline(threshold, color=BLACK, linestyle=":", linewidth=1.5, label=f"decision threshold {threshold:.3g}")
+    axes.axvline(threshold, color=BLACK, linestyle=":", linewidth=1.5, label=f"decision threshold {number(threshold)}")
     # Treating all falls without bound; below here there is nothing to see.
     highest = max(curve["upper"].max(), curve["treat_all"].max(), min(predictions.is_malignant.mean() or 1, 0.05))
     axes.set(xlim=(0, curve["threshold"].max()), ylim=(-0.25 * highest, 1.05 * highest))
@@ -54,17 +54,19 @@ def draw_thresholds(predictions: Predictions, details: dict, curves: pd.DataFram
         axes.fill_between(curves["threshold"], *bounds, color=colour, **BAND)
         point = details["test"]["operating_points"][key]
         label = (
-            f"{OPERATING_POINTS[key]}: {point['threshold']:.3g}\nsensitivity {estimate(point['sensitivity'])}\n"
+            f"{OPERATING_POINTS[key]}: {number(point['threshold'])}\nsensitivity {estimate(point['sensitivity'])}\n"
             f"specificity {estimate(point['specificity'])}"
         )
         axes.axvline(point["threshold"], color=mark_colour, linestyle=mark_style, label=label)
     axes.set(xlim=(0, 1), ylim=(-0.01, 1.01), xlabel="threshold of the probability of malignancy")
     axes.set_ylabel("sensitivity, specificity")
+    chosen = "The two marked thresholds were chosen on the validation images."
+    if "folds" in details:
+        chosen += " Each fold has its own, by which the numbers below are; marked are their medians."
     tight = {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 0.8}
     figure.legend(loc="outside lower left", ncols=2, alignment="left", **tight)
     describe(
         figure, "Sensitivity and specificity against threshold", predictions,
-        f"Bands: {percent(details['confidence'])} intervals, bootstrap over lesions. "
-        "The two marked thresholds were chosen on the validation images.",
+        f"Bands: {percent(details['confidence'])} intervals, bootstrap over lesions. {chosen}",
     )  # fmt: skip
     return figure

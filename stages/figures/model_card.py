@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from stages.config import Config
 from stages.dataset.folds import SPLITS
+from stages.dataset.pixels import are_synthetic
 from stages.evaluation.subgroups import most_frequent_first
 from stages.figures.rendering import render_template
 from stages.files import md5_of, replacing
@@ -108,12 +109,12 @@ def write_model_card(
 
 
 def source_of(images: pd.DataFrame) -> Source:
-    """Where the images come from, by their ids: a folder may have any name, and a card must not claim what is not so.
+    """Where the images come from, by their ids: a card must not claim what is not so.
 
     Args:
         images: columns image_id and lesion_id.
     """
-    if images["image_id"].str.startswith("SYN_").all():
+    if are_synthetic(images["image_id"]):
         return SYNTHETIC
     if (images["image_id"].str.startswith("ISIC_") & images["lesion_id"].str.startswith("HAM_")).all():
         return HAM10000

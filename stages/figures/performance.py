@@ -31,7 +31,7 @@ def draw_roc(predictions: Predictions, details: dict, curve: pd.DataFrame) -> Fi
     if len(curve):
         axes.plot(
             1 - point["specificity"]["value"], point["sensitivity"]["value"], "D", color=BLACK, markersize=8,
-            markerfacecolor="white", markeredgewidth=2, label=f"decision threshold {point['threshold']:.3g}",
+            markerfacecolor="white", markeredgewidth=2, label=f"decision threshold {number(point['threshold'])}",
         )  # fmt: skip
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.5)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")

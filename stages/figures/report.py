@@ -9,11 +9,12 @@ import pandas as pd
 from PIL import Image
 
 from stages.config import Config
+from stages.evaluation.predictions import CHEAPEST_CLASS, MOST_PROBABLE_CLASS
 from stages.figures.model_card import SYNTHETIC, source_of
 from stages.figures.rendering import render_template
 from stages.figures.verdict import judge, malignant_auroc
 from stages.files import replacing
-from stages.reporting import counted
+from stages.reporting import METRICS, counted, number
 
 MOST_PAIRS = 50  # near-duplicates that are listed; metrics/details.json has all
 
@@ -26,6 +27,20 @@ class Picture(NamedTuple):
     height: int
 
 
+class Tile(NamedTuple):
+    """A number in the page's head.
+
+    Attributes:
+        title: its name.
+        meaning: what it is of, in words.
+        estimate: its value and interval.
+    """
+
+    title: str
+    meaning: str
+    estimate: dict
+
+
 def write_report(
     path: Path,
     details: dict,
@@ -34,6 +49,7 @@ def write_report(
     about: Mapping[str, str],
     title: str = "Evaluation on the test fold",
     notes: Sequence[str] = (),
+    trained_on_synthetic: bool | None = None,
 ) -> None:
     """Write the report page: HTML without scripts, with its style and its pictures inside, a verdict at its head.
 
@@ -47,28 +63,43 @@ def write_report(
         about: what was judged, in words, each by a name such as "Model".
         title: heading of the page.
         notes: what is to be known of the images, one paragraph each.
+        trained_on_synthetic: whether what the model was trained on was drawn by a program; None: as these images were.
     """
     embedded = {file.stem: _embed(file) for file in sorted(pictures.glob("*.png"))}
+    judged_on_synthetic = source_of(images) is SYNTHETIC
+    trained_on_synthetic = judged_on_synthetic if trained_on_synthetic is None else trained_on_synthetic
+    synthetic = {"trained": trained_on_synthetic, "judged": judged_on_synthetic}
     html = render_template(
         "report.html.j2",
         details=details,
         test=details["test"],
         pictures=embedded,
         findings=judge(details),
-        tiles=(
-            malignant_auroc(details["test"]["metrics"]),
-            "sensitivity_at_threshold",
-            "specificity_at_threshold",
-            "balanced_accuracy",
-        ),
+        tiles=choose_tiles(details),
         about=about,
-        synthetic=source_of(images) is SYNTHETIC,
+        synthetic=[what for what, it_is in synthetic.items() if it_is],
         title=title,
         notes=notes,
         most_pairs=MOST_PAIRS,
     )
     with replacing(path) as partial:
         partial.write_text(html, encoding="utf-8", newline="\n")
+
+
+def choose_tiles(details: dict) -> list[Tile]:
+    """The numbers of the page's head: all of one decision, that at the threshold; and which diagnosis, if it tells."""
+    test, calibration = details["test"], details["calibration"]
+    metrics, area = test["metrics"], malignant_auroc(test["metrics"])
+    rates = [f"{kind}_at_threshold" for kind in ("sensitivity", "specificity")]
+    called = f"malignant is said from a probability of {number(calibration['threshold'])} on"
+    tiles = [Tile(METRICS[area].title, METRICS[area].meaning, metrics[area])]
+    tiles += [Tile(METRICS[name].title, f"{METRICS[name].meaning}; {called}", metrics[name]) for name in rates]
+    if "classes" in test:
+        decision = CHEAPEST_CLASS if "decided" in test else MOST_PROBABLE_CLASS
+        decided = test.get("decided", metrics)["balanced_accuracy"]
+        of = f"which of {len(details['classes'])} diagnoses, by {decision}"
+        tiles.append(Tile(METRICS["balanced_accuracy"].title, of, decided))
+    return tiles
 
 
 def describe_model(description: dict) -> str:

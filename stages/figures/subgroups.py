@@ -11,7 +11,7 @@ from stages.evaluation.metrics import of_malignancy
 from stages.evaluation.predictions import Predictions
 from stages.evaluation.subgroups import METRICS, MIN_LESIONS
 from stages.figures.style import BLACK, BLUE, GREY, SMALL, describe, new_figure
-from stages.reporting import ATTRIBUTES, percent
+from stages.reporting import ATTRIBUTES, number, percent
 
 _ROW = 0.24  # inches
 _OVERALL = {"color": BLACK, "marker": "D", "linestyle": "none", "markersize": 7}
@@ -67,7 +67,7 @@ def draw_subgroups(predictions: Predictions, details: dict, groups: pd.DataFrame
     figure.legend(*_key(), loc="outside lower left", ncols=2, alignment="left")
     describe(
         figure, "Subgroups", predictions, "After each name: malignant + benign lesions. "
-        f"Sensitivity and specificity at the threshold {details['calibration']['threshold']:.3g}; "
+        f"Sensitivity and specificity at the threshold {number(details['calibration']['threshold'])}; "
         f"{percent(details['confidence'])} intervals, bootstrap over lesions; "
         "those of too small groups may be cut off.",
     )  # fmt: skip

@@ -44,9 +44,9 @@ def judge(details: dict) -> list[Finding]:
     return [
         # Of another dataset, what `validate` says of it, beside the model's own test images.
         *(map(_promise, details["verdict"]["promises"]) if "verdict" in details else claims),
-        *_leaks(details["leakage"]),
+        _leaks(details["leakage"], "verdict" in details),
         *_shortcuts(details.get("sources")),
-        *_groups(test),
+        *_groups(test, "verdict" in details),
     ]
 
 
@@ -108,26 +108,23 @@ def _calibration(test: dict) -> Finding:
     if error["value"] is None:
         return Finding("open", title, "There is nothing to judge them by.")
     if error["interval"][0] > 0:
-        return Finding("bad", title, f"Off by more than chance does: ECE {estimate(error)}.")
-    return Finding("good", title, f"Off by no more than chance does: ECE {estimate(error)}.")
+        return Finding("bad", title, f"Off by more than chance explains: ECE {estimate(error)}.")
+    return Finding("good", title, f"Off by no more than chance explains: ECE {estimate(error)}.")
 
 
-def _leaks(leakage: dict | None) -> Iterator[Finding]:
-    title = "No leaks"
+def _leaks(leakage: dict | None, elsewhere: bool) -> Finding:
+    title = "The images are new to the model" if elsewhere else "No leaks"
     if leakage is None:
-        yield Finding("open", title, "Not looked for: where these images come from has to be known otherwise.")
-        return
+        return Finding("open", title, "Not looked for: which images the model was trained on is not known here.")
+    places = "both here and in what the model has seen" if elsewhere else "in two splits"
     found = {
-        "lesions in more than one split": leakage["lesions_in_more_than_one_split"],
-        "known duplicates in different splits": len(leakage["known_duplicates_apart"]),
+        "lesions": leakage["lesions_in_more_than_one_split"],
+        "known duplicates": len(leakage["known_duplicates_apart"]),
+        "images that look alike": len(leakage["near_duplicates"]["pairs"]),
     }
-    if alike := len(leakage["near_duplicates"]["pairs"]):
-        found["pairs of images in different splits that look alike"] = alike
-    if any(found.values()):
-        leaks = "; ".join(f"{what}: {count}" for what, count in found.items() if count)
-        yield Finding("bad", title, f"What tests may have been trained on. {capitalized(leaks)}.")
-    else:
-        yield Finding("good", title, "No lesion, known duplicate or image that looks alike is in two splits.")
+    if leaks := "; ".join(f"{what} {places}: {count}" for what, count in found.items() if count):
+        return Finding("bad", title, f"What tests may have been trained on. {capitalized(leaks)}.")
+    return Finding("good", title, f"No lesion, known duplicate or image that looks alike is {places}.")
 
 
 def _shortcuts(sources: dict | None) -> Iterator[Finding]:
@@ -150,7 +147,7 @@ def _shortcuts(sources: dict | None) -> Iterator[Finding]:
     yield Finding("bad", title, f"The source may stand for the diagnosis: {names}.{seen}")
 
 
-def _groups(test: dict) -> Iterator[Finding]:
+def _groups(test: dict, elsewhere: bool) -> Iterator[Finding]:
     gaps, small = [], {}
     for attribute, title in ATTRIBUTES.items():
         if attribute not in test["subgroups"]:
@@ -165,9 +162,10 @@ def _groups(test: dict) -> Iterator[Finding]:
     if gaps:
         text = f"Sensitivity differs: {'; '.join(gaps)}. The widest gaps were picked, which makes them look wider."
         yield Finding("open", "Groups", text)
-    if small:
+    if small and not elsewhere:  # else a remark of the verdict names them
         text = (
-            f"Fewer than {MIN_LESIONS} malignant or benign lesions, so nothing is said of: {', '.join(small.values())}."
+            f"With fewer than {MIN_LESIONS} malignant or benign lesions, so that nothing is said of them: "
+            f"{', '.join(small.values())}."
         )
         yield Finding("open", "Groups too small", text)
     if not gaps and not small:

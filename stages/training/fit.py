@@ -23,7 +23,7 @@ from stages.config import Config
 from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.encoding import learn_encoding
 from stages.dataset.loaders import SplitImages
-from stages.dataset.pixels import PixelStore
+from stages.dataset.pixels import PixelStore, are_synthetic
 from stages.dataset.taxonomy import classes_of
 from stages.errors import InputError
 from stages.training.checkpoints import checkpoint_folder, prune, require_writable
@@ -139,6 +139,7 @@ def _describe(
         validation_folds=[fold for fold in val_folds if fold is not None],
         batch_size=config.training.batch_size,
         accumulate_grad_batches=config.training.accumulate_grad_batches,
+        synthetic=are_synthetic(images.store.manifest["image_id"]) or None,
         metadata=images.encoding,
         split_sha256=split_sha256,
         teacher_sha256=teacher_sha256,

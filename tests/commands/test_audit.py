@@ -18,6 +18,11 @@ def test_doubtful_lesions_are_listed_with_their_pictures(cross_validation, capsy
     assert page.count("<li>") == 2
     assert page.count("data:image/jpeg;base64,") == 4
     assert f"1. {table['lesion_id'][0]}: labelled {table['label'][0]}, perhaps {table['suggested'][0]}" in page
+    assert f"The label of {len(table)} of 63\N{NO-BREAK SPACE}lesions is contradicted by the two networks" in page
+    assert "the first 2 are here" in page
+    assert "nv: melanocytic nevus" in page
+    assert '<p class="known">histopathology, back, ' in page
+    assert "unknown" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert f"{len(table)} of 63 lesions are doubtful" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from benchmarks.plain import HAM10000, told_apart
 from stages import prediction
@@ -375,7 +375,14 @@ def test_a_large_folder_is_not_decoded_into_memory_at_once(photos, model, monkey
     assert counts["most"] <= 24
 
 
-def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run, photos, bytes_below):
+def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run, photos, bytes_below, monkeypatch):
+    written, write = [], ImageDraw.ImageDraw.multiline_text
+
+    def note(draw, place, text, *style):
+        written.append(text)
+        write(draw, place, text, *style)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "multiline_text", note)
     (photos / "b").mkdir()
     (photos / "b" / "3.jpg").write_bytes(picture(20))
     with zipfile.ZipFile("a.zip", "w") as archive:
@@ -388,6 +395,11 @@ def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run
     expected = [f"{number}.png" for number in (0, 1, 2, 3, 5, 6, 7, 8, 9)]
     assert names("new/maps") == sorted([*expected, "3-2.png", "3-3.png", "a_.png"])
     assert dict(zip(table["file"], table["overlay"]))["a.zip:../../3.jpg"] == "new/maps/3-3.png"
+
+    assert all(text.isascii() for text in written), "Pillow's own font has no other letters"
+    assert written[0].startswith(
+        f"called {table['decision'][0]}: P(malignant) {table['malignant_probability'][0]:.0%}"[:-1]
+    )
 
     whole = run(*table["file"][:3])
     np.testing.assert_allclose(table["malignant_probability"][:3], whole["malignant_probability"], atol=1e-6)

@@ -175,7 +175,7 @@ def test_columns_and_labels_of_another_table_are_named_by_options(external, para
     params({key: json.dumps(value) for key, value in QUICK.items()} | {"data.columns": "{dx: diagnosis}"})
     predictions = validated(external, "--columns", "dx=label", "--classes", "Naevus = nv=nv", "scar=")
     assert len(predictions.table) == 12 - sum(row["dx"] == "akiec" for row in external.rows)
-    assert "'scar'" in capsys.readouterr().out
+    assert "- own.csv: left out 2 images that are to be left out: 'scar' 2" in capsys.readouterr().out.splitlines()[-6:]
 
 
 def test_the_verdict_holds_the_model_against_its_own_test_images(hospital, workspace):
@@ -260,6 +260,37 @@ def test_a_calibration_of_another_model_is_refused(external, workspace):
         InputError, match=r"--calibration nowhere\.json: .* name a file that `validate --recalibrate` made"
     ):
         validated(external, "--calibration", "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "said"),
+    [
+        ("image_id,label\nX000,mel\n", (), "hold the diagnosis; name it in --columns, as dx=label; its columns are"),
+        ("file,dx\nX000,mel\n", ("--columns", "image_id=nofile"), "table.csv: --columns image_id= is 'nofile', which"),
+        ("photo,dx\nX000,mel\n", (), "hold image_id; name it in --columns, as image_id=file"),
+        ("image_id,dx\nX000,mel\n", ("--columns", "kind=dx"), "--columns kind= is not a column of ours"),
+        ("image_id,dx\nX000,mel\n", ("--classes", "mole=nev"), "--classes maps 'mole' to 'nev'; .* or nothing"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_columns_or_labels_names_the_option_that_mends_it(external, workspace, table, options, said):
+    folder = workspace / "theirs"
+    folder.mkdir()
+    (folder / "table.csv").write_text(table)
+    with pytest.raises(InputError, match=said) as caught:
+        validate.main([str(folder), "--output", "external", *options])
+    assert "data." not in str(caught.value)
+
+
+def test_a_model_of_synthetic_images_says_so_wherever_it_judges(external, capsys):
+    write_json(MODELS / "model.json", json.loads((MODELS / "model.json").read_text()) | {"synthetic": True})
+    validated(external)
+    said = "the model was trained on synthetic images, which a program drew: it knows nothing about skin"
+    assert capsys.readouterr().err.splitlines()[-1] == f"warning: {said}"
+    assert said in Path("external/verdict.txt").read_text(encoding="utf-8")
+    page = unescape(Path("external/plots/report.html").read_text(encoding="utf-8"))
+    assert "Those that this classifier was trained on were drawn by a program" in page
+    predict.main([str(external.folder / "X000.png")])
+    assert f"warning: {said}" in capsys.readouterr().err
 
 
 def test_an_option_without_a_value_is_refused(external, capsys):

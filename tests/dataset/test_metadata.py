@@ -268,7 +268,7 @@ def test_a_mapping_names_the_columns_and_the_diagnoses_of_any_table(tmp_path):
     assert set(table["localization"]) == {"unknown"}, "where is not mapped"
     assert notes == [
         "own.csv: 3 of 3 images have no lesion_id; each counts as a separate lesion",
-        "own.csv: left out 1 image that data.classes maps to null: '1' 1",
+        "own.csv: left out 1 image that are to be left out: '1' 1",
     ]
 
 
@@ -280,7 +280,7 @@ def test_a_label_may_be_mapped_in_ham10000_s_table_too_and_the_rest_stays_strict
     assert [problem[:54] for problem in problems] == ["HAM10000_metadata.csv row 11: unknown diagnosis 'mole'"]
     assert list(table["dx"][4:6]) == ["nv", "nv"]
     assert len(table) == 9
-    assert notes == ["HAM10000_metadata.csv: left out 2 images that data.classes maps to null: 'scar' 2"]
+    assert notes == ["HAM10000_metadata.csv: left out 2 images that are to be left out: 'scar' 2"]
 
 
 def test_a_column_of_ham10000_that_is_not_there_can_be_said_to_be_missing(dataset):

@@ -95,14 +95,15 @@ def test_of_seven_classes_the_malignant_ones_count_together(predictions_of):
 
 def test_mistakes_are_images_of_another_class_than_predicted_the_most_confident_first():
     predictions = table(*MIXED)
-    assert list(most_confident_mistakes(predictions, 10)) == [3, 5, 2, 4]
-    assert list(most_confident_mistakes(predictions, 2)) == [3, 5]
-    assert list(most_confident_mistakes(table(("g", "G", False, 0.2)), 2)) == []
+    assert list(most_confident_mistakes(predictions, 0.5, 10)) == [3, 5, 2, 4]
+    assert list(most_confident_mistakes(predictions, 0.5, 2)) == [3, 5]
+    assert list(most_confident_mistakes(predictions, 0.75, 10)) == [3, 5, 2, 0]
+    assert list(most_confident_mistakes(table(("g", "G", False, 0.2)), 0.5, 2)) == []
 
 
 def test_one_mistake_of_a_lesion_is_shown():
     rows = [("a", "A", False, 0.8), ("b", "A", False, 0.9), ("c", "C", False, 0.75), ("d", "D", True, 0.25)]
-    assert list(most_confident_mistakes(table(*rows), 3)) == [1, 2, 3]  # the last two are equally confident
+    assert list(most_confident_mistakes(table(*rows), 0.5, 3)) == [1, 2, 3]  # the last two are equally confident
 
 
 def test_one_benign_diagnosis_taken_for_another_is_a_mistake(predictions_of):
@@ -110,7 +111,7 @@ def test_one_benign_diagnosis_taken_for_another_is_a_mistake(predictions_of):
     columns = [f"probability_{name}" for name in told_apart(7).names]
     predictions.table.loc[0, columns] = [0, 0, 0.3, 0, 0, 0.7, 0]
     predictions.table.loc[1, columns] = [0, 0, 0.6, 0, 0, 0.4, 0]
-    assert list(most_confident_mistakes(predictions, 5)) == [1]
+    assert list(most_confident_mistakes(predictions, 0.5, 5)) == [1]
 
 
 # The files

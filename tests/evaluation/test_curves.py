@@ -59,6 +59,11 @@ def test_the_roc_curve_goes_from_0_0_to_1_1_and_its_thresholds_fit_an_axis(score
     assert table["threshold"].is_monotonic_decreasing
 
 
+def test_the_band_of_the_roc_curve_ends_where_all_curves_do(predictions_of):
+    band = roc_with_band(predictions_of([0, 1] * 30, 2), 100, 0.95).iloc[-1]
+    assert (band["fpr"], band["lower"], band["upper"]) == (1, 1, 1)
+
+
 def test_the_thresholds_are_those_that_give_the_rates():
     truth, score = np.array([False, True, False, True]), np.array([0.1, 0.4, 0.6, 0.8])
     for row in roc_table(truth, score).iloc[1:].itertuples():
@@ -110,7 +115,7 @@ def test_a_band_stays_in_the_picture_and_is_nowhere_certain(scored, with_band):
 def test_the_band_of_a_perfect_curve_is_as_wide_as_its_lesions_are_few():
     truth = np.arange(60) % 3 == 0
     table = roc_with_band(predictions(truth, truth * 0.9 + 0.05), 100, 0.95)
-    assert table["lower"].iloc[-1] == pytest.approx(19 / (19 + t.ppf(0.975, 19) ** 2))
+    assert table["lower"].iloc[-2] == pytest.approx(19 / (19 + t.ppf(0.975, 19) ** 2))
 
 
 @pytest.mark.parametrize("name", ["sensitivity", "specificity"])

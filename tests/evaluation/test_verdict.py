@@ -89,7 +89,7 @@ def test_a_promise_that_is_far_from_kept_is_broken():
     assert found["mean_probability"]["promised"] == pytest.approx(there.is_malignant.mean())
     assert found["calibration_slope"]["found"]["value"] == pytest.approx(0.5, abs=0.1)
     assert found["sensitivity_at_threshold"]["sentence"].startswith("Broken: Sensitivity at the threshold is 0.")
-    assert found["sensitivity_at_threshold"]["sentence"].endswith("; 0.9 was promised.")
+    assert found["sensitivity_at_threshold"]["sentence"].endswith("; 0.900 was promised.")
 
 
 def test_few_lesions_tell_nothing_and_it_is_said_how_many_would():

@@ -46,7 +46,7 @@ def test_the_band_of_malignancy_encloses_its_curve(predictions_of, draw, functio
 def test_the_decision_threshold_is_marked_on_the_roc_curve(judged):
     predictions, details = judged([0, 1] * 20, 2)
     axes = draw_roc(predictions, details, roc_with_band(predictions, 100, 0.95)).axes[0]
-    (mark,) = [line for line in axes.lines if line.get_label() == "decision threshold 0.3"]
+    (mark,) = [line for line in axes.lines if line.get_label() == "decision threshold 0.300"]
     called = predictions.malignant_probability >= 0.3
     sensitivity, false_alarms = (called[predictions.is_malignant].mean(), called[~predictions.is_malignant].mean())
     assert mark.get_xydata()[0] == pytest.approx([false_alarms, sensitivity], abs=1e-6)

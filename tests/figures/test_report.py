@@ -142,8 +142,25 @@ def test_the_page_starts_with_what_was_judged_and_what_it_is_worth(report):
 
 def test_synthetic_images_are_named_at_once(report):
     assert "Synthetic" not in report().text
-    drawn = IMAGES.assign(image_id=["SYN_1", "SYN_2"])
-    assert "Synthetic images. They were drawn by a program" in report(images=drawn).text.split("Verdict")[0]
+    drawn, said = IMAGES.assign(image_id=["SYN_1", "SYN_2"]), "Synthetic images. Those that this classifier was {} on"
+    for options, what in (
+        ({"images": drawn}, "trained and judged"),
+        ({"images": drawn, "trained_on_synthetic": False}, "judged"),
+        ({"trained_on_synthetic": True}, "trained"),
+    ):
+        assert said.format(what) in report(**options).text.split("Verdict")[0]
+
+
+def test_the_numbers_at_the_head_are_of_one_decision_and_say_which(report):
+    details = details_of(2)
+    head = report(details).text.split("Malignant is told from benign")[0]
+    called = f"malignant is said from a probability of {details['calibration']['threshold']:.3f} on"
+    assert head.count(called) == 2
+    assert "Balanced accuracy" not in head
+    details = details_of(7)
+    assert "which of 7 diagnoses, by the most probable class" in report(details).text
+    decided = report(decided_by_cost(details)).text
+    assert "Balanced accuracy 0.211 0.100 to 0.900 which of 7 diagnoses, by the class of the lowest" in decided
 
 
 def test_one_is_not_written_as_several(report):

@@ -78,11 +78,16 @@ def test_calibration_is_judged_by_what_chance_does(low, state):
 def test_leaks_and_shortcuts_are_named():
     details = details_of(2)
     assert finding(details, "No leaks").state == "bad"
-    assert "look alike: 1" in finding(details, "No leaks").text
+    assert "Images that look alike in two splits: 1" in finding(details, "No leaks").text
     details["leakage"]["near_duplicates"]["pairs"] = []
     assert finding(details, "No leaks").state == "good"
     details["leakage"] = None
     assert finding(details, "No leaks").state == "open"
+    elsewhere = details | {"verdict": {"promises": []}}
+    assert finding(elsewhere, "The images are new to the model").state == "open", "nobody looked"
+    leakage = details_of(2)["leakage"]
+    found = finding(elsewhere | {"leakage": leakage}, "The images are new to the model")
+    assert (found.state, "Images that look alike both here and in what the model" in found.text) == ("bad", True)
     details["sources"] = {"lesions": {}, "cramers_v": 0.5, "lacks": {"isic": ["nv", "bkl"]}, "told": None}
     assert "isic has next to none of nv, bkl" in finding(details, "No shortcuts between sources").text
     details["sources"]["lacks"] = {}
