@@ -95,9 +95,9 @@ def _draw_images(predictions: Predictions, decided: np.ndarray, rows: np.ndarray
         # Not by colour alone: the words differ too.
         verdict = "right" if right else f"true: {truth}"
         if predictions.classes.are_diagnoses:
-            probability = rounded_percent(predictions.probabilities[row, decided[row]])
+            probability = rounded_percent(float(predictions.probabilities[row, decided[row]]))
         else:
-            probability = f"P {rounded_percent(predictions.malignant_probability[row])}"
+            probability = f"P {rounded_percent(float(predictions.malignant_probability[row]))}"
         text = f"{guess}, {probability}\n{verdict}"
         if is_long:
             text = "\n".join([guess, f"{probability}, {verdict}"]).replace("true: ", "true:\n")
