@@ -20,12 +20,7 @@ from stages.dataset.folds import read_split
 from stages.dataset.pixels import PixelStore
 from stages.errors import regenerate
 from stages.evaluation.cases import read_cases
-from stages.evaluation.curves import (
-    decision_curve_table,
-    precision_recall_with_band,
-    roc_with_band,
-    threshold_table,
-)
+from stages.evaluation.curves import decision_curve_table, precision_recall_with_band, roc_with_band, threshold_table
 from stages.evaluation.details import read_details
 from stages.evaluation.history import read_history
 from stages.evaluation.metrics import headline_numbers

@@ -85,6 +85,11 @@ def estimate(estimated: dict) -> str:
     return MISSING if estimated["value"] is None else f"{number(estimated['value'])} ({interval(estimated)})"
 
 
+def change(estimated: dict) -> str:
+    """A difference and its interval, as "+0.012 (0.003 to 0.021)"."""
+    return f"{signed(estimated['value'])} ({interval(estimated)})"
+
+
 def counted(count: int, noun: str) -> str:
     """As "1 image", "2 images", with a space at which no line breaks."""
     return f"{count}\N{NO-BREAK SPACE}{noun}{'' if count == 1 else 's'}"

@@ -23,12 +23,7 @@ from stages.errors import InputError
 from stages.evaluate import explain
 from stages.evaluation.assessment import describe_evaluation
 from stages.evaluation.details import read_details
-from stages.evaluation.predictions import (
-    Predictions,
-    as_malignancy,
-    predictions_table,
-    read_predictions,
-)
+from stages.evaluation.predictions import Predictions, as_malignancy, predictions_table, read_predictions
 from stages.evaluation.recalibration import assess_rest, draw_part, recalibrate
 from stages.evaluation.uncertainty import count_lesions
 from stages.evaluation.verdict import judge, remarks

@@ -51,13 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / DETAILS.name, details)
         write_csv(folder / PREDICTIONS.name, predictions.table)
         write_model_card(
-            folder / "README.md",
-            details,
-            asdict(description),
-            folder / WEIGHTS,
-            config,
-            store.manifest,
-            split,
+            folder / "README.md", details, asdict(description), folder / WEIGHTS, config, store.manifest, split
         )
     print(
         f"{description.networks} networks of {len(folds)} folds as one; temperature {calibration.temperature}, "

@@ -10,12 +10,7 @@ from stages.evaluation.decisions import choose_thresholds
 
 
 def calibrate_average(
-    first: np.ndarray,
-    second: np.ndarray,
-    labels: np.ndarray,
-    classes: Classes,
-    networks: int,
-    config: EvaluationConfig,
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, classes: Classes, networks: int, config: EvaluationConfig
 ) -> Calibration:
     """The temperature and thresholds of the mean of `networks` networks, from the predictions of two for each image.
 

@@ -10,7 +10,7 @@ for a number near the end of its range. The percentiles of the replicates do not
 one side (benchmarks/README.md has the coverage of both).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +24,6 @@ SEED = 0  # of the draws; the intervals are results, and results can be produced
 # Weights of this many images are held at once, 2 MB of float64: what is computed from them stays in a core's cache,
 # which is two to three times as fast. But of a few replicates, which lie side by side in memory.
 _CHUNK, _FEWEST = 250_000, 8
-_LARGEST_KEPT = 16_000_000  # draws of lesions, of 2 bytes each
 
 # From weights, shape (replicates, images), to arrays of shape (replicates,) or (replicates, k) by name, as those of
 # `weighted_metrics` and `weighted_calibration`; NaN where a replicate has no such number.
@@ -38,9 +37,10 @@ _MEANS_OVER_IMAGES = ("accuracy", "ece", "brier", "nll")
 DIGITS = 12
 
 
-def _draws(lesions: int, replicates: int, at_once: int) -> Iterator[np.ndarray]:
-    """How often each lesion is drawn: shape (lesions, `at_once` replicates or what is left)."""
-    random = np.random.default_rng(SEED)
+@lru_cache(maxsize=2)  # an evaluation needs them twenty times
+def _draws(lesions: int, replicates: int, at_once: int) -> list[np.ndarray]:
+    """How often each lesion is drawn: uint16, each of shape (lesions, `at_once` replicates or what is left)."""
+    random, chunks = np.random.default_rng(SEED), []
     for start in range(0, replicates, at_once):
         # One replicate at a time, so that the draws do not depend on how many fit into memory.
         drawn = [
@@ -48,13 +48,8 @@ def _draws(lesions: int, replicates: int, at_once: int) -> Iterator[np.ndarray]:
             for _ in range(start, min(start + at_once, replicates))
         ]
         # The replicates of an image lie side by side: images are put in order far faster so.
-        yield np.stack(drawn, axis=1)
-
-
-@lru_cache(maxsize=2)
-def _kept_draws(lesions: int, replicates: int, at_once: int) -> tuple[np.ndarray, ...]:
-    """`_draws`, which an evaluation needs twenty times."""
-    return tuple(drawn.astype(np.uint16) for drawn in _draws(lesions, replicates, at_once))
+        chunks.append(np.stack(drawn, axis=1, dtype=np.uint16, casting="unsafe"))
+    return chunks
 
 
 def replicate(statistic: Statistic, lesions: np.ndarray, replicates: int) -> dict[str, np.ndarray]:
@@ -71,12 +66,11 @@ def replicate(statistic: Statistic, lesions: np.ndarray, replicates: int) -> dic
     """
     names, lesion_of = np.unique(np.asarray(lesions), return_inverse=True)
     at_once = max(_FEWEST, _CHUNK // len(lesion_of))
-    draws = _kept_draws if len(names) * replicates <= _LARGEST_KEPT else _draws
     # So small products are slower in several threads: a fifth of a second for HAM10000's test fold becomes a half.
     with threadpool_limits(1, "blas"):
         chunks = [
             statistic(np.take(drawn.astype(np.float64), lesion_of, axis=0).T)
-            for drawn in draws(len(names), replicates, at_once)
+            for drawn in _draws(len(names), replicates, at_once)
         ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 

@@ -10,17 +10,7 @@ from stages.config import Config
 from stages.errors import InputError, one_line
 from stages.evaluation.comparison import BETTER, NO_EVIDENCE, WORSE, compare_predictions, differences_of_test_sets
 from stages.experiments.revision import Revision, differing_parameters
-from stages.reporting import (
-    ATTRIBUTES,
-    METRICS,
-    code,
-    in_order,
-    interval,
-    markdown_table,
-    shortened,
-    signed,
-    text_table,
-)
+from stages.reporting import ATTRIBUTES, METRICS, change, code, in_order, markdown_table, shortened, text_table
 
 LISTED = 10  # images that a line names; --json has all
 LONGEST = 30  # letters of a revision's name
@@ -117,7 +107,12 @@ def render_comparison(result: dict, *, markdown: bool, ids: bool = True) -> str:
         return "\n\n".join([*heads, strong.format(f"{' → '.join(revisions)}: identical predictions"), same]) + "\n"
 
     def cells(metric: dict) -> list[str]:
-        return [f"{metric['base']:.3f}", f"{metric['new']:.3f}", _difference(metric), _p_value(metric["p_adjusted"])]
+        return [
+            f"{metric['base']:.3f}",
+            f"{metric['new']:.3f}",
+            change(metric["difference"]),
+            _p_value(metric["p_adjusted"]),
+        ]
 
     metrics = [
         [
@@ -153,7 +148,7 @@ def summarize_comparison(result: dict) -> str:
     if not result["metrics"]:
         return NO_EVIDENCE
     (_, about, first), *others = in_order(result["metrics"])
-    summary = f"{result['verdict']}; {about.title} {_difference(first)}, {first['verdict']}"
+    summary = f"{result['verdict']}; {about.title} {change(first['difference'])}, {first['verdict']}"
     if first["verdict"] == NO_EVIDENCE and first["p"] < 1 - result["confidence"]:  # its interval seems to object
         summary += f" when {len(result['metrics'])} metrics are compared"
     for verdict in (WORSE, BETTER):
@@ -195,11 +190,6 @@ def _remarks(result: dict, literal: Callable[[object], str], named: int) -> list
         f"{wrong} to {right} {listed(kind['wrong_to_right'])}, {right} to {wrong} {listed(kind['right_to_wrong'])}."
         for (name, kind), (wrong, right) in zip(result["changed"].items(), (("FN", "TP"), ("FP", "TN")))
     ]
-
-
-def _difference(metric: dict) -> str:
-    """As "+0.012 (0.003 to 0.021)"."""
-    return f"{signed(metric['difference']['value'])} ({interval(metric['difference'])})"
 
 
 def _p_value(p: float) -> str:
