@@ -69,7 +69,7 @@ class BaselineCNN(nn.Module):
 
 
 @register_model
-def baseline_cnn(pretrained: bool, num_classes: int, drop_rate: float, **_: Any) -> BaselineCNN:
+def baseline_cnn(pretrained: bool = False, num_classes: int = 2, drop_rate: float = 0.0, **_: Any) -> BaselineCNN:
     """As one of timm's networks, by its name."""
     if pretrained:
         raise ValueError("there are none")
