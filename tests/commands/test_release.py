@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ from stages.classifier.weights import load_model, save_model
 from stages.commands import predict, release
 from stages.dataset.encoding import MetadataEncoding
 from stages.errors import InputError
-from stages.files import MODEL_WEIGHTS, read_csv
+from stages.experiments.release import gather_networks
+from stages.files import MODEL_WEIGHTS, MODELS, read_csv
 from tests.cross_validation import FOLDS, NAMES, SIZE, outputs, replace_experiment, write_fold
 
 
@@ -86,22 +88,20 @@ def _another_network():
     replace_experiment(1)
 
 
-def test_folds_that_know_other_sites_say_of_each_image_what_they_said_alone(cross_validation):
-    sites, alone = ["back", "face", "ear"], []
-    images, rows = (
-        torch.rand(4, 3, SIZE, SIZE),
-        pd.DataFrame({"age": 50.0, "sex": "male", "localization": [*sites, "knee"]}),
-    )
+def test_folds_that_know_other_sites_say_of_each_image_what_they_said_alone(released, tmp_path):
+    sites, folds, alone, images = ["back", "face", "ear"], [], [], torch.rand(4, 3, SIZE, SIZE)
+    rows = pd.DataFrame({"age": 50.0, "sex": "male", "localization": [*sites, "knee"]})
     for number in range(FOLDS):
-        write_fold(number, outputs()[number])
         known = MetadataEncoding("fused", ["male"], sorted(sites[: number + 1]))
         network = build_network("baseline_cnn", 7, SIZE, encoding=known).eval()
         nn.init.normal_(network.backbone.metadata.output.weight)
-        save_model(network, replace(load_model()[1], metadata=known))
+        of_one = {"networks": 1, "epochs": [0], "val_losses": [0.5], "validation_folds": []}
+        folder = tmp_path / str(number) / MODELS
+        save_model(network, replace(load_model(released)[1], metadata=known, **of_one), folder)
         alone.append(network(images, torch.from_numpy(known.encode(rows))).softmax(dim=1))
-        replace_experiment(number)
-    release.main([*NAMES, "--output", "release"])
-    network, description = load_model(Path("release"))
+        revision = SimpleNamespace(name=str(number), read=lambda path, root=folder.parent: (root / path).read_bytes())
+        folds.append(SimpleNamespace(number=number, revision=revision))
+    network, description = gather_networks(folds)
     assert description.metadata.unheard_of(rows) == ["localization 'knee'"]
     told = network(images, torch.from_numpy(description.metadata.encode(rows))).exp()
     assert torch.allclose(told, torch.stack(alone).mean(dim=0), atol=1e-6)

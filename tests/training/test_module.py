@@ -134,11 +134,11 @@ def test_a_student_learns_the_mean_probabilities_of_its_teacher_beside_the_label
 def test_a_teacher_sees_what_its_student_sees_and_is_neither_trained_nor_kept(batch):
     seen = []
     teacher = classifier().network
-    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    teacher.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     module = classifier(teacher=teacher, ema_decay=0.9)
     module.config = override(module.config, {"data.mixup": 0.4, "data.cutmix": 1.0})
     params = torch.from_numpy(sample_params(np.random.default_rng(0), 6, module.config.data))
-    module.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module.network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     module.train()
     module.training_step(batch._replace(augment_params=params)).backward()
     assert torch.equal(*seen)
