@@ -17,7 +17,7 @@ PLOTS = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding=
 SEVEN = {
     "model__num_classes": "7",
     "training__learning_rate": "3e-5",
-    "data__image_size": "48",
+    "data__image_size": "32",
     "split__test_fold": "1",
 }
 pytestmark = pytest.mark.xdist_group("pipeline")
