@@ -45,6 +45,7 @@ def clone(tmp_path_factory):
 
 def test_the_sample_can_be_learnt_and_is_not_trivial(clone):
     assert 0.75 < clone.json("metrics/evaluation.json")["auroc"] < 0.98
+    assert clone.json("models/model.json")["synthetic"], "whoever predicts with it is told"
 
 
 def test_the_committed_lock_file_is_of_the_committed_code_and_parameters(clone):

@@ -13,7 +13,7 @@ from stages.dataset.taxonomy import BENIGN_OR_MALIGNANT, Classes, Taxonomy, diag
 from stages.files import read_json
 
 DESCRIPTION = "model.json"
-TRAINED_ON_SYNTHETIC = "the model was trained on synthetic images, which a program drew: it knows nothing about skin"
+TRAINED_ON_SYNTHETIC = "the model was trained on synthetic images: it knows nothing about skin"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

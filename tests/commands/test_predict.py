@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.plain import HAM10000, told_apart
 from stages import prediction
 from stages.classifier import weights
 from stages.classifier.calibration import Calibration, save_calibration
+from stages.classifier.description import TRAINED_ON_SYNTHETIC
 from stages.classifier.networks import build_network, last_layers
 from stages.classifier.weights import ModelDescription, save_model
 from stages.commands.predict import main
@@ -24,6 +25,7 @@ from stages.dataset.images import decode_square
 from stages.errors import InputError
 from stages.evaluate import evaluate_model
 from stages.files import PREPARED, SPLIT, read_csv, write_csv
+from stages.prediction import OVERLAY_SIDE, OVERLAY_TEXT
 from stages.prepare import prepare_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -397,6 +399,9 @@ def test_gradcam_draws_each_image_beside_its_heatmap_under_a_name_of_its_own(run
     assert dict(zip(table["file"], table["overlay"]))["a.zip:../../3.jpg"] == "new/maps/3-3.png"
 
     assert all(text.isascii() for text in written), "Pillow's own font has no other letters"
+    lines = [*written[0].split("\n"), f"warning: {TRAINED_ON_SYNTHETIC}"]
+    font = ImageFont.load_default(OVERLAY_TEXT)
+    assert max(map(font.getlength, lines)) < 2 * OVERLAY_SIDE, "no line is cut off"
     assert written[0].startswith(
         f"called {table['decision'][0]}: P(malignant) {table['malignant_probability'][0]:.0%}"[:-1]
     )

@@ -265,9 +265,10 @@ def test_a_calibration_of_another_model_is_refused(external, workspace):
 @pytest.mark.parametrize(
     ("table", "options", "said"),
     [
-        ("image_id,label\nX000,mel\n", (), "hold the diagnosis; name it in --columns, as dx=label; its columns are"),
+        ("image,label\nX000,mel\n", (), "hold the diagnosis; name it in --columns, as dx=label; its columns are"),
         ("file,dx\nX000,mel\n", ("--columns", "image_id=nofile"), "table.csv: --columns image_id= is 'nofile', which"),
-        ("photo,dx\nX000,mel\n", (), "hold image_id; name it in --columns, as image_id=file"),
+        ("photo,label\nX000,mel\n", (), "hold image_id; name it in --columns, as image_id=file"),
+        ("image_id,kind\nX000,mel\n", (), "or --columns must name yours, as lesion_id= for one that is not there"),
         ("image_id,dx\nX000,mel\n", ("--columns", "kind=dx"), "--columns kind= is not a column of ours"),
         ("image_id,dx\nX000,mel\n", ("--classes", "mole=nev"), "--classes maps 'mole' to 'nev'; .* or nothing"),
     ],
@@ -284,7 +285,7 @@ def test_a_mistake_in_columns_or_labels_names_the_option_that_mends_it(external,
 def test_a_model_of_synthetic_images_says_so_wherever_it_judges(external, capsys):
     write_json(MODELS / "model.json", json.loads((MODELS / "model.json").read_text()) | {"synthetic": True})
     validated(external)
-    said = "the model was trained on synthetic images, which a program drew: it knows nothing about skin"
+    said = "the model was trained on synthetic images: it knows nothing about skin"
     assert capsys.readouterr().err.splitlines()[-1] == f"warning: {said}"
     assert said in Path("external/verdict.txt").read_text(encoding="utf-8")
     page = unescape(Path("external/plots/report.html").read_text(encoding="utf-8"))
