@@ -40,7 +40,7 @@ from stages.files import (
     write_csv,
     write_json,
 )
-from tests.clone import ROOT, Clone
+from tests.clone import Clone
 
 # A shell starts programs in the background with SIGINT ignored, and all that they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -289,8 +289,7 @@ def ran(tmp_path_factory):
         if not (folder / "ran").exists():
             clone = Clone(folder / "partial")
             (folder / "status.txt").write_text(clone.dvc("status"))
-            if (ROOT / ".dvc/cache/files").is_dir():
-                shutil.copytree(ROOT / ".dvc/cache/files", clone.folder / ".dvc/cache/files")
+            clone.take_from_cache()
             clone.dvc("repro")
             clone.folder.rename(folder / "ran")
     return folder / "ran"

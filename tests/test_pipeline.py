@@ -73,13 +73,14 @@ def test_git_has_no_changes_afterwards(clone):
         ("stages/figures/performance.py", "import", "# edited\nimport", ["plot"]),
     ],
 )
-def test_a_change_runs_only_what_reads_it(clone, file, old, new, runs):
+def test_a_change_runs_only_what_reads_it(clone, monkeypatch, file, old, new, runs):
+    monkeypatch.chdir(clone.folder)
     path = clone.folder / file
     before = path.read_text(encoding="utf-8")
     assert old in before
     path.write_text(before.replace(old, new, 1), encoding="utf-8")
     try:
-        with Repo(clone.folder) as repo:
+        with Repo() as repo:
             assert sorted(repo.status()) == runs
     finally:
         path.write_text(before, encoding="utf-8")
