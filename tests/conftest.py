@@ -9,9 +9,7 @@ import random
 import shutil
 import signal
 import struct
-import subprocess
 import sys
-import time
 import zipfile
 import zlib
 from contextlib import ExitStack, suppress
@@ -22,14 +20,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
 
 from benchmarks.plain import HAM10000, PLAIN, told_apart
-from benchmarks.sweep import set_parameters
 from stages.config import Config, override
-from stages.dataset.loaders import SplitImages
 from stages.dataset.pixels import PixelStore, add_places, shard_path, write_manifest
 from stages.errors import InputError
 from stages.evaluation.predictions import Predictions, predictions_table
@@ -45,9 +40,7 @@ from stages.files import (
     write_csv,
     write_json,
 )
-from tests.clone import ENVIRONMENT as CLONE_ENVIRONMENT
-from tests.clone import QUICK as QUICK_RUN
-from tests.clone import ROOT, Clone
+from tests.clone import Clone
 
 # A shell starts programs in the background with SIGINT ignored, and all that they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,6 +51,8 @@ PARTS = ["HAM10000_images_part_1", "HAM10000_images_part_2"]
 
 def pytest_runtest_setup():
     """Draw the same numbers in every test, whichever tests ran before it in its process."""
+    import torch  # seconds, which the process that hands out the tests need not wait for
+
     torch.manual_seed(0)
 
 
@@ -178,6 +173,16 @@ def write_params(folder: Path, changes=(), without=(), more="") -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def quick_pictures():
+    """Each picture is of noise, which serves tests that look at all else: to draw them takes seconds."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)).save(file, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.figures.style.as_png", lambda figure: file.getvalue())
+        yield
+
+
 @pytest.fixture
 def png_of():
     """A function that gives a PNG file that claims to be so wide and high; its pixels are missing."""
@@ -272,9 +277,10 @@ def quick():
 
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory):
-    """A clone of the repository after a quick `dvc repro`, committed; to be copied, not changed.
+    """A clone in which `dvc repro` has run with the committed parameters; to be copied, not changed.
 
-    All processes of a test run share one.
+    Nothing was computed before, as in CI, or DVC takes what it has kept of that. All processes of a test run share one,
+    and beside it in status.txt what `dvc status` said before.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -282,11 +288,9 @@ def ran(tmp_path_factory):
     with FileLock(folder / "ran.lock"):
         if not (folder / "ran").exists():
             clone = Clone(folder / "partial")
-            set_parameters(
-                clone.folder, QUICK_RUN | {"evaluation.bootstrap_replicates": 100, "evaluation.gradcam_cases": 2}
-            )
+            (folder / "status.txt").write_text(clone.dvc("status"))
+            clone.take_from_cache()
             clone.dvc("repro")
-            clone.commit("quick")
             clone.folder.rename(folder / "ran")
     return folder / "ran"
 
@@ -294,7 +298,8 @@ def ran(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(tiny, quick, tmp_path_factory):
     """A folder laid out as the repository, after `prepare`, `split` and `train`; not to be changed."""
-    from stages.training.fit import augmented_examples, train_model  # takes seconds to import
+    from stages.dataset.loaders import SplitImages
+    from stages.training.fit import augmented_examples, train_model
 
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(tiny.folder, folder / PREPARED)
@@ -315,43 +320,6 @@ def workspace(trained, params, tmp_path, monkeypatch):
     params({key: json.dumps(value) for key, value in QUICK.items()})
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def interrupted(workspace, bytes_below):
-    """A function that runs the stage in the working directory once whole, and once stopped and run again.
-
-    It asserts that both ended with the same bytes, and gives the exit status of the stage that was stopped, what that
-    printed afterwards, and what the one that went on printed.
-    """
-
-    def interrupt(line: str, sent: int, cuda_devices: str = "") -> tuple[int, str, str]:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), CLONE_ENVIRONMENT["PYTHONPATH"]]),
-            "CUDA_VISIBLE_DEVICES": cuda_devices,
-            "OMP_WAIT_POLICY": "passive",
-        }
-        command = [sys.executable, "-m", "stages.train"]
-
-        def run() -> tuple[str, list[dict[str, bytes]]]:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout, [bytes_below(place) for place in (MODELS, TRAINING_METRICS)]
-
-        _, whole = run()
-        # A session of its own: the signal is for the processes that the stage starts, too.
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as stage:
-            next(seen for seen in stage.stdout if seen.startswith(line))
-            time.sleep(0.05)
-            os.killpg(stage.pid, sent)
-            rest = stage.stdout.read()
-        output, resumed = run()
-        assert resumed == whole
-        return stage.returncode, rest, output
-
-    return interrupt
 
 
 @pytest.fixture

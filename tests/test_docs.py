@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import threading
 import tomllib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import groupby
 from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
 from docs.draw_report import PICTURE, says
+from stages.__main__ import main
+from stages.files import EVALUATION, write_json
 from tests.clone import ENVIRONMENT, ROOT, Clone
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -38,22 +42,56 @@ def blocks_of(page):
 
 BLOCKS = [block for page in ("README.md", *PAGES) for block in blocks_of(page)]
 RUN = [block for block in BLOCKS if block.reason is None]
-# Of the pages beside README.md: whole pipelines, and the hooks' environments.
-SLOW = re.compile("^(dvc exp run|python -m stages verify|pre-commit run)", re.MULTILINE)
+# Of the pages beside README.md: whole pipelines, the whole sample again, and the hooks' environments.
+SLOW = re.compile("^(dvc exp run|python -m stages (verify|validate)|pre-commit run)", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def clone(ran, tmp_path_factory):
-    """A clone after a quick `dvc repro`, with what a reader of the pages has: pictures, a dataset, an experiment."""
-    clone = Clone(tmp_path_factory.mktemp("clone"), copied=ran)
+    """A clone after `dvc repro`, with what readers of the pages have: pictures, a dataset, a branch with a result."""
+    clone = Clone(tmp_path_factory.mktemp("docs"), copied=ran)
     shutil.copytree(clone.folder / "data/sample", clone.folder / "data/hospital")
     (clone.folder / "folder").mkdir()
     images = sorted((clone.folder / "data/sample").rglob("*.jpg"))
     shutil.copy(images[0], clone.folder / "photo.jpg")
     shutil.copy(images[1], clone.folder / "folder/photo.jpg")
     clone.commit("what readers have")
-    subprocess.run(["git", "branch", "my-experiment"], cwd=clone.folder, check=True)
+    write_json(clone.folder / EVALUATION, clone.json(EVALUATION) | {"auroc": 0.5})
+    clone.commit("a worse result")
+    subprocess.run(["git", "switch", "--quiet", "--create", "my-experiment", "HEAD~1"], cwd=clone.folder, check=True)
     return clone
+
+
+@pytest.fixture
+def execute(clone, monkeypatch, capfd):
+    """A function that runs commands as a shell would, and gives what they print.
+
+    Those of this project run in this process, which has loaded already what takes seconds.
+    """
+    monkeypatch.chdir(clone.folder)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+    def run(code):
+        for ours, lines in groupby(code.splitlines(), key=lambda line: line.startswith("python -m stages ")):
+            for command in lines if ours else ["\n".join(lines)]:
+                if ours:
+                    monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True)[2:])
+                    main()
+                else:
+                    subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True)
+        return capfd.readouterr().out
+
+    return run
+
+
+# What readers of the README are promised to see.
+PROMISED = {
+    "make experiments": ["my-experiment"],
+    "dvc metrics diff": ["| metrics/evaluation.json | auroc"],
+    "dvc plots diff": ["dvc_plots/index.html"],
+    "python -m stages compare": ["main → workspace: identical predictions"],
+}
 
 
 @pytest.mark.parametrize(
@@ -67,19 +105,18 @@ def clone(ran, tmp_path_factory):
         for block in RUN
     ],
 )
-def test_every_command_runs(clone, block):
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.code],
-        cwd=clone.folder, env=ENVIRONMENT, text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    # Each block starts from the same files; what DVC knows of experiments stays.
-    for command in (
-        ["git", "reset", "--quiet", "--hard", "main"],
-        [sys.executable, "-m", "dvc", "checkout", "--quiet"],
-    ):
-        subprocess.run(command, cwd=clone.folder, env=ENVIRONMENT, check=True)
-    shutil.rmtree(clone.folder / "validation", ignore_errors=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_every_command_runs(clone, execute, block):
+    try:
+        said = execute(block.code)
+    finally:
+        # Each block starts from the same files; what DVC knows of experiments stays.
+        execute("git reset --quiet --hard my-experiment")
+        if SLOW.search(block.code):
+            execute("dvc checkout --quiet")
+        shutil.rmtree("validation", ignore_errors=True)
+    for command in PROMISED if block.page == "README.md" else []:
+        assert command in block.code
+        assert [words for words in PROMISED[command] if words not in said] == [], said
 
 
 def test_git_ignores_what_the_commands_write():

@@ -67,7 +67,7 @@ def outputs(bytes_below):
 
 
 @pytest.fixture
-def ready(workspace, written_dataset, params):
+def ready(workspace, written_dataset, params, quick_pictures):
     """A function that makes the working directory one in which a stage can run."""
 
     def make(stage):
@@ -127,6 +127,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_on_a_disk_that_is_full_goes_on_when_there_is_space(ready, outputs, small_disk, monkeypatch, stage):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from stages.dataset.augmentation import augment_batch, sample_params
 from stages.dataset.loaders import Batches, SamplingConfig, SplitImages
 from stages.dataset.pixels import PixelStore, shard_path
 from stages.evaluation.history import read_history
-from stages.files import ENVIRONMENT, PICTURES
+from stages.files import ENVIRONMENT, MODELS, PICTURES, TRAINING_METRICS
 from stages.training.capture import CapturedStep
 from stages.training.fit import train_model
 from stages.training.module import TrainingModule
 from stages.training.monitoring import AsyncLossQueue, StepLoss
 from stages.training.step import TrainingStep
+from tests.clone import ENVIRONMENT as CLONE_ENVIRONMENT
 
 pytestmark = [
     pytest.mark.gpu,
@@ -194,13 +196,28 @@ def test_two_whole_runs_write_the_same_bytes(workspace, params, bytes_below, tmp
 @pytest.mark.parametrize(
     "changes", [{}, {"training.compile": "none"}, {"training.precision": "16"}], ids=["captured", "eager", "16 bits"]
 )
-def test_a_training_that_is_killed_goes_on_to_the_same_bytes(workspace, params, interrupted, changes):
+def test_a_training_that_is_killed_goes_on_to_the_same_bytes(workspace, params, bytes_below, changes):
     # So many epochs that it cannot end before it is killed.
     long = {"training.max_epochs": "30", "training.early_stopping_patience": "30"}
     params(SHORT | long | {"training.checkpoint_minutes": "0.005"} | changes)
-    ended, _, output = interrupted("epoch 5/30", signal.SIGKILL, cuda_devices="0")
-    assert ended == -signal.SIGKILL
+    pythonpath = os.pathsep.join([str(ROOT), CLONE_ENVIRONMENT["PYTHONPATH"]])
+    environment = {**os.environ, "PYTHONPATH": pythonpath, "CUDA_VISIBLE_DEVICES": "0", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-m", "stages.train"]
+
+    def run() -> tuple[str, list[dict[str, bytes]]]:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout, [bytes_below(place) for place in (MODELS, TRAINING_METRICS)]
+
+    _, whole = run()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as stage:
+        next(seen for seen in stage.stdout if seen.startswith("epoch 5/30"))
+        time.sleep(0.05)
+        stage.kill()
+    assert stage.returncode == -signal.SIGKILL
+    output, resumed = run()
     assert "resuming from" in output
+    assert resumed == whole
 
 
 def test_no_step_waits_for_the_gpu(tiny, quick):

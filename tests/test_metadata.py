@@ -22,6 +22,7 @@ from stages.files import CHECKPOINTS, MODELS, PREPARED, SPLIT, TRAINING_METRICS,
 from stages.training.fit import train_model
 from stages.validation import validate_model
 
+pytestmark = pytest.mark.xdist_group("metadata")
 CPU = torch.device("cpu")
 EVALUATION = {"evaluation.bootstrap_replicates": 100, "evaluation.gradcam_cases": 1}
 

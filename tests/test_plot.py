@@ -57,17 +57,6 @@ def evaluated(workspace):
     return workspace
 
 
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """Pictures are drawn, but a single pixel is written of each: writing them takes seconds."""
-
-    def save_all(pictures, folder):
-        for name in pictures:
-            Image.new("RGB", (1, 1)).save(folder / f"{name}.png")
-
-    monkeypatch.setattr(plot, "save_all", save_all)
-
-
 def test_every_table_and_picture_is_drawn_again_with_the_same_bytes(evaluated, bytes_below):
     plot.main()
     first = bytes_below(PLOTS)
@@ -82,7 +71,7 @@ def test_every_table_and_picture_is_drawn_again_with_the_same_bytes(evaluated, b
     assert bytes_below(PLOTS) == first
 
 
-def test_the_tables_are_of_the_test_images_and_agree_with_the_metrics(evaluated, without_pictures):
+def test_the_tables_are_of_the_test_images_and_agree_with_the_metrics(evaluated, quick_pictures):
     plot.main()
     metrics = read_json(EVALUATION)
     tables = {name: read_csv(TABLES / f"{name}.csv", numbers) for name, numbers in COLUMNS.items()}
@@ -98,7 +87,7 @@ def test_the_tables_are_of_the_test_images_and_agree_with_the_metrics(evaluated,
     np.testing.assert_allclose(tables["training"], read_history(TRAINING_METRICS), atol=1e-8)
 
 
-def test_a_missing_input_is_named(evaluated, without_pictures):
+def test_a_missing_input_is_named(evaluated, quick_pictures):
     for place in (PREDICTIONS, TRAINING_METRICS, PREPARED, DETAILS, GRADCAM, AUGMENTED):
         hidden = place.rename(place.with_name("hidden"))
         with pytest.raises(InputError, match=f"{place}.*`dvc repro`"):
@@ -107,7 +96,7 @@ def test_a_missing_input_is_named(evaluated, without_pictures):
     plot.main()
 
 
-def test_images_of_another_dataset_are_not_shown_for_those_that_were_predicted(evaluated, without_pictures):
+def test_images_of_another_dataset_are_not_shown_for_those_that_were_predicted(evaluated, quick_pictures):
     cases, heatmaps = read_cases(GRADCAM)
     table = read_csv(PREDICTIONS, [])
     write_cases(GRADCAM, cases.assign(image_id="I001"), heatmaps)

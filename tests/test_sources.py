@@ -25,11 +25,12 @@ from stages.files import (
 from tests.conftest import QUICK, write_params
 
 DIAGNOSES = {"clinic": ["nv", "mel", "bcc"], "practice": ["nv", "mel"]}
+pytestmark = pytest.mark.xdist_group("sources")
 LESIONS = 36  # of a dataset
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(quick_pictures, tmp_path_factory):
     """All stages have run here: images of the practice are darker and wider."""
     folder = tmp_path_factory.mktemp("sources")
     with pytest.MonkeyPatch.context() as patch:

@@ -37,6 +37,7 @@ naevus: {name: melanocytic naevus, malignant: false, aliases: [naevus cell naevu
 haemangioma: {name: haemangioma, malignant: false}
 wart: {name: seborrhoeic wart, malignant: false}
 """
+pytestmark = pytest.mark.xdist_group("taxonomies")
 LESIONS = 4  # of each diagnosis, in three folds
 
 
@@ -47,8 +48,8 @@ class Hospital(NamedTuple):
     taxonomy: dict
 
 
-@pytest.fixture(scope="module", params=["derm7pt", "isic2019", "hospital"])
-def finished(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=["derm7pt", pytest.param("isic2019", marks=pytest.mark.slow), "hospital"])
+def finished(request, quick_pictures, tmp_path_factory):
     """All stages have run here on images in which the diagnoses differ by their colour."""
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:

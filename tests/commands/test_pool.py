@@ -27,9 +27,11 @@ from tests.cross_validation import (
 )
 from tests.history import git
 
+pytestmark = [pytest.mark.usefixtures("quick_pictures"), pytest.mark.xdist_group("pool")]
+
 
 @pytest.fixture(scope="module")
-def pooled(made_of_folds):
+def pooled(made_of_folds, quick_pictures):
     """The folder of a pooled run; not to be changed."""
     return made_of_folds(pool)
 

@@ -55,7 +55,7 @@ def test_the_verdict_comes_first_and_all_sections_and_pictures_follow(repository
             assert picture.width == 900
 
 
-def test_the_workspace_is_compared_with_main_where_nothing_is_said(repository):
+def test_the_workspace_is_compared_with_main_where_nothing_is_said(repository, quick_pictures):
     write_run(0.4, range(8, IMAGES))
     main([])
     report = Path("report.md").read_text(encoding="utf-8")
@@ -127,7 +127,7 @@ def test_a_mistake_is_one_clear_line(repository, arguments, message):
         main(arguments)
 
 
-def test_pictures_replace_those_of_a_report_and_nothing_else(repository):
+def test_pictures_replace_those_of_a_report_and_nothing_else(repository, quick_pictures):
     pictures = Path("thesis_pictures")
     pictures.write_text("mine")
     with pytest.raises(InputError, match=r"thesis.md cannot be written \(.*thesis_pictures'\)"):

@@ -23,6 +23,7 @@ from tests.conftest import QUICK, TinyDataset
 from tests.figures.findings import DRAWN
 from tests.test_plot import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 CALIBRATION = Calibration(True, 1.5, 0.3, 0.9, 0.4)
 
 

@@ -105,6 +105,7 @@ def test_results_that_were_written_by_hand(pipeline, capsys):
     assert files == {"folder": DIFFERENT, "metrics/evaluation.json": UNLOCKED, "model.json": DIFFERENT}
 
 
+@pytest.mark.slow
 def test_outputs_of_a_stage_that_is_no_more_are_not_said_to_be_made(pipeline, capsys):
     """DVC leaves the stage in dvc.lock, and Git its file."""
     Path("metrics/old.json").write_text("{}")
@@ -115,6 +116,7 @@ def test_outputs_of_a_stage_that_is_no_more_are_not_said_to_be_made(pipeline, ca
     assert verify(capsys)[:2] == (1, ALL_SAME | {"metrics/old.json": MISSING})
 
 
+@pytest.mark.slow
 def test_without_cache_folders_count_once_and_data_comes_from_the_remote(pipeline, tmp_path, capsys, monkeypatch):
     with Repo() as repo:
         repo.push()
@@ -133,6 +135,7 @@ def test_without_cache_folders_count_once_and_data_comes_from_the_remote(pipelin
     assert verify(capsys)[:2] == (1, dict.fromkeys(["folder", "metrics/evaluation.json", "model.json"], DIFFERENT))
 
 
+@pytest.mark.slow
 def test_another_revision_than_the_one_in_the_workspace(pipeline, capsys):
     git("tag", "v1")
     Path("stage.py").write_text(STAGE.replace("0.75", "0.875").replace("folder/b.csv", "folder/c.csv"))

@@ -14,6 +14,7 @@ TWO = told_apart(2)
 THRESHOLD = 0.3
 REPEATED = 100, 0.95
 EXPERIMENTS = 150
+pytestmark = pytest.mark.xdist_group("verdict")
 
 
 def predictions(probabilities, labels, lesions, classes=TWO):

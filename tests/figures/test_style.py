@@ -27,7 +27,6 @@ LABELS = {
     "seven classes, one present": (7, [5] * 20),
     "one malignant image": (2, [1]),
     "twenty classes": (20, [*range(20)] * 3),
-    "twenty classes, one present": (20, [8] * 30),
 }
 
 

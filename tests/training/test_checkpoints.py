@@ -3,21 +3,26 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from stages import train as train_stage
 from stages.errors import InputError
 from stages.files import CHECKPOINTS, MODELS, TRAINING_METRICS
-from stages.training.checkpoints import CHECKPOINT, Checkpoints, checkpoint_folder, fingerprint, prune
+from stages.launch import run
+from stages.training.checkpoints import (
+    CHECKPOINT,
+    Checkpoints,
+    checkpoint_folder,
+    fingerprint,
+    loaded_code,
+    prune,
+)
 from stages.training.fit import train_model
 from stages.training.module import TrainingModule
-
-ROOT = Path(__file__).parents[2]
 
 
 class Killed(BaseException):
@@ -99,14 +104,11 @@ def test_data_and_code_are_part_of_the_fingerprint(quick, tmp_path):
     assert len(names) == 3
 
 
-def test_the_code_of_the_stage_itself_is_part_of_the_fingerprint():
+def test_the_code_of_the_stage_itself_is_part_of_the_fingerprint(monkeypatch):
     """`python -m stages.train` runs it under the name `__main__`."""
-    code = "import runpy, sys; sys.argv = ['train']; from stages.training import checkpoints as c; import stages\n"
-    code += "import types; sys.modules['__main__'].__file__ = stages.__path__[0] + '/train.py'\n"
-    code += "print(*(path.name for path in c.loaded_code()))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert {"train.py", "checkpoints.py", "config.py"} <= set(done.stdout.split())
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", train_stage.__file__, raising=False)
+    monkeypatch.delitem(sys.modules, "stages.train")
+    assert {"train.py", "checkpoints.py", "config.py"} <= {path.name for path in loaded_code()}
 
 
 def test_a_training_that_ended_leaves_no_checkpoint(train, tmp_path):
@@ -178,14 +180,25 @@ def test_a_checkpoint_holds_no_code_and_a_damaged_one_is_named(train, tmp_path):
         train("killed")
 
 
-def test_a_stage_that_is_interrupted_says_what_is_kept_and_goes_on_when_it_is_run_again(workspace, params, interrupted):
-    """A process of its own: a shell's background job ignores SIGINT until the stage asks for it."""
-    params({"training.max_epochs": "12"})
-    ended, rest, output = interrupted("epoch 5/12", signal.SIGINT)
-    assert ended == 130
-    assert "interrupted; " in rest
-    assert "Traceback" not in rest
-    assert "resuming from" in output
+def test_a_stage_that_is_interrupted_says_what_is_kept_and_goes_on_when_it_is_run_again(workspace, monkeypatch, capsys):
+    """Where it is a shell's background job, too, which ignores SIGINT until it asks for it."""
+    losses = TrainingModule.losses
+
+    def interrupt(*batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return losses(*batch)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingModule, "losses", interrupt)
+            with pytest.raises(SystemExit, match="130"):
+                run(train_stage.main)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "interrupted; " in "".join(capsys.readouterr())
+    train_stage.main()
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_a_folder_that_takes_no_checkpoints_is_told_before_training(train, tmp_path, monkeypatch):

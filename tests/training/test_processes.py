@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from stages import train
 from stages.classifier.temperature import calibrated_loss
 from stages.classifier.weights import load_model
 from stages.dataset.augmentation import as_float
@@ -19,6 +20,7 @@ from stages.dataset.loaders import Batches, SplitImages
 from stages.dataset.pixels import PixelStore
 from stages.evaluation.history import read_history
 from stages.files import MODELS, PREPARED, SPLIT, TRAINING_METRICS
+from stages.launch import run_stage
 
 ROOT = Path(__file__).parents[2]
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests/without_wandb")])
@@ -39,16 +41,11 @@ QUICK = {
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def start_python(*arguments, timeout=None):
-    """An interpreter without a GPU, when it has ended."""
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
-
-
 def run_python(*arguments, timeout=None):
     """What an interpreter without a GPU prints, which must succeed."""
-    done = start_python(*arguments, timeout=timeout)
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,16 +78,17 @@ def test_two_processes_train_one_model_and_write_it_once(workspace, params):
     assert json.loads((MODELS / "model.json").read_text())["batch_size"] == 4
 
 
-def test_processes_that_the_parameters_do_not_know_of_train_nothing(workspace, params):
+def test_processes_that_the_parameters_do_not_know_of_train_nothing(workspace, params, monkeypatch):
     params(QUICK | {"training.devices": "1"})
-    before = (MODELS / "model.json").read_bytes()
-    done = start_python(*TORCHRUN, "-m", "stages.train", timeout=120)
-    assert done.returncode != 0
-    expected = (
-        "error: torchrun started 2 processes on 1 machine, but training.devices × training.num_nodes is 1 × 1; set"
-    )
-    assert expected in done.stderr
-    assert (MODELS / "model.json").read_bytes() == before
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    for name, value in (
+        sizes | {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    ).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    expected = "torchrun started 2 processes on 1 machine, but training.devices × training.num_nodes is 1 × 1; set"
+    with pytest.raises(SystemExit, match=f"^error: {expected}"):
+        run_stage(lambda: pytest.fail("it trains"), "a stage", train.start_others)
 
 
 @pytest.mark.parametrize("first_is_killed", [True, False])
@@ -106,6 +104,7 @@ def test_no_process_waits_for_one_that_has_ended_before_they_met(workspace, para
     assert not alive
 
 
+@pytest.mark.slow
 def test_two_processes_train_an_ensemble(workspace, params):
     params(QUICK | {"training.max_epochs": "1", "model.ensemble": "2"})
     said = run_python("-m", "stages.train")
@@ -191,6 +190,7 @@ train.main()
 """
 
 
+@pytest.mark.slow
 def test_processes_whose_clocks_differ_save_together(workspace, params, tmp_path):
     params(QUICK | {"training.max_epochs": "1", "training.checkpoint_minutes": "5"})
     script = tmp_path / "other_clock.py"

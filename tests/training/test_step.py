@@ -1,5 +1,6 @@
 """The step without Lightning: what makes up a gradient, alone and in several processes."""
 
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -83,7 +84,8 @@ def _train_as_one_of_two(rank, folder):
 
 
 def test_two_processes_take_the_step_of_all_their_images(tmp_path):
-    torch.multiprocessing.spawn(_train_as_one_of_two, (str(tmp_path),), nprocs=2)
+    multiprocessing.set_forkserver_preload([__name__])  # what takes seconds to load is loaded once for both
+    torch.multiprocessing.start_processes(_train_as_one_of_two, (str(tmp_path),), 2, start_method="forkserver")
     whole, loss = stepped(batch_of(12))
     for rank in range(2):
         network, state = Linear(), torch.load(tmp_path / f"{rank}.pt", weights_only=True)
