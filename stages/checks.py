@@ -2,7 +2,6 @@
 
 import reprlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from types import UnionType
@@ -86,11 +85,16 @@ def _resolve(location: Location, content: Any) -> tuple[Location, Any]:
     """The parts of a location that lie in the content, and what is there; pydantic adds the branches of unions."""
     place = []
     for key in location:
-        if isinstance(content, dict | list | tuple):
-            with suppress(KeyError, IndexError, TypeError):
-                content = content[key]
-                place.append(key)
+        if _holds(content, key):
+            content = content[key]
+            place.append(key)
     return tuple(place), content
+
+
+def _holds(content: Any, key: int | str) -> bool:
+    if isinstance(content, list | tuple):
+        return isinstance(key, int) and key < len(content)
+    return isinstance(content, dict) and key in content
 
 
 def _name(place: Location) -> str:

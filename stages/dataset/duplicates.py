@@ -76,8 +76,8 @@ def near_duplicates_between(first: PixelStore, second: PixelStore, threshold: in
     Returns:
         Columns image_id_1, image_id_2 and distance, as of `near_duplicates`.
     """
-    ids = (store.manifest["image_id"].to_numpy() for store in (first, second))
-    return _sorted(_pairs_table(*ids, _hashes_of(first), _hashes_of(second), threshold))
+    one, other = (store.manifest["image_id"].to_numpy() for store in (first, second))
+    return _sorted(_pairs_table(one, other, _hashes_of(first), _hashes_of(second), threshold))
 
 
 def _pairs_table(

@@ -234,8 +234,8 @@ def read_covariates(path: Path, columns: Mapping[str, str | None] | None = None)
 
 def _problems(rows: pd.DataFrame, kind: str, told: str) -> list[Problem]:
     """A line for each row: its file and number, and what is `told` of its cells, as in "{image_id} is unknown"."""
-    cells = (row._asdict() for row in rows.itertuples(index=False))
-    return [Problem(f"{row['file']} row {row['row']}: {told.format(**row)}", kind) for row in cells]
+    told = "{file} row {row}: " + told
+    return [Problem(told.format_map(row), kind) for row in rows.to_dict("records")]
 
 
 def _repeated(rows: pd.DataFrame, kind: str, told: str) -> list[Problem]:

@@ -147,7 +147,7 @@ def test_optimizers_of_timm_are_had_by_name_and_step(name):
 
 
 def test_an_unknown_optimizer_is_refused_with_those_there_are():
-    with pytest.raises(InputError, match=r"training\.optimizer is 'adamm'; timm has .*adamw.*sgd"):
+    with pytest.raises(InputError, match=r"training\.optimizer is 'adamm'; it must be one of timm's .*adamw.*sgd"):
         check_optimizer("adamm")
 
 
