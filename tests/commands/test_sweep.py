@@ -336,39 +336,48 @@ def test_a_controller_that_does_not_answer_is_asked_again(tmp_path, monkeypatch)
         cluster.jobs_of_user()
 
 
-def test_what_has_ended_on_a_cluster_while_no_sweep_ran_is_told_and_not_run_again(project, monkeypatch, capfd):
-    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
-    monkeypatch.setattr(cluster, "jobs_of_user", set)
-    options = ("-S", "split.test_fold=0,1", "--name", "gone")
-    shell("dvc", "exp", "run", "--queue", *options)
-    for task in listed():
-        (cluster.JOBS / task.revision).mkdir(parents=True)
-        (cluster.JOBS / task.revision / "log").write_text(f"error: of {task.name}\n")
-        (cluster.JOBS / task.revision / job.STATE).write_text(f"{FAILED} {task.name}")
-    assert swept(*options, "--slurm", "gpus=0") == 1
-    printed = capfd.readouterr().out
-    assert all(f"gone-{number}: failed; 0 left\nerror: of gone-{number}\n" in printed for number in (1, 2))
-    assert listed() == []
-
-
-def test_a_job_that_slurm_does_not_take_yet_waits_for_the_end_of_others(project, monkeypatch):
-    tasks, alive, limit = [Task(name, name, QUEUED) for name in "abc"], set(), 0
+@pytest.fixture
+def three_queued(project, monkeypatch):
+    """DVC's queue of three experiments, without DVC and without SLURM; a list of what was taken out of it."""
+    tasks, removed = [Task(name, name, QUEUED) for name in ("n-1", "n-2", "n-3")], []
 
     def answer(queue: ExperimentQueue) -> tuple[list[Task], int, int]:
-        queue._tasks = tasks
-        return tasks, 0, 0
+        queue._tasks = [task for task in tasks if task.revision not in removed]
+        return queue._tasks, 0, 0
+
+    monkeypatch.setattr(queues, "POLL_SECONDS", 0)
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
+    monkeypatch.setattr(cluster, "run_dvc", lambda *command: removed.extend(command[2:]))
+    monkeypatch.setattr(ExperimentQueue, "status", answer)
+    for task in tasks:
+        (cluster.JOBS / task.revision).mkdir(parents=True)
+    return removed
+
+
+def test_what_has_ended_on_a_cluster_while_no_sweep_ran_is_told_and_not_run_again(three_queued, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "jobs_of_user", set)
+    for name in ("n-1", "n-2", "n-3"):
+        (cluster.JOBS / name / "log").write_text(f"error: of {name}\n")
+        (cluster.JOBS / name / job.STATE).write_text(f"{FAILED} {name}")
+    with cluster.ClusterQueue(3, {}) as queue:
+        queue.status()
+        assert sweep._run_queue(queue, SimpleNamespace(set_param=["a=1,2,3"], name="n")) == 3
+    printed = capsys.readouterr().out
+    assert "still queued: n-1, n-2, n-3\n" in printed
+    assert "n-3: failed; 0 left\nerror: of n-3\n" in printed
+    assert sorted(three_queued) == ["n-1", "n-2", "n-3"]
+
+
+def test_a_job_that_slurm_does_not_take_yet_waits_for_the_end_of_others(three_queued, monkeypatch):
+    alive, limit = set(), 0
 
     def submit(queue: cluster.ClusterQueue, task: Task) -> None:
         if len(alive) >= limit:
             raise InputError("sbatch: error: AssocMaxSubmitJobLimit")
-        (cluster.JOBS / task.revision).mkdir(parents=True)
         (cluster.JOBS / task.revision / "jobs").write_text(task.name)
         alive.add(task.name)
 
-    monkeypatch.setattr(queues, "POLL_SECONDS", 0)
-    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
     monkeypatch.setattr(cluster, "jobs_of_user", lambda: alive)
-    monkeypatch.setattr(ExperimentQueue, "status", answer)
     monkeypatch.setattr(cluster.ClusterQueue, "_submit", submit)
     with cluster.ClusterQueue(3, {}) as queue:
         with pytest.raises(InputError, match="AssocMaxSubmitJobLimit"):
