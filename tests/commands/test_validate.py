@@ -268,7 +268,7 @@ def test_a_calibration_of_another_model_is_refused(external, workspace):
     [
         ("image,label\nX000,mel\n", (), "hold the diagnosis; name it in --columns, as dx=label; its columns are"),
         ("file,dx\nX000,mel\n", ("--columns", "image_id=nofile"), "table.csv: --columns image_id= is 'nofile', which"),
-        ("photo,label\nX000,mel\n", (), "hold image_id; name it in --columns, as image_id=file"),
+        ("photo,gender\nX000,male\n", (), "hold image_id; name it in --columns, as image_id=file"),
         ("image_id,kind\nX000,mel\n", (), "or --columns must name yours, as lesion_id= for one that is not there"),
         ("image_id,dx\nX000,mel\n", ("--columns", "kind=dx"), "--columns kind= is not a column of ours"),
         ("image_id,dx\nX000,mel\n", ("--classes", "mole=nev"), "--classes maps 'mole' to 'nev'; .* or nothing"),
