@@ -30,12 +30,11 @@ class BaselineCNN(nn.Module):
     Maps (n, 3, height, width) to (n, num_classes).
     """
 
-    WIDTHS = (3, 32, 64, 128, 256)
-
     def __init__(self, num_classes: int, drop_rate: float = 0.0) -> None:
         super().__init__()
+        widths = (3, 32, 64, 128, 256)
         blocks = []
-        for wide_in, wide_out in pairwise(self.WIDTHS):
+        for wide_in, wide_out in pairwise(widths):
             blocks += [
                 nn.Conv2d(wide_in, wide_out, kernel_size=3, padding=1, bias=False),
                 nn.BatchNorm2d(wide_out),
@@ -44,16 +43,13 @@ class BaselineCNN(nn.Module):
             ]
         self.features = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(drop_rate)
-        self.reset_classifier(num_classes)
+        self.classifier = nn.Linear(widths[-1], num_classes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Where timm finds the layers, for `training.layer_decay`: of a convolution and of a normalisation each."""
         return {"blocks": r"^features\.(\d+)"}
 
     # As timm's networks have it.
-    def reset_classifier(self, num_classes: int) -> None:
-        self.classifier = nn.Linear(self.WIDTHS[-1], num_classes)
-
     def get_classifier(self) -> nn.Linear:
         return self.classifier
 
@@ -69,10 +65,8 @@ class BaselineCNN(nn.Module):
 
 
 @register_model
-def baseline_cnn(pretrained: bool = False, num_classes: int = 2, drop_rate: float = 0.0, **_: Any) -> BaselineCNN:
-    """As one of timm's networks, by its name."""
-    if pretrained:
-        raise ValueError("there are none")
+def baseline_cnn(num_classes: int, drop_rate: float, **_: Any) -> BaselineCNN:
+    """As one of timm's networks, by its name; one without published weights."""
     return BaselineCNN(num_classes, drop_rate)
 
 
@@ -203,7 +197,8 @@ def build_network(
         raise _unfit(name, image_size, error) from None
     # timm draws the last layer of an EfficientNet from ±1/√num_classes: with 2 classes on pretrained features, training
     # starts at a loss of 5 instead of 0.7. A fresh layer has PyTorch's ±1/√features.
-    backbone.reset_classifier(num_classes)
+    if not isinstance(backbone, BaselineCNN):
+        backbone.reset_classifier(num_classes)
     if not any(isinstance(layer, DropPath) for layer in backbone.modules()):
         _check_drop_path(name, drop_path_rate)
     if encoding is not None:
@@ -237,6 +232,8 @@ def create_network(config: ModelConfig, image_size: int, encoding: MetadataEncod
         InputError: there is no such network, it cannot take such images, or its weights are not available.
     """
     name = architecture(config)
+    if config.pretrained and config.weights is None and not _published(name).has_weights:
+        raise InputError(f"model.pretrained is true, but {name} has no published weights: set model.pretrained=false")
     rates = config.dropout_rate, config.drop_path_rate
     network = build_network(name, int(config.num_classes), image_size, *rates, encoding)
     _try_out(network, name, image_size)

@@ -104,7 +104,7 @@ def test_an_unknown_network_is_refused_with_names_that_are_close(name, variant, 
 
 
 def test_the_baseline_says_what_to_set_if_asked_for_weights_or_a_variant():
-    assert "weights of baseline_cnn are not available (there are none)" in refusal(pretrained=True)
+    assert "set model.pretrained=false" in refusal(pretrained=True)
     assert "close are baseline_cnn" in refusal(variant="b0")
 
 
