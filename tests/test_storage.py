@@ -77,8 +77,9 @@ def pushed(ran, server, tmp_path_factory):
 
 def test_push_stores_every_output(pushed, server):
     # What Git has is in the cache too, for DVC's run cache, and is not pushed.
-    assert stored(server, "pipeline") == cached(pushed) - {hash_of(pushed, "metrics/evaluation.json")}
-    assert hash_of(pushed, "models/model.safetensors") in stored(server, "pipeline")
+    found = stored(server, "pipeline")
+    assert found <= cached(pushed) - {hash_of(pushed, "metrics/evaluation.json")}
+    assert {hash_of(pushed, path) for path in ("models/model.safetensors", "data/predictions.csv")} <= found
 
 
 def test_a_fresh_clone_pulls_and_has_nothing_to_do(pushed, bytes_below, tmp_path):
