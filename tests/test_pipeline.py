@@ -46,7 +46,7 @@ def test_report_and_model_card_tell_of_the_run(clone):
     assert report.count("<img ") == len(DRAWN)
     assert f"<b>{auroc}</b>" in report
     card = clone.folder / "models/README.md"
-    assert f"| AUROC | {auroc} (" in card.read_text(encoding="utf-8")
+    assert f"| AUROC | {auroc}\N{NO-BREAK SPACE}(" in card.read_text(encoding="utf-8")
     # The weights that the card names are those that DVC keeps.
     weights = hashlib.md5((clone.folder / "models/model.safetensors").read_bytes()).hexdigest()
     assert weights in card.read_text(encoding="utf-8")

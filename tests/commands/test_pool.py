@@ -168,7 +168,7 @@ def _forget_the_folds():
         (_other_split, NAMES, "fold-0 and fold-1 both test I000: their tables of splits are not the same"),
         (lambda: Path("there").mkdir(), ["--output", "there"], "--output is 'there', which exists"),
         (lambda: None, ["--output", "params.yaml/there"], "--output is .*; params.yaml is a file, not a folder"),
-        (_forget_the_folds, ["HEAD"], r"HEAD:params\.yaml:\n  split\.test_fold is missing"),
+        (_forget_the_folds, ["HEAD"], r"HEAD:params\.yaml: split\.test_fold is missing"),
     ],
 )
 def test_mistakes_get_a_clear_answer_and_nothing_is_written(cross_validation, change, arguments, message):
