@@ -43,13 +43,15 @@ class ClusterQueue(ExperimentQueue):
     watched = "refs/exps/celery"
 
     def __init__(self, jobs: int, options: dict[str, str | bool]) -> None:
-        super().__init__(jobs)
-        self.place = str(Path.cwd())  # the same for all machines, on any of which the sweep may go on
         if several := [name for name in options if name.replace("_", "-") in SEVERAL]:
             raise InputError(
                 f"--slurm {several[0]}: an experiment is one task on one machine; gpus, cpus-per-task and mem say how "
                 "much of it"
             )
+        if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
+            raise InputError(f"--slurm: there is no {missing[0]} here; start the sweep on a machine of the cluster")
+        super().__init__(jobs)
+        self.place = str(Path.cwd())  # the same for all machines, on any of which the sweep may go on
         flags = {"gpus-per-node" if name == "gpus" else name: value for name, value in options.items()}
         # Those of the user last; submitit would choose 5 minutes.
         flags = {"requeue": True, "time": 60, **flags}
@@ -59,8 +61,6 @@ class ClusterQueue(ExperimentQueue):
             "srun_args": ["--cpu-bind=none"],
             "additional_parameters": flags,
         }
-        if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
-            raise InputError(f"--slurm: there is no {missing[0]} here; start the sweep on a machine of the cluster")
         self._gone: dict[str, float] = {}  # since when the jobs of experiments have been gone
         self._ended: list[Path] = []
 
