@@ -110,6 +110,14 @@ def test_torchrun_on_two_machines_trains_to_the_bytes_of_one(processes, start, w
     assert written(folder) == whole(2 * processes)
 
 
+@pytest.mark.slow
+def test_two_processes_on_each_of_two_machines_of_slurm_train_to_the_bytes_of_one(slurm, start, whole):
+    folder = start(2, 2)
+    tasks = ["--nodes=2", "--ntasks-per-node=2", "--overcommit"]
+    slurm.run("srun", *tasks, sys.executable, "-m", "stages.train", cwd=folder)
+    assert written(folder) == whole(4)
+
+
 def test_a_job_goes_on_to_the_same_bytes_after_its_time_is_up_and_after_a_node_has_died(slurm, start, whole, tmp_path):
     folder = start(2, 1)
     (folder / ".dvc").rmdir()
