@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from stages.config import SplitConfig, load_config
-from stages.dataset.duplicates import HASH, LARGEST_DISTANCE, near_duplicates
+from stages.dataset.duplicates import LARGEST_DISTANCE, describe_search, near_duplicates
 from stages.dataset.folds import KNOWN_DUPLICATES, NO_FOLD, SPLITS, assign_folds, lesion_groups, split_of
 from stages.dataset.pixels import PixelStore
 from stages.dataset.shortcuts import audit_sources, describe_sources
@@ -56,14 +56,18 @@ def split_dataset(
 
 def count_split(manifest: pd.DataFrame, split: pd.DataFrame) -> dict:
     """Images and lesions of each diagnosis in each split."""
-
-    def count(images: pd.DataFrame) -> dict[str, int]:
-        return {"images": len(images), "lesions": images["lesion_id"].nunique()}
-
+    images = manifest[["image_id", "lesion_id", "dx"]].assign(split=split["split"])
     counts = {}
     for name in SPLITS:
-        members = manifest[(split["split"] == name).to_numpy()]
-        counts[name] = {**count(members), "diagnoses": {dx: count(rows) for dx, rows in members.groupby("dx")}}
+        members = images[images["split"] == name]
+        diagnoses = {
+            dx: {"images": len(rows), "lesions": len(set(rows["lesion_id"]))} for dx, rows in members.groupby("dx")
+        }
+        counts[name] = {
+            "images": len(members),
+            "lesions": len(set(members["lesion_id"])),
+            "diagnoses": diagnoses,
+        }
     return counts
 
 
@@ -86,7 +90,7 @@ def find_leaks(split: pd.DataFrame, pairs: pd.DataFrame) -> dict:
         "lesions_in_more_than_one_split": sum(splits > 1 for splits in lesions.values()),
         "known_duplicates_apart": [pair for pair in known if len({split_of_image[image] for image in pair}) > 1],
         "near_duplicates": {
-            "hash": HASH,
+            "hash": describe_search(split.loc[:, "split"]),
             "largest_distance": LARGEST_DISTANCE,
             "pairs": [
                 {

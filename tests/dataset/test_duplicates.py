@@ -9,8 +9,10 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from benchmarks.plain import HAM10000
 from stages.dataset import duplicates
 from stages.dataset.duplicates import (
+    HASH,
     LARGEST_DISTANCE,
     SIDE,
+    describe_search,
     hash_images,
     near_duplicates,
     near_duplicates_between,
@@ -138,11 +140,11 @@ def test_a_distance_is_that_of_the_best_of_eight_turned_images(lookalikes):
 def test_hashes_are_those_of_the_library_that_defines_them(lookalikes):
     pictures = [Image.fromarray(pixels) for pixels in lookalikes.read(np.arange(40))]
     expected = np.stack([imagehash.phash(picture, SIDE, 2).hash for picture in pictures])
-    np.testing.assert_array_equal(hash_images(lookalikes.read(np.arange(40))), expected)
+    np.testing.assert_array_equal(hash_images(lookalikes), expected)
 
 
 def test_distances_are_counted_bit_by_bit(lookalikes, dealt):
-    hashes, odd = hash_images(lookalikes.read(np.arange(40))), np.arange(SIDE) % 2 == 1
+    hashes, odd = hash_images(lookalikes), np.arange(SIDE) % 2 == 1
     for pair in near_duplicates(lookalikes, dealt(40), ALL_BITS).sample(50, random_state=0).itertuples():
         first, second = hashes[int(pair.image_id_1[1:])], hashes[int(pair.image_id_2[1:])]
         flips = [np.zeros((SIDE, SIDE), bool), odd ^ np.zeros((SIDE, 1), bool), odd[:, None] ^ np.zeros(SIDE, bool)]
@@ -171,8 +173,42 @@ def test_close_pairs_are_those_of_an_exhaustive_search():
         assert sorted(zip(*found)) == sorted(zip(rows, columns, distances[rows, columns]))
 
 
+def test_of_many_pairs_those_that_agree_in_a_part_are_found_turned_or_not(monkeypatch):
+    """Among 300 random hashes, copies that differ in up to 59 bits, in all eight orientations."""
+    random = np.random.default_rng(0)
+    first, second = random.random((2, 300, SIDE, SIDE)) < 0.5
+    odd = np.arange(SIDE) % 2 == 1
+    for number in range(60):
+        copy = first[number] ^ (random.permutation(ALL_BITS).reshape(SIDE, SIDE) < number)
+        copy = copy.T if number & 1 else copy
+        copy = copy ^ odd if number & 2 else copy
+        second[299 - number] = copy ^ odd[:, None] if number & 4 else copy
+    packed = [duplicates._packed(hashes) for hashes in (first, second)]
+    expected = duplicates._close_pairs(*packed, LARGEST_DISTANCE)
+    assert sorted(expected[2]) == list(range(60))
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 300 * 300 - 1)
+    for at_once in (duplicates._AGREEING_AT_ONCE, 2):
+        monkeypatch.setattr(duplicates, "_AGREEING_AT_ONCE", at_once)
+        assert sorted(zip(*duplicates._close_pairs(*packed, LARGEST_DISTANCE))) == sorted(zip(*expected))
+    # Of pairs that differ in more they are a part, and their distances are the same.
+    monkeypatch.undo()
+    far = set(zip(*duplicates._close_pairs(*packed, 250)))
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 300 * 300 - 1)
+    found = list(zip(*duplicates._close_pairs(*packed, 250)))
+    assert len(far) > len(found) == len(set(found)) > 60
+    assert set(found) < far
+
+
+def test_a_search_says_which_pairs_it_compared(monkeypatch):
+    split = pd.Series(["test"] * 3 + ["train"] * 4)
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 12)
+    assert describe_search(split) == HASH
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 11)
+    assert describe_search(split).startswith(f"{HASH}, only of images that agree")
+
+
 def test_many_images_that_are_all_the_same_are_each_listed_but_not_each_with_each(lookalikes, monkeypatch):
-    hashes = duplicates._hashes_of(lookalikes)
+    hashes = duplicates._packed_hashes(lookalikes)
     first, second = hashes[..., [0, 1, 1, 2]], hashes[..., [1, 3, 1, 1, 0]]
     each = [(0, 4), *((row, column) for row in (1, 2) for column in (0, 2, 3))]
     assert sorted(zip(*duplicates._close_pairs(first, second, 0)[:2])) == each
